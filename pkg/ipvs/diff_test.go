@@ -1,0 +1,132 @@
+package ipvs_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
+)
+
+var key = ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+
+func real(addr string, weight uint16) ipvs.Real {
+	return ipvs.Real{Addr: netip.MustParseAddrPort(addr), Weight: weight}
+}
+
+func frontend(open bool, reals ...ipvs.Real) *ipvs.Frontend {
+	return &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Reals: reals}, Guard: ipvs.Guard{Owned: true, Open: open, VIP: true}, Bind: true}
+}
+
+// TestDiffPrints: each change as the lines a person would type, in the order that traffic needs.
+func TestDiffPrints(t *testing.T) {
+	a, b := real("10.244.1.10:8080", 1), real("10.244.1.11:8080", 1)
+	for _, c := range []struct {
+		name       string
+		have, want *ipvs.Frontend
+		lines      []string
+	}{
+		{"nothing", nil, nil, nil},
+		{"the same", frontend(true, a), frontend(true, a), nil},
+		{"new", nil, frontend(true, a), []string{
+			"nft add element inet ipvs-proxy owned4 { 10.96.0.10 . tcp . 80 }",
+			"nft add element inet ipvs-proxy vips4 { 10.96.0.10 }",
+			"ipvsadm -A -t 10.96.0.10:80 -s rr",
+			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 1",
+			"ip addr add 10.96.0.10/32 dev kube-ipvs0",
+			"nft add element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }"}},
+		{"gone", frontend(true, a), nil, []string{
+			"nft delete element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }",
+			"ip addr del 10.96.0.10/32 dev kube-ipvs0",
+			"ipvsadm -D -t 10.96.0.10:80",
+			"nft delete element inet ipvs-proxy owned4 { 10.96.0.10 . tcp . 80 }",
+			"nft delete element inet ipvs-proxy vips4 { 10.96.0.10 }"}},
+		{"replaced: new capacity before old goes", frontend(true, a), frontend(true, b), []string{
+			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.11:8080 -m -w 1",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 0"}},
+		{"draining already", frontend(true, real("10.244.1.10:8080", 0), b), frontend(true, b), nil},
+		{"comes back", frontend(true, real("10.244.1.10:8080", 0)), frontend(true, a), []string{
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 1"}},
+		{"endpoints gone: closed first", frontend(true, a), frontend(false), []string{
+			"nft delete element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 0"}},
+		{"taken over: opened with its guard", &ipvs.Frontend{Server: frontend(true, a).Server, Bind: true}, frontend(true, a), []string{
+			"nft add element inet ipvs-proxy owned4 { 10.96.0.10 . tcp . 80 }",
+			"nft add element inet ipvs-proxy vips4 { 10.96.0.10 }",
+			"nft add element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }"}},
+		{"affinity in place", frontend(true, a), &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Flags: ipvs.Persistent, Timeout: 600,
+			Reals: []ipvs.Real{a}}, Guard: frontend(true).Guard, Bind: true}, []string{
+			"ipvsadm -E -t 10.96.0.10:80 -s rr -p 600"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var got []string
+			for _, op := range ipvs.Diff(key, c.have, c.want) {
+				got = append(got, op.String())
+			}
+			if !slices.Equal(got, c.lines) {
+				t.Errorf("got %q\nwant %q", got, c.lines)
+			}
+		})
+	}
+}
+
+// TestDiffReachesWhatIsWanted: from any state to any other, on a kernel that refuses what a kernel refuses.
+func TestDiffReachesWhatIsWanted(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	k := fake.New()
+	if _, err := k.Base(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var have *ipvs.Frontend
+	for range 5000 {
+		want := anyFrontend(rng)
+		for _, op := range ipvs.Diff(key, have, want) {
+			if o := k.Do(context.Background(), ipvs.Plan{{Key: key, Op: op}})[0]; o.Err != nil {
+				t.Fatalf("from %+v to %+v: %v", have, want, o.Err)
+			}
+		}
+		got := k.Servers[key].Reals
+		if want == nil {
+			if len(k.Servers) > 0 || len(k.Addrs) > 0 || len(k.Sets[ipvs.SetOwned]) > 0 || len(k.Sets[ipvs.SetHairpin]) > 0 {
+				t.Fatalf("something is left after %+v was removed", have)
+			}
+			have = nil
+			continue
+		}
+		live := slices.DeleteFunc(slices.Clone(got), func(r ipvs.Real) bool { return r.Weight == 0 })
+		if !slices.Equal(live, want.Server.Reals) {
+			t.Fatalf("from %+v to %+v: real servers %v", have, want, got)
+		}
+		merged := *want
+		merged.Server.Reals = slices.Clone(got)
+		if again := ipvs.Diff(key, &merged, want); len(again) > 0 {
+			t.Fatalf("a second time writes %v", again)
+		}
+		have = &merged
+	}
+}
+
+func anyFrontend(rng *rand.Rand) *ipvs.Frontend {
+	if rng.IntN(6) == 0 {
+		return nil
+	}
+	f := frontend(false)
+	f.Server.Scheduler = []string{"rr", "wlc", "sh"}[rng.IntN(3)]
+	if rng.IntN(2) == 0 {
+		f.Server.Flags, f.Server.Timeout = ipvs.Persistent, uint32(1+rng.IntN(600))
+	}
+	for i := range byte(5) {
+		if rng.IntN(2) == 0 {
+			a := netip.AddrFrom4([4]byte{10, 244, 1, 10 + i})
+			f.Server.Reals = append(f.Server.Reals, ipvs.Real{Addr: netip.AddrPortFrom(a, 8080), Weight: uint16(1 + rng.IntN(3))})
+			f.Guard.Hairpin = append(f.Guard.Hairpin, a)
+		}
+	}
+	f.Guard.Open = len(f.Server.Reals) > 0
+	return f
+}

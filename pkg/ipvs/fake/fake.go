@@ -1,0 +1,276 @@
+// Package fake is a node's kernel in memory, with the manners of the real one: what it refuses and how. It
+// passes the same contract test as the real kernel (package contract).
+package fake
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Kernel is a kernel in memory. It implements ipvs.Kernel.
+type Kernel struct {
+	Servers map[ipvs.Key]ipvs.Server
+	Conns   map[ipvs.Key]map[netip.AddrPort]ipvs.Conns
+	Sets    map[ipvs.Set]map[ipvs.Key]bool
+	Addrs   map[netip.Addr]bool
+	Link    bool
+	Table   bool
+	// Schedulers are the ones that the kernel has.
+	Schedulers []string
+
+	// Fail, where set, is asked before every write; its error is the outcome and nothing is written.
+	Fail func(ipvs.Op) error
+	// FailRead likewise for Observe, Scan and Base.
+	FailRead func() error
+	// Log records the writes that took place.
+	Log []ipvs.Op
+}
+
+var _ ipvs.Kernel = (*Kernel)(nil)
+
+// New makes an empty kernel: no interface, no table.
+func New() *Kernel {
+	return &Kernel{
+		Servers:    map[ipvs.Key]ipvs.Server{},
+		Conns:      map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{},
+		Sets:       emptySets(),
+		Addrs:      map[netip.Addr]bool{},
+		Schedulers: []string{"rr", "wrr", "lc", "wlc", "sh", "mh"},
+	}
+}
+
+func emptySets() map[ipvs.Set]map[ipvs.Key]bool {
+	sets := map[ipvs.Set]map[ipvs.Key]bool{}
+	for _, s := range ipvs.Sets {
+		sets[s] = map[ipvs.Key]bool{}
+	}
+	return sets
+}
+
+// DropLink deletes the interface, as another program might.
+func (k *Kernel) DropLink() { k.Link, k.Addrs = false, map[netip.Addr]bool{} }
+
+// DropTable deletes the nftables table, as another program might.
+func (k *Kernel) DropTable() { k.Table, k.Sets = false, emptySets() }
+
+func (k *Kernel) readable() error {
+	if k.FailRead != nil {
+		return k.FailRead()
+	}
+	return nil
+}
+
+// Base makes interface and table.
+func (k *Kernel) Base(context.Context) (r ipvs.BaseReport, err error) {
+	if err := k.readable(); err != nil {
+		return r, err
+	}
+	if !k.Link {
+		k.Link, r.LinkCreated = true, true
+		r.Wrote = append(r.Wrote, "ip link add kube-ipvs0 type dummy")
+	}
+	if !k.Table {
+		k.Table, r.TableCreated = true, true
+		r.Wrote = append(r.Wrote, "nft add table inet ipvs-proxy")
+	}
+	return r, nil
+}
+
+// Observe reads some Keys and their addresses.
+func (k *Kernel) Observe(_ context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	if err := k.readable(); err != nil {
+		return nil, err
+	}
+	all := k.all()
+	out := map[ipvs.Key]ipvs.Observed{}
+	for _, key := range keys {
+		for _, key := range []ipvs.Key{key, ipvs.AddrKey(key.Addr)} {
+			if o, ok := all[key]; ok {
+				out[key] = o
+			}
+		}
+	}
+	return out, nil
+}
+
+// Scan reads everything.
+func (k *Kernel) Scan(_ context.Context, f func(ipvs.Key, ipvs.Observed)) error {
+	if err := k.readable(); err != nil {
+		return err
+	}
+	all := k.all()
+	for _, key := range slices.SortedFunc(maps.Keys(all), ipvs.Key.Compare) {
+		f(key, all[key])
+	}
+	return nil
+}
+
+func (k *Kernel) all() map[ipvs.Key]ipvs.Observed {
+	out := map[ipvs.Key]ipvs.Observed{}
+	at := func(key ipvs.Key) *ipvs.Frontend {
+		o := out[key]
+		if o.Have == nil {
+			o.Have = &ipvs.Frontend{}
+			out[key] = o
+		}
+		return o.Have
+	}
+	for key, s := range k.Servers {
+		s.Reals = slices.Clone(s.Reals)
+		at(key).Server = s
+		o := out[key]
+		o.Conns = maps.Clone(k.Conns[key])
+		out[key] = o
+	}
+	for key := range k.Sets[ipvs.SetOwned] {
+		at(key).Guard.Owned = true
+	}
+	for key := range k.Sets[ipvs.SetOpen] {
+		at(key).Guard.Open = true
+	}
+	for key := range k.Sets[ipvs.SetVIPs] {
+		at(key).Guard.VIP = true
+	}
+	for key := range k.Sets[ipvs.SetHairpin] {
+		at(key).Guard.Hairpin = []netip.Addr{key.Addr}
+	}
+	for a := range k.Addrs {
+		at(ipvs.AddrKey(a)).Bind = true
+	}
+	return out
+}
+
+// Do writes a Plan.
+func (k *Kernel) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
+	return ipvs.Execute(ctx, plan, func(_ context.Context, steps []ipvs.Step) []ipvs.Outcome {
+		out := make([]ipvs.Outcome, len(steps))
+		for i, s := range steps {
+			if err := k.write(s.Op); err != nil {
+				out[i].Err = fmt.Errorf("%s: %w", s.Op, err)
+			}
+		}
+		return out
+	})
+}
+
+func (k *Kernel) write(op ipvs.Op) error {
+	if k.Fail != nil {
+		if err := k.Fail(op); err != nil {
+			return err
+		}
+	}
+	if err := k.apply(op); err != nil {
+		return err
+	}
+	k.Log = append(k.Log, op)
+	return nil
+}
+
+// apply carries out one operation or refuses it as the kernel does (kernel source: ip_vs_ctl.c).
+func (k *Kernel) apply(op ipvs.Op) error {
+	switch o := op.(type) {
+	case ipvs.Element:
+		return k.element(o)
+	case ipvs.Bind:
+		return k.bind(o.Addr, true)
+	case ipvs.Unbind:
+		return k.bind(o.Addr, false)
+	case ipvs.AddServer:
+		if _, ok := k.Servers[o.Key]; ok {
+			return syscall.EEXIST
+		}
+		return k.setServer(o)
+	case ipvs.SetServer:
+		if _, ok := k.Servers[o.Key]; !ok {
+			return syscall.ESRCH
+		}
+		return k.setServer(ipvs.AddServer(o))
+	case ipvs.DelServer:
+		if _, ok := k.Servers[o.Key]; !ok {
+			return syscall.ESRCH
+		}
+		delete(k.Servers, o.Key)
+		delete(k.Conns, o.Key)
+		return nil
+	case ipvs.AddReal:
+		return k.real(o.Key, o.Real.Addr, &o.Real, true)
+	case ipvs.SetReal:
+		return k.real(o.Key, o.Real.Addr, &o.Real, false)
+	case ipvs.DelReal:
+		return k.real(o.Key, o.Addr, nil, false)
+	}
+	panic(fmt.Sprintf("no operation: %T", op))
+}
+
+func (k *Kernel) setServer(o ipvs.AddServer) error {
+	if !slices.Contains(k.Schedulers, o.Scheduler) {
+		return syscall.ENOENT
+	}
+	k.Servers[o.Key] = ipvs.Server{Scheduler: o.Scheduler, Flags: o.Flags, Timeout: o.Timeout, Reals: k.Servers[o.Key].Reals}
+	return nil
+}
+
+// real adds, changes or, with r nil, removes a real server.
+func (k *Kernel) real(key ipvs.Key, addr netip.AddrPort, r *ipvs.Real, add bool) error {
+	s, ok := k.Servers[key]
+	if !ok {
+		return syscall.ESRCH
+	}
+	if r != nil && (addr.Addr().IsUnspecified() || addr.Addr().IsMulticast()) {
+		return syscall.EINVAL
+	}
+	at := slices.IndexFunc(s.Reals, func(r ipvs.Real) bool { return r.Addr == addr })
+	s.Reals = slices.Clone(s.Reals)
+	switch {
+	case add && at >= 0:
+		return syscall.EEXIST
+	case add:
+		s.Reals = ipvs.SortReals(append(s.Reals, *r))
+	case at < 0:
+		return syscall.ENOENT
+	case r != nil:
+		s.Reals[at] = *r
+	default:
+		s.Reals = slices.Delete(s.Reals, at, at+1)
+		delete(k.Conns[key], addr)
+	}
+	k.Servers[key] = s
+	return nil
+}
+
+func (k *Kernel) element(o ipvs.Element) error {
+	if !k.Table {
+		return syscall.ENOENT
+	}
+	if o.Remove {
+		if !k.Sets[o.Set][o.Key] {
+			return syscall.ENOENT
+		}
+		delete(k.Sets[o.Set], o.Key)
+		return nil
+	}
+	k.Sets[o.Set][o.Key] = true // adding what is there is no error
+	return nil
+}
+
+func (k *Kernel) bind(a netip.Addr, add bool) error {
+	switch {
+	case !k.Link:
+		return syscall.ENODEV
+	case add && k.Addrs[a]:
+		return syscall.EEXIST
+	case !add && !k.Addrs[a]:
+		return syscall.EADDRNOTAVAIL
+	case add:
+		k.Addrs[a] = true
+	default:
+		delete(k.Addrs, a)
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+)
+
+// Kernel is a node's kernel as the sync loop sees it. It is used by one goroutine at a time.
+type Kernel interface {
+	// Base sees to what every Key stands on: modules, the interface, the nftables table, the sysctls. It
+	// reads first and writes only what differs.
+	Base(context.Context) (BaseReport, error)
+	// Observe reads what the kernel holds for the Keys. A Key that is missing in the answer is absent from
+	// the kernel. An error means that nothing is known of any of them.
+	Observe(context.Context, []Key) (map[Key]Observed, error)
+	// Scan reads everything: all virtual servers, owned or not, all our set elements, all addresses of our
+	// interface. Facts that belong to no virtual server come under an address's Key.
+	Scan(context.Context, func(Key, Observed)) error
+	// Do writes a Plan, phase by phase, and says of every Step how it ended. When a Step of a Key fails,
+	// the Key's Steps of later phases are not tried. Equal Ops of several Keys are one write.
+	Do(context.Context, Plan) []Outcome
+}
+
+// BaseReport says what Base found and did.
+type BaseReport struct {
+	// Wrote lists the writes, as a person would type them; empty on a node that was right.
+	Wrote []string
+	// LinkCreated: the interface is new, so whatever was known of its addresses is void.
+	LinkCreated bool
+	// TableCreated: the nftables table is new, so whatever was known of its elements is void.
+	TableCreated bool
+	// Warnings are things that could not be set up and without which the rest still works in part.
+	Warnings []error
+}
+
+// ErrNotTried is the error of a Step whose Key failed in an earlier phase.
+var ErrNotTried = errors.New("not tried: an earlier step for the same frontend failed")
+
+// Outcome is how a Step ended.
+type Outcome struct {
+	// Err is nil when the kernel confirmed the write. Otherwise it wraps the errno where there is one, and
+	// says what was tried on which object.
+	Err error
+	// Unknown: nobody can say whether the write took place (a time-out, a lost acknowledgement).
+	Unknown bool
+}

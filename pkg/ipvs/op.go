@@ -1,0 +1,205 @@
+package ipvs
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Phase orders the operations of a Plan. The order has traffic reasons: every prefix of a Plan must be a
+// safe place to crash (architecture, I3).
+type Phase uint8
+
+const (
+	// PhaseGuard records ownership, refuses what is not open, and closes what loses its endpoints: before
+	// anything is bound or removed, so that no connection reaches a listener of the node through a VIP, and
+	// no conntrack entry is confirmed for a VIP that has no server yet.
+	PhaseGuard Phase = iota
+	// PhaseServe adds and changes virtual and real servers, new capacity before old goes.
+	PhaseServe
+	// PhaseBind puts addresses on the interface, once there is something behind them.
+	PhaseBind
+	// PhaseUnbind takes addresses away while their virtual server still stands: packets in flight find it.
+	PhaseUnbind
+	// PhaseDrain sets weight 0: new connections go elsewhere, old ones live.
+	PhaseDrain
+	// PhaseDelete removes real servers and virtual servers.
+	PhaseDelete
+	// PhaseOpen lets new connections in, now that all is in place, and forgets what is gone.
+	PhaseOpen
+	phases
+)
+
+// Phases are all phases in the order in which a Plan goes through them.
+func Phases() []Phase {
+	ps := make([]Phase, phases)
+	for i := range ps {
+		ps[i] = Phase(i)
+	}
+	return ps
+}
+
+// Op is one write to the kernel. It prints the ipvsadm, ip or nft line that a person would type. The set is
+// closed: the types of this file. All are comparable; two equal Ops are the same write.
+type Op interface {
+	fmt.Stringer
+	// Phase is the place in a Plan.
+	Phase() Phase
+	op()
+}
+
+// Step is an Op and the Key for whose sake it is done.
+type Step struct {
+	Key Key
+	Op  Op
+}
+
+// Plan is an ordered list of writes: by Phase, and within a Phase in the order given.
+type Plan []Step
+
+// Set names a pair of nftables sets of our table, one a family (owned4 and owned6, …).
+type Set string
+
+// The sets. Owned and Open hold {address . protocol . port}, VIPs and Hairpin addresses.
+const (
+	SetOwned   Set = "owned"
+	SetOpen    Set = "open"
+	SetVIPs    Set = "vips"
+	SetHairpin Set = "hairpin"
+)
+
+// Sets are all of them.
+var Sets = []Set{SetOwned, SetOpen, SetVIPs, SetHairpin}
+
+// OfAddr reports whether the set's elements are bare addresses.
+func (s Set) OfAddr() bool { return s == SetVIPs || s == SetHairpin }
+
+// Element adds or removes an element of one of our sets.
+type Element struct {
+	Set Set
+	// Key is the element; of an address set only its Addr counts and the rest is zero.
+	Key    Key
+	Remove bool
+	// Early opens a frontend together with its guard, because its virtual server serves already.
+	Early bool
+}
+
+// Phase: what guards goes first and is removed last, what opens goes last and is removed first.
+func (e Element) Phase() Phase {
+	if (e.Set == SetOpen) == e.Remove || e.Early {
+		return PhaseGuard
+	}
+	return PhaseOpen
+}
+
+func (e Element) op() {}
+
+func (e Element) String() string {
+	verb, family := "add", "4"
+	if e.Remove {
+		verb = "delete"
+	}
+	if e.Key.Addr.Is6() {
+		family = "6"
+	}
+	elem := e.Key.Addr.String()
+	switch {
+	case e.Set == SetHairpin:
+		elem += " . " + elem
+	case !e.Set.OfAddr():
+		elem = fmt.Sprintf("%s . %s . %d", elem, e.Key.Proto, e.Key.Port)
+	}
+	return fmt.Sprintf("nft %s element inet ipvs-proxy %s%s { %s }", verb, e.Set, family, elem)
+}
+
+// AddServer makes a virtual server without real servers.
+type AddServer struct {
+	Key       Key
+	Scheduler string
+	Flags     Flags
+	Timeout   uint32 // seconds
+}
+
+// SetServer changes a virtual server in place: its connections live.
+type SetServer AddServer
+
+// DelServer removes a virtual server with its real servers.
+type DelServer struct{ Key Key }
+
+// AddReal adds a real server to a virtual server.
+type AddReal struct {
+	Key  Key
+	Real Real
+}
+
+// SetReal changes a real server in place. Weight 0 drains it.
+type SetReal AddReal
+
+// DelReal removes a real server; what is left of its connections is reset (expire_nodest_conn=1).
+type DelReal struct {
+	Key  Key
+	Addr netip.AddrPort
+}
+
+// Bind puts an address on our interface.
+type Bind struct{ Addr netip.Addr }
+
+// Unbind takes an address off our interface.
+type Unbind struct{ Addr netip.Addr }
+
+func (AddServer) Phase() Phase { return PhaseServe }
+func (SetServer) Phase() Phase { return PhaseServe }
+func (DelServer) Phase() Phase { return PhaseDelete }
+func (AddReal) Phase() Phase   { return PhaseServe }
+func (o SetReal) Phase() Phase {
+	if o.Real.Weight == 0 {
+		return PhaseDrain
+	}
+	return PhaseServe
+}
+func (DelReal) Phase() Phase { return PhaseDelete }
+func (Bind) Phase() Phase    { return PhaseBind }
+func (Unbind) Phase() Phase  { return PhaseUnbind }
+
+func (AddServer) op() {}
+func (SetServer) op() {}
+func (DelServer) op() {}
+func (AddReal) op()   {}
+func (SetReal) op()   {}
+func (DelReal) op()   {}
+func (Bind) op()      {}
+func (Unbind) op()    {}
+
+// target is ipvsadm's way to name a virtual server.
+func target(k Key) string {
+	flag := map[Proto]string{TCP: "-t", UDP: "-u", SCTP: "--sctp-service"}[k.Proto]
+	return flag + " " + netip.AddrPortFrom(k.Addr, k.Port).String()
+}
+
+func (o AddServer) line(verb string) string {
+	s := fmt.Sprintf("ipvsadm %s %s -s %s", verb, target(o.Key), o.Scheduler)
+	if o.Flags&Persistent != 0 {
+		s += fmt.Sprintf(" -p %d", o.Timeout)
+	}
+	if rest := o.Flags &^ Persistent; rest != 0 {
+		s += fmt.Sprintf(" # flags %#x", uint32(rest))
+	}
+	return s
+}
+
+func (o AddServer) String() string { return o.line("-A") }
+func (o SetServer) String() string { return AddServer(o).line("-E") }
+func (o DelServer) String() string { return "ipvsadm -D " + target(o.Key) }
+
+func (o AddReal) line(verb string) string {
+	method := map[Forward]string{Masquerade: "-m", LocalNode: "-m", Tunnel: "-i", DirectRt: "-g"}[o.Real.Forward]
+	return fmt.Sprintf("ipvsadm %s %s -r %s %s -w %d", verb, target(o.Key), o.Real.Addr, method, o.Real.Weight)
+}
+
+func (o AddReal) String() string { return o.line("-a") }
+func (o SetReal) String() string { return AddReal(o).line("-e") }
+func (o DelReal) String() string { return fmt.Sprintf("ipvsadm -d %s -r %s", target(o.Key), o.Addr) }
+
+func (o Bind) String() string   { return "ip addr add " + host(o.Addr) + " dev kube-ipvs0" }
+func (o Unbind) String() string { return "ip addr del " + host(o.Addr) + " dev kube-ipvs0" }
+
+func host(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }

@@ -1,0 +1,174 @@
+// Package ipvs says what a node's kernel can hold for one frontend of a Service, and what the smallest
+// ordered change between two such things is. It is pure: no system call, no clock, no cluster. The door to
+// the real kernel is package kernel, the decisions are made in package sync.
+package ipvs
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Proto is an IP protocol number (IANA), as the kernel and the wire carry it.
+type Proto uint8
+
+// The protocols that IPVS can balance (net/netfilter/ipvs/ip_vs_proto.c).
+const (
+	TCP  Proto = 6
+	UDP  Proto = 17
+	SCTP Proto = 132
+)
+
+// String gives the name that nft and ipvsadm use.
+func (p Proto) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case SCTP:
+		return "sctp"
+	}
+	return fmt.Sprintf("proto-%d", uint8(p))
+}
+
+// Drains reports whether connections of this protocol have an end that IPVS sees, so that waiting for it
+// makes sense. UDP has none: a client that keeps sending would keep a real server of weight 0 for ever.
+func (p Proto) Drains() bool { return p == TCP || p == SCTP }
+
+// Key names one virtual server: the unit of diff, retry, audit and ownership.
+//
+// A Key with port 0 and protocol 0 stands for the address alone. It is used for what hangs on an address
+// and on no virtual server: a left-over address of the interface, or a local pod's hairpin fact.
+type Key struct {
+	Addr  netip.Addr
+	Port  uint16
+	Proto Proto
+}
+
+// AddrKey is the Key of an address that has no virtual server.
+func AddrKey(a netip.Addr) Key { return Key{Addr: a} }
+
+// Adopted is the Key whose ownership record says that this node's first start is over: everything that an
+// earlier proxy left on our interface has been taken over or removed. No virtual server belongs to it.
+var Adopted = AddrKey(netip.IPv4Unspecified())
+
+// HasServer tells a virtual server's Key from that of a bare address.
+func (k Key) HasServer() bool { return k.Proto != 0 }
+
+func (k Key) String() string {
+	if !k.HasServer() {
+		return k.Addr.String()
+	}
+	return netip.AddrPortFrom(k.Addr, k.Port).String() + "/" + k.Proto.String()
+}
+
+// Compare orders Keys by address, port and protocol: the canonical order on every node.
+func (k Key) Compare(o Key) int {
+	if c := k.Addr.Compare(o.Addr); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(k.Port, o.Port); c != 0 {
+		return c
+	}
+	return cmp.Compare(k.Proto, o.Proto)
+}
+
+// Forward is IPVS's forwarding method (IP_VS_CONN_F_FWD_MASK in include/uapi/linux/ip_vs.h).
+type Forward uint8
+
+// The forwarding methods, with the kernel's numbers.
+const (
+	Masquerade Forward = 0
+	LocalNode  Forward = 1
+	Tunnel     Forward = 2
+	DirectRt   Forward = 3
+)
+
+// Real is a real server: where IPVS sends the connections of a virtual server.
+type Real struct {
+	Addr netip.AddrPort
+	// Weight is relative to the other real servers, 0 to 65535; 0 takes no new connection (draining).
+	Weight  uint16
+	Forward Forward
+}
+
+// Flags are a virtual server's flags (IP_VS_SVC_F_* in include/uapi/linux/ip_vs.h).
+type Flags uint32
+
+// Persistent sends a client's connections to the real server that its first one got.
+const Persistent Flags = 0x1
+
+// Server is a virtual server's own configuration and its real servers.
+type Server struct {
+	// Scheduler is the kernel's name of it ("rr", "wlc", …). Empty means that there is no virtual server.
+	Scheduler string
+	Flags     Flags
+	// Timeout is the life of a persistence template in seconds; 0 without Persistent.
+	Timeout uint32
+	// Reals are sorted by address and unique.
+	Reals []Real
+}
+
+// Exists reports whether there is a virtual server at all.
+func (s Server) Exists() bool { return s.Scheduler != "" }
+
+// sameConfig compares all but the real servers.
+func (s Server) sameConfig(o Server) bool {
+	return s.Scheduler == o.Scheduler && s.Flags == o.Flags && s.Timeout == o.Timeout
+}
+
+// Guard is what nftables holds for a Key.
+type Guard struct {
+	// Owned records in the kernel that this Key is ours. Only what is owned is ever deleted.
+	Owned bool
+	// Open lets new connections through to the virtual server: it has endpoints.
+	Open bool
+	// VIP refuses every port of the address that is not open. Shared by the Keys of one address.
+	VIP bool
+	// Hairpin are the addresses of this node's pods behind the Key, whose connections to themselves are
+	// masqueraded. Sorted and unique. Shared by the Keys that the pod stands behind.
+	Hairpin []netip.Addr
+}
+
+// Frontend is all that the kernel holds for a Key. It is not changed once made, so it may be shared.
+type Frontend struct {
+	Server Server
+	Guard  Guard
+	// Bind wants the address on our interface. Shared by the Keys of one address.
+	Bind bool
+}
+
+// Equal compares everything that the kernel holds.
+func (f *Frontend) Equal(o *Frontend) bool {
+	if f == nil || o == nil {
+		return f == o
+	}
+	return f.Bind == o.Bind && f.Server.sameConfig(o.Server) && slices.Equal(f.Server.Reals, o.Server.Reals) &&
+		f.Guard.Owned == o.Guard.Owned && f.Guard.Open == o.Guard.Open && f.Guard.VIP == o.Guard.VIP &&
+		slices.Equal(f.Guard.Hairpin, o.Guard.Hairpin)
+}
+
+// Observed is what a read of the kernel found for a Key.
+type Observed struct {
+	// Have is nil when the kernel holds nothing for the Key.
+	Have *Frontend
+	// Conns counts the connections, active and inactive, that IPVS knows of each real server.
+	Conns map[netip.AddrPort]Conns
+}
+
+// Conns counts a real server's connections in the IPVS table.
+type Conns struct{ Active, Inactive uint32 }
+
+// SortReals puts real servers in their canonical order and drops repeats of one address, keeping the first.
+func SortReals(rs []Real) []Real {
+	slices.SortStableFunc(rs, func(a, b Real) int { return a.Addr.Compare(b.Addr) })
+	return slices.CompactFunc(rs, func(a, b Real) bool { return a.Addr == b.Addr })
+}
+
+// SortAddrs puts addresses in canonical order and drops repeats.
+func SortAddrs(as []netip.Addr) []netip.Addr {
+	slices.SortFunc(as, netip.Addr.Compare)
+	return slices.Compact(as)
+}
