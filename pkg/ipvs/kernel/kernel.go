@@ -1,0 +1,114 @@
+// Package kernel is the door to a node's kernel: IPVS over generic netlink, addresses over rtnetlink, our
+// nftables table, and the sysctls that traffic needs. It decides nothing. It starts no subprocess, and
+// every request has a deadline.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Config is what the constant part of the kernel's state depends on.
+type Config struct {
+	// ClusterCIDRs are the addresses of the cluster's pods. Sources outside them are masqueraded on their
+	// way to a ClusterIP; without any, only the node's own connections are.
+	ClusterCIDRs []netip.Prefix
+}
+
+// Kernel is the kernel of this network namespace. It implements ipvs.Kernel and, like it, is for one
+// goroutine at a time.
+type Kernel struct {
+	ipvs *ipvsDoor
+	link *linkDoor
+	nft  *nftDoor
+}
+
+var _ ipvs.Kernel = (*Kernel)(nil)
+
+// ErrNotRoot: the process may not change the network.
+var ErrNotRoot = errors.New("no permission to change the node's network: run as root or with CAP_NET_ADMIN")
+
+// MissingModuleError says which kernel module is missing and what to do.
+type MissingModuleError struct {
+	Module string
+	Err    error
+}
+
+func (e *MissingModuleError) Error() string {
+	return fmt.Sprintf("kernel module %s is missing and the kernel could not load it: load it on the node (modprobe %s, or a line in /etc/modules-load.d), or build it into the kernel: %v",
+		e.Module, e.Module, e.Err)
+}
+
+func (e *MissingModuleError) Unwrap() error { return e.Err }
+
+func missingModule(name string, err error) error { return &MissingModuleError{Module: name, Err: err} }
+
+// Open opens the door. Opening makes the kernel load what it has as modules.
+func Open(ctx context.Context, cfg Config) (*Kernel, error) {
+	if err := mayAdminister(); err != nil {
+		return nil, err
+	}
+	v, err := openIPVS(ctx)
+	if errors.Is(err, unix.ENOENT) {
+		err = missingModule("ip_vs", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	k := &Kernel{ipvs: v}
+	if k.link, err = openLink(); err == nil {
+		k.nft, err = newNFT(cfg)
+	}
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// Close closes the sockets. What is in the kernel stays.
+func (k *Kernel) Close() {
+	k.ipvs.close()
+	if k.link != nil {
+		k.link.close()
+	}
+	if k.nft != nil {
+		k.nft.close()
+	}
+}
+
+// mayAdminister asks for the capability itself: who has it need not be root.
+func mayAdminister() error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("read this process's capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("%w (user id %d)", ErrNotRoot, os.Geteuid())
+	}
+	return nil
+}
+
+// Base sees to interface, nftables table and sysctls.
+func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
+	r.Wrote, r.Warnings = ensureSysctls()
+	wrote, created, err := k.link.ensure()
+	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
+	if err != nil {
+		return r, err
+	}
+	wrote, created, err = k.nft.ensure(ctx)
+	r.Wrote, r.TableCreated = append(r.Wrote, wrote...), created
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		err = missingModule("nf_tables", err)
+	}
+	return r, err
+}

@@ -1,0 +1,138 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func testNFT(t *testing.T) *nftDoor {
+	t.Helper()
+	inNetns(t)
+	n, err := newNFT(Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd10:244::/32")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.close)
+	if _, _, err := n.ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func key(addr string, port uint16) ipvs.Key {
+	return ipvs.Key{Addr: netip.MustParseAddr(addr), Port: port, Proto: ipvs.TCP}
+}
+
+// TestTableListsWithNft: what we write over netlink is what the nft tool shows a person.
+func TestTableListsWithNft(t *testing.T) {
+	n := testNFT(t)
+	var ops []ipvs.Element
+	for _, k := range []ipvs.Key{key("10.96.0.10", 80), key("fd00:96::10", 80)} {
+		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k}, ipvs.Element{Set: ipvs.SetOpen, Key: k},
+			ipvs.Element{Set: ipvs.SetVIPs, Key: ipvs.AddrKey(k.Addr)})
+	}
+	for _, pod := range []string{"10.244.1.10", "fd10:244:1::10"} {
+		ops = append(ops, ipvs.Element{Set: ipvs.SetHairpin, Key: ipvs.AddrKey(netip.MustParseAddr(pod))})
+	}
+	for i, o := range n.write(context.Background(), ops) {
+		if o.Err != nil {
+			t.Fatalf("%s: %v", ops[i], o.Err)
+		}
+	}
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("needs the nft tool (Debian package nftables)")
+	}
+	got, err := exec.Command(nft, "-n", "list", "table", "inet", tableName).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft list: %v\n%s", err, got)
+	}
+	const golden = "testdata/table.nft"
+	if *update {
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("nft lists\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestTableIsMended: what somebody removes is put back, and what is right is not written.
+func TestTableIsMended(t *testing.T) {
+	n := testNFT(t)
+	ctx := context.Background()
+	if wrote, created, err := n.ensure(ctx); err != nil || created || len(wrote) > 0 {
+		t.Fatalf("second time: wrote %v, created %v, %v; want nothing", wrote, created, err)
+	}
+	for _, tamper := range []struct {
+		name string
+		do   func(b *batch)
+	}{
+		{"rules of a chain", func(b *batch) {
+			b.begin(nftType(unix.NFT_MSG_DELRULE), 0, nfgen(unix.NFPROTO_INET, 0))
+			b.attrString(unix.NFTA_RULE_TABLE, tableName)
+			b.attrString(unix.NFTA_RULE_CHAIN, chainPost)
+		}},
+		{"table", func(b *batch) {
+			b.begin(nftType(unix.NFT_MSG_DELTABLE), 0, nfgen(unix.NFPROTO_INET, 0))
+			b.attrString(unix.NFTA_TABLE_NAME, tableName)
+		}},
+	} {
+		if _, err := n.transaction(ctx, tamper.do); err != nil {
+			t.Fatalf("remove the %s: %v", tamper.name, err)
+		}
+		wrote, created, err := n.ensure(ctx)
+		if err != nil || len(wrote) == 0 || created != (tamper.name == "table") {
+			t.Errorf("%s: wrote %v, created %v, %v", tamper.name, wrote, created, err)
+		}
+		if wrote, _, err := n.ensure(ctx); err != nil || len(wrote) > 0 {
+			t.Errorf("%s: wrote %v a second time, %v", tamper.name, wrote, err)
+		}
+	}
+}
+
+// TestElements: single reads, listing and the errors of writes.
+func TestElements(t *testing.T) {
+	n := testNFT(t)
+	ctx := context.Background()
+	there, missing := key("10.96.0.10", 80), key("10.96.0.10", 81)
+	add := ipvs.Element{Set: ipvs.SetOpen, Key: there}
+	if o := n.write(ctx, []ipvs.Element{add}); o[0].Err != nil {
+		t.Fatal(o[0].Err)
+	}
+	has, err := n.has(ctx, ipvs.SetOpen, []ipvs.Key{missing, there})
+	if err != nil || !has[there] || has[missing] {
+		t.Errorf("has %v, %v; want only %s", has, err, there)
+	}
+	var all []ipvs.Key
+	if err := n.all(ipvs.SetOpen, func(k ipvs.Key) { all = append(all, k) }); err != nil || !slices.Equal(all, []ipvs.Key{there}) {
+		t.Errorf("all %v, %v; want %s", all, err, there)
+	}
+	out := n.write(ctx, []ipvs.Element{{Set: ipvs.SetOpen, Key: key("10.96.0.11", 80)}, {Set: ipvs.SetOpen, Key: missing, Remove: true}})
+	if !errors.Is(out[1].Err, unix.ENOENT) || out[1].Unknown {
+		t.Errorf("removing what is not there: %v, want ENOENT", out[1].Err)
+	}
+	if out[0].Err == nil {
+		t.Error("a part of a transaction that failed is said to be done")
+	}
+	if has, err := n.has(ctx, ipvs.SetOpen, []ipvs.Key{key("10.96.0.11", 80)}); err != nil || len(has) > 0 {
+		t.Errorf("a part of a transaction that failed was done: %v, %v", has, err)
+	}
+}

@@ -1,0 +1,165 @@
+package kernel
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Observe reads what the kernel holds for some Keys.
+func (k *Kernel) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	as := newAssembly()
+	var servers, addrs []ipvs.Key
+	for _, key := range keys {
+		if key.HasServer() {
+			servers = append(servers, key)
+		}
+		addrs = append(addrs, ipvs.AddrKey(key.Addr))
+	}
+	found, err := k.ipvs.services(ctx, servers)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.addReals(ctx, as, found); err != nil {
+		return nil, err
+	}
+	for _, set := range ipvs.Sets {
+		ask := keys
+		if set.OfAddr() {
+			ask = addrs
+		}
+		has, err := k.nft.has(ctx, set, ask)
+		if err != nil {
+			return nil, err
+		}
+		for key := range has {
+			as.element(set, key)
+		}
+	}
+	bound, err := k.link.addresses()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		if bound[a.Addr] {
+			as.bound(a.Addr)
+		}
+	}
+	return as.forKeys(keys), nil
+}
+
+// Scan reads everything.
+func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error {
+	as := newAssembly()
+	found, err := k.ipvs.allServices(ctx)
+	if err != nil {
+		return err
+	}
+	if err := k.addReals(ctx, as, found); err != nil {
+		return err
+	}
+	for _, set := range ipvs.Sets {
+		if err := k.nft.all(set, func(key ipvs.Key) { as.element(set, key) }); err != nil {
+			return err
+		}
+	}
+	bound, err := k.link.addresses()
+	if err != nil {
+		return err
+	}
+	for a := range bound {
+		as.bound(a)
+	}
+	all := as.all()
+	for _, key := range sortedKeys(all) {
+		f(key, all[key])
+	}
+	return nil
+}
+
+func (k *Kernel) addReals(ctx context.Context, as *assembly, servers map[ipvs.Key]ipvs.Server) error {
+	for key, s := range servers {
+		reals, conns, err := k.ipvs.reals(ctx, key)
+		if err != nil {
+			return err
+		}
+		s.Reals = reals
+		as.server(key, s, conns)
+	}
+	return nil
+}
+
+func sortedKeys(m map[ipvs.Key]ipvs.Observed) []ipvs.Key {
+	keys := make([]ipvs.Key, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, ipvs.Key.Compare)
+	return keys
+}
+
+// assembly puts together what different parts of the kernel say of a Key.
+type assembly struct {
+	parts map[ipvs.Key]*ipvs.Frontend
+	conns map[ipvs.Key]map[netip.AddrPort]ipvs.Conns
+}
+
+func newAssembly() *assembly {
+	return &assembly{map[ipvs.Key]*ipvs.Frontend{}, map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{}}
+}
+
+func (a *assembly) at(k ipvs.Key) *ipvs.Frontend {
+	f := a.parts[k]
+	if f == nil {
+		f = &ipvs.Frontend{}
+		a.parts[k] = f
+	}
+	return f
+}
+
+func (a *assembly) server(k ipvs.Key, s ipvs.Server, conns map[netip.AddrPort]ipvs.Conns) {
+	a.at(k).Server = s
+	a.conns[k] = conns
+}
+
+func (a *assembly) element(s ipvs.Set, k ipvs.Key) {
+	g := &a.at(k).Guard
+	switch s {
+	case ipvs.SetOwned:
+		g.Owned = true
+	case ipvs.SetOpen:
+		g.Open = true
+	case ipvs.SetVIPs:
+		g.VIP = true
+	case ipvs.SetHairpin:
+		g.Hairpin = []netip.Addr{k.Addr}
+	}
+}
+
+func (a *assembly) bound(addr netip.Addr) { a.at(ipvs.AddrKey(addr)).Bind = true }
+
+func (a *assembly) all() map[ipvs.Key]ipvs.Observed {
+	out := make(map[ipvs.Key]ipvs.Observed, len(a.parts))
+	for k, f := range a.parts {
+		out[k] = ipvs.Observed{Have: f, Conns: a.conns[k]}
+	}
+	return out
+}
+
+// forKeys answers for the Keys asked for and their addresses.
+func (a *assembly) forKeys(keys []ipvs.Key) map[ipvs.Key]ipvs.Observed {
+	out := make(map[ipvs.Key]ipvs.Observed, len(keys))
+	for _, k := range keys {
+		for _, k := range []ipvs.Key{k, ipvs.AddrKey(k.Addr)} {
+			if f := a.parts[k]; f != nil {
+				out[k] = ipvs.Observed{Have: f, Conns: a.conns[k]}
+			}
+		}
+	}
+	return out
+}
