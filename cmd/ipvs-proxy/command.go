@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// newCommand puts the command line together.
+func newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "ipvs-proxy",
+		Short:         "A Kubernetes service proxy on Linux IPVS",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(newRun(), newVersion())
+	return root
+}
+
+// version is set when a release is built.
+var version = "development"
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			revision := "unknown"
+			if info, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						revision = s.Value
+					}
+				}
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "ipvs-proxy %s (revision %s, %s)\n", version, revision, runtime.Version())
+		},
+	}
+}

@@ -1,0 +1,19 @@
+// Command ipvs-proxy is a Kubernetes service proxy on Linux IPVS.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "ipvs-proxy:", err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,352 @@
+package cluster
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// Options say which part of the cluster a Model keeps.
+type Options struct {
+	// NodeName is the own node; other Nodes are ignored.
+	NodeName string
+	// ServiceProxyName: empty takes the Services without the label
+	// service.kubernetes.io/service-proxy-name, anything else exactly those
+	// with this value.
+	ServiceProxyName string
+}
+
+// Model holds the part of the cluster that this node needs. Sources feed it,
+// one loop reads it; all methods are safe for concurrent use.
+//
+// It is a function of the final objects: the order in which they came leaves
+// no trace. An object that says nothing new dirties nothing. A call costs in
+// proportion to its object, never to the number of others.
+type Model struct {
+	opt     Options
+	changed chan struct{}
+
+	mu          sync.Mutex
+	services    map[ID]*service
+	slices      map[ID]*slice // by the slice's own namespace and name
+	node        Node
+	nodeProbs   []Problem
+	dirty       []ID // first dirtied first
+	queued      map[ID]struct{}
+	nodeChanged bool
+	synced      bool
+	complete    bool
+}
+
+// service is all that is kept under one Service's name: either half may come
+// first or stay alone.
+type service struct {
+	svc      *Service // nil: absent or not ours
+	problems []Problem
+	slices   []*slice // in no order
+}
+
+// slice is an EndpointSlice in its place.
+type slice struct {
+	content *sliceContent
+	pos     int // in the slices of its Service
+}
+
+// NewModel returns an empty Model that is not synced.
+func NewModel(opt Options) *Model {
+	return &Model{
+		opt:      opt,
+		changed:  make(chan struct{}, 1),
+		services: map[ID]*service{},
+		slices:   map[ID]*slice{},
+		node:     Node{Name: opt.NodeName},
+		queued:   map[ID]struct{}{},
+	}
+}
+
+// SetService takes a Service as it is now. A Service that is not ours (any
+// more) is as good as deleted and has no Problems. The object is not kept.
+func (m *Model) SetService(obj *corev1.Service) []Problem {
+	if obj == nil {
+		return nil
+	}
+	svc, probs := sanitiseService(obj, m.opt)
+	m.setService(objectID(obj), svc, probs)
+	return probs
+}
+
+// DeleteService forgets a Service. Its slices stay until they are deleted
+// themselves.
+func (m *Model) DeleteService(namespace, name string) {
+	m.setService(ID{namespace, name}, nil, nil)
+}
+
+// SetSlice takes an EndpointSlice as it is now. One without the label
+// kubernetes.io/service-name or of a headless Service is as good as deleted
+// and has no Problems. The object is not kept.
+func (m *Model) SetSlice(obj *discoveryv1.EndpointSlice) []Problem {
+	if obj == nil {
+		return nil
+	}
+	content := sanitiseSlice(obj)
+	m.setSlice(objectID(obj), content)
+	if content == nil {
+		return nil
+	}
+	return content.problems
+}
+
+// DeleteSlice forgets an EndpointSlice.
+func (m *Model) DeleteSlice(namespace, name string) {
+	m.setSlice(ID{namespace, name}, nil)
+}
+
+// SetNode takes a Node as it is now; only the own one counts. The object is
+// not kept.
+func (m *Model) SetNode(obj *corev1.Node) []Problem {
+	if obj == nil || obj.Name != m.opt.NodeName {
+		return nil
+	}
+	node, probs := sanitiseNode(obj)
+	m.setNode(node, probs)
+	return probs
+}
+
+// DeleteNode forgets what the Node object said; only the own one counts.
+func (m *Model) DeleteNode(name string) {
+	if name == m.opt.NodeName {
+		m.setNode(Node{Name: name}, nil)
+	}
+}
+
+// SetSynced is called by the source when it has delivered its first complete
+// state: from now on what is absent is meant to be absent.
+func (m *Model) SetSynced() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.synced {
+		m.synced = true
+		m.signal()
+	}
+}
+
+// SetComplete is called by the source when it knows that nothing is missing
+// from what it has delivered: from now on what is not in the Model is not in
+// the cluster. Until then absence means nothing, so nothing may be removed
+// because of it.
+func (m *Model) SetComplete() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.complete {
+		m.complete = true
+		m.signal()
+	}
+}
+
+// Complete reports whether SetComplete was called.
+func (m *Model) Complete() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.complete
+}
+
+// Changed has a token whenever there is something new for [Model.Take].
+func (m *Model) Changed() <-chan struct{} { return m.changed }
+
+// Take returns what changed since the last Take, and clears it: the Services
+// (appeared, changed, gone, endpoints changed, Problems changed) in the order
+// in which they were first touched, whether the own Node changed, and whether
+// the source has delivered its first complete state.
+func (m *Model) Take() (dirty []ID, nodeChanged, synced bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	dirty, nodeChanged = m.dirty, m.nodeChanged
+	m.dirty, m.nodeChanged = nil, false
+	m.queued = map[ID]struct{}{} // a new one: clear would keep the size of the largest burst
+	return dirty, nodeChanged, m.synced
+}
+
+// Get returns a Service with its endpoints; nil, nil when it is absent or not
+// ours. The endpoints are those of all its slices, one for each port name,
+// protocol, address and port, sorted by these in this order. Of copies that
+// differ the best state counts (ready, serving, not terminating, on this
+// node): an endpoint stays until its last copy goes. Neither result is changed
+// later; the Service must not be changed by the caller either.
+func (m *Model) Get(id ID) (*Service, []Endpoint) {
+	m.mu.Lock()
+	s := m.services[id]
+	if s == nil || s.svc == nil {
+		m.mu.Unlock()
+		return nil, nil
+	}
+	svc, contents := s.svc, s.contents()
+	m.mu.Unlock()
+	return svc, expand(contents, m.opt.NodeName)
+}
+
+// Problems returns the Problems that an ID has now: those of the Service
+// itself and, while it is ours, of its slices, by slice name. The zero ID has
+// those of the own Node.
+func (m *Model) Problems(id ID) []Problem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if id == (ID{}) {
+		return slices.Clone(m.nodeProbs)
+	}
+	s := m.services[id]
+	if s == nil {
+		return nil
+	}
+	probs := slices.Clone(s.problems)
+	if s.svc == nil {
+		return probs
+	}
+	contents := s.contents()
+	slices.SortFunc(contents, func(a, b *sliceContent) int { return cmp.Compare(a.id.Name, b.id.Name) })
+	for _, c := range contents {
+		probs = append(probs, c.problems...)
+	}
+	return probs
+}
+
+// Services returns the names of all Services that are ours, sorted.
+func (m *Model) Services() []ID {
+	m.mu.Lock()
+	ids := make([]ID, 0, len(m.services))
+	for id, s := range m.services {
+		if s.svc != nil {
+			ids = append(ids, id)
+		}
+	}
+	m.mu.Unlock()
+	slices.SortFunc(ids, ID.Compare)
+	return ids
+}
+
+// Node returns the own Node as it is now. Its lists must not be changed.
+func (m *Model) Node() Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.node
+}
+
+func (m *Model) setService(id ID, svc *Service, probs []Problem) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.services[id]
+	if s == nil {
+		if svc == nil && len(probs) == 0 {
+			return
+		}
+		s = m.service(id)
+	}
+	same := slices.Equal(s.problems, probs) &&
+		(s.svc == nil && svc == nil || s.svc != nil && svc != nil && s.svc.equal(svc))
+	// The new one is stored even when it is equal: a source that keeps
+	// sanitised objects shares them with the Model this way.
+	s.svc, s.problems = svc, probs
+	m.tidy(id, s)
+	if !same {
+		m.mark(id)
+	}
+}
+
+func (m *Model) setSlice(id ID, content *sliceContent) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old := m.slices[id]
+	if old != nil && content != nil && old.content.service == content.service {
+		same := old.content.equal(content)
+		old.content = content
+		if !same {
+			m.markServed(content.service)
+		}
+		return
+	}
+	if old != nil {
+		m.detach(id, old)
+	}
+	if content != nil {
+		s := m.service(content.service)
+		sl := &slice{content: content, pos: len(s.slices)}
+		s.slices = append(s.slices, sl)
+		m.slices[id] = sl
+		m.markServed(content.service)
+	}
+}
+
+// detach takes a slice away from its Service.
+func (m *Model) detach(id ID, sl *slice) {
+	owner := sl.content.service
+	s := m.services[owner]
+	last := len(s.slices) - 1
+	s.slices[sl.pos] = s.slices[last]
+	s.slices[sl.pos].pos = sl.pos
+	s.slices[last] = nil
+	s.slices = s.slices[:last]
+	delete(m.slices, id)
+	m.markServed(owner)
+	m.tidy(owner, s)
+}
+
+func (m *Model) setNode(node Node, probs []Problem) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.node.equal(node) && slices.Equal(m.nodeProbs, probs) {
+		return
+	}
+	m.node, m.nodeProbs, m.nodeChanged = node, probs, true
+	m.signal()
+}
+
+// service returns the place of a Service, made if need be.
+func (m *Model) service(id ID) *service {
+	s := m.services[id]
+	if s == nil {
+		s = &service{}
+		m.services[id] = s
+	}
+	return s
+}
+
+// tidy drops a place with nothing left in it.
+func (m *Model) tidy(id ID, s *service) {
+	if s.svc == nil && len(s.problems) == 0 && len(s.slices) == 0 {
+		delete(m.services, id)
+	}
+}
+
+// markServed marks a Service whose slices changed. One that is absent or not
+// ours has no use for the news; its slices count when it appears.
+func (m *Model) markServed(id ID) {
+	if s := m.services[id]; s != nil && s.svc != nil {
+		m.mark(id)
+	}
+}
+
+func (m *Model) mark(id ID) {
+	if _, ok := m.queued[id]; ok {
+		return
+	}
+	m.queued[id] = struct{}{}
+	m.dirty = append(m.dirty, id)
+	m.signal()
+}
+
+func (m *Model) signal() {
+	select {
+	case m.changed <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+func (s *service) contents() []*sliceContent {
+	contents := make([]*sliceContent, len(s.slices))
+	for i, sl := range s.slices {
+		contents[i] = sl.content
+	}
+	return contents
+}
