@@ -107,6 +107,9 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 	}
 	c, want := l.cells[k], l.wanted(k)
 	ops := ipvs.Diff(k, l.view(k, c, want), want)
+	if !l.complete {
+		return slices.DeleteFunc(ops, removes)
+	}
 	if c == nil || want == nil {
 		return ops
 	}
@@ -114,6 +117,19 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 		ops = append(ops, l.reap(k, c, want, o)...)
 	}
 	return ops
+}
+
+// removes reports whether an operation takes something out of service.
+func removes(op ipvs.Op) bool {
+	switch o := op.(type) {
+	case ipvs.Element:
+		return o.Remove
+	case ipvs.SetReal:
+		return o.Real.Weight == 0
+	case ipvs.DelServer, ipvs.DelReal, ipvs.Unbind:
+		return true
+	}
+	return false
 }
 
 // view is what the kernel holds for a Key, with the shared facts as far as they are this Key's business: a
@@ -224,6 +240,10 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 		}
 		return
 	}
+	if c.tries = 0; !l.complete {
+		c.unknown = true // it may hold more than is wanted
+		return
+	}
 	l.settleDrains(k, c, want)
 	c.facts = c.facts[:0]
 	factsOf(k, want, func(f fact) {
@@ -231,7 +251,7 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 			c.facts = append(c.facts, f)
 		}
 	})
-	c.tries, c.unknown = 0, false
+	c.unknown = false
 }
 
 // retry puts a Key back with its own backoff.

@@ -73,7 +73,7 @@ func crashAfter(t *testing.T, n int, before, after []any) bool {
 	died := errors.New("the process is dead")
 	r := newRig(t)
 	r.set(before...)
-	r.model.SetSynced()
+	r.synced()
 	r.start()
 	r.stop()
 	left := n
@@ -105,7 +105,7 @@ func crashAfter(t *testing.T, n int, before, after []any) bool {
 
 	whole := newRig(t)
 	whole.set(after...)
-	whole.model.SetSynced()
+	whole.synced()
 	whole.start()
 	whole.stop()
 	if got, want := dumpOf(r.kernel), dumpOf(whole.kernel); got != want {

@@ -12,8 +12,11 @@ import (
 
 // hear takes what changed in the cluster and decides anew for the Services concerned.
 func (l *Loop) hear() {
-	dirty, _, complete := l.model.Take()
-	l.complete = l.complete || complete
+	dirty, _, synced := l.model.Take()
+	l.synced = l.synced || synced
+	if !l.complete && l.model.Complete() {
+		l.complete, l.started = true, false // read the kernel again, for what may now be removed
+	}
 	for len(dirty) > 0 {
 		var next []cluster.ID
 		for _, id := range dirty {

@@ -17,6 +17,7 @@ import (
 type Model interface {
 	Changed() <-chan struct{}
 	Take() (dirty []cluster.ID, nodeChanged, synced bool)
+	Complete() bool
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	Problems(cluster.ID) []cluster.Problem
 	Node() cluster.Node
@@ -79,7 +80,8 @@ type Loop struct {
 
 	base     state
 	adopted  bool // the first start is over, and the kernel knows
-	complete bool // the source has delivered its first complete state
+	synced   bool // the source has delivered what it has
+	complete bool // and nothing is missing: what nobody wants may go
 	started  bool // the kernel was read
 	announce bool // say when all is programmed
 }
@@ -174,7 +176,7 @@ func (l *Loop) ensureBase(ctx context.Context) {
 
 // start reads the kernel, once the base stands and the cluster is known.
 func (l *Loop) start(ctx context.Context) {
-	if l.started || !l.base.ok || !l.complete {
+	if l.started || !l.base.ok || !l.synced {
 		return
 	}
 	if err := l.scan(ctx); err != nil {
@@ -201,5 +203,8 @@ func (l *Loop) announceDone() {
 		}
 	}
 	l.announce = false
+	if !l.complete {
+		l.log.Warn("parts of the cluster could not be read: until they can, nothing is taken out of service")
+	}
 	l.log.Info("all Services are programmed", zap.Int("frontends", len(l.ledger.claims)))
 }

@@ -26,7 +26,7 @@ func bubble(t *testing.T, f func(t *testing.T, r *rig)) {
 func TestLifeOfAService(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		web := service("web", "10.96.0.10", 80)
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		wantLines(t, "the first start ends", lines(r.kernel.Log), "nft add element inet ipvs-proxy owned4 { 0.0.0.0 . proto-0 . 0 }")
 		wantLines(t, "a Service without endpoints is refused by the guard", r.writes(func() { r.set(web) }),
@@ -64,7 +64,7 @@ func TestDrain(t *testing.T) {
 		web := service("web", "10.96.0.10", 80)
 		both := slice(web, "10.244.2.10", "10.244.2.11")
 		r.set(web, both)
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		r.tamper(func() { r.kernel.Conns[key] = map[netip.AddrPort]ipvs.Conns{pod: {Inactive: 1}} })
 		wantLines(r.t, "removed", r.writes(func() { r.set(slice(web, "10.244.2.11")) }),
@@ -113,7 +113,7 @@ func TestUDPDoesNotDrain(t *testing.T) {
 		dns := service("dns", "10.96.0.53", 53)
 		dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
 		r.set(dns, slice(dns, "10.244.2.10"))
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		wantLines(t, "replaced", r.writes(func() { r.set(slice(dns, "10.244.2.11")) }),
 			"ipvsadm -a -u 10.96.0.53:53 -r 10.244.2.11:8080 -m -w 1",
@@ -126,7 +126,7 @@ func TestNothingBeforeTheClusterIsKnown(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		web := service("web", "10.96.0.10", 80)
 		r.set(web, slice(web, "10.244.2.10"))
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		r.stop()
 		before := dumpOf(r.kernel)
@@ -144,7 +144,7 @@ func TestRestartWritesNothing(t *testing.T) {
 		web, six := service("web", "10.96.0.10", 80, 443), service("six", "fd00:96::10", 80)
 		objs := []any{web, slice(web, "10.244.1.5@node1", "10.244.2.10"), six, slice(six, "fd10:244:1::5@node1")}
 		r.set(objs...)
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		wantLines(t, "restart", r.writes(func() { r.restart(objs...); time.Sleep(time.Hour) }))
 	})
@@ -155,7 +155,7 @@ func TestStartRemovesOnlyWhatIsOurs(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		web, old := service("web", "10.96.0.10", 80), service("old", "10.96.0.11", 80)
 		r.set(web, slice(web, "10.244.2.10"), old, slice(old, "10.244.1.5@node1"))
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		foreign := ipvs.Key{Addr: netip.MustParseAddr("172.16.0.1"), Port: 80, Proto: ipvs.TCP}
 		r.kernel.Servers[foreign] = ipvs.Server{Scheduler: "wlc"}
@@ -185,7 +185,7 @@ func TestAdoption(t *testing.T) {
 		}
 		r.kernel.Addrs[kept.Addr], r.kernel.Addrs[stale.Addr] = true, true
 		r.set(web, slice(web, "10.244.2.10"))
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -218,7 +218,7 @@ func TestFaults(t *testing.T) {
 					return nil
 				}
 				r.set(objs...)
-				r.model.SetSynced()
+				r.synced()
 				r.start()
 				time.Sleep(time.Minute)
 				synctest.Wait()
@@ -230,7 +230,7 @@ func TestFaults(t *testing.T) {
 				synctest.Wait()
 				healthy := newRig(t)
 				healthy.set(objs...)
-				healthy.model.SetSynced()
+				healthy.synced()
 				healthy.start()
 				defer healthy.stop()
 				if got, want := dumpOf(r.kernel), dumpOf(healthy.kernel); got != want {
@@ -261,7 +261,7 @@ func TestBaseIsMended(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		web := service("web", "10.96.0.10", 80)
 		r.set(web, slice(web, "10.244.1.5@node1"))
-		r.model.SetSynced()
+		r.synced()
 		r.start()
 		before := dumpOf(r.kernel)
 		for name, drop := range map[string]func(){"interface": r.kernel.DropLink, "table": r.kernel.DropTable} {
@@ -290,7 +290,7 @@ func TestEndpointThatIsAVirtualIP(t *testing.T) {
 					r.set(looping...)
 					r.set(web)
 				}
-				r.model.SetSynced()
+				r.synced()
 				r.start()
 				key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.20"), Port: 80, Proto: ipvs.TCP}
 				if got := r.kernel.Servers[key].Reals; len(got) != 1 || got[0].Addr != netip.MustParseAddrPort("10.244.2.10:8080") {
@@ -303,4 +303,35 @@ func TestEndpointThatIsAVirtualIP(t *testing.T) {
 			})
 		})
 	}
+}
+
+// While parts of the cluster could not be read, what is missing may be among them: nothing is taken out of
+// service because of it, and what is known is programmed all the same.
+func TestNothingIsRemovedWhilePartsAreMissing(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web, old := service("web", "10.96.0.10", 80), service("old", "10.96.0.11", 80)
+		r.set(web, slice(web, "10.244.2.10", "10.244.2.11"), old, slice(old, "10.244.2.12"))
+		r.synced()
+		r.start()
+		r.stop()
+		r.model = newRig(t).model
+		fresh := service("fresh", "10.96.0.13", 80)
+		r.set(web, slice(web, "10.244.2.10"), fresh)
+		wantLines(t, "old and an endpoint of web are missing", r.writes(func() {
+			r.model.SetSynced()
+			r.start()
+			time.Sleep(time.Hour)
+		}),
+			"nft add element inet ipvs-proxy owned4 { 10.96.0.13 . tcp . 80 }",
+			"nft add element inet ipvs-proxy vips4 { 10.96.0.13 }",
+			"ipvsadm -A -t 10.96.0.13:80 -s rr",
+			"ip addr add 10.96.0.13/32 dev kube-ipvs0")
+		wantLines(t, "now they are known to be gone", r.writes(r.model.SetComplete),
+			"nft delete element inet ipvs-proxy open4 { 10.96.0.11 . tcp . 80 }",
+			"ip addr del 10.96.0.11/32 dev kube-ipvs0",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.2.11:8080 -m -w 0",
+			"ipvsadm -D -t 10.96.0.11:80",
+			"nft delete element inet ipvs-proxy owned4 { 10.96.0.11 . tcp . 80 }",
+			"nft delete element inet ipvs-proxy vips4 { 10.96.0.11 }")
+	})
 }

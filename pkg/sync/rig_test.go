@@ -98,8 +98,14 @@ func (r *rig) restart(objs ...any) {
 	r.stop()
 	r.model = cluster.NewModel(cluster.Options{NodeName: thisNode})
 	r.set(objs...)
-	r.model.SetSynced()
+	r.synced()
 	r.start()
+}
+
+// synced: the model has all that there is.
+func (r *rig) synced() {
+	r.model.SetSynced()
+	r.model.SetComplete()
 }
 
 func (r *rig) set(objs ...any) {

@@ -35,7 +35,7 @@ func (l *Loop) scan(ctx context.Context) error {
 		}
 	}
 	l.queueDifferences()
-	if !l.adopted {
+	if !l.adopted && l.complete {
 		l.queue.add(ipvs.Adopted, classBulk)
 	}
 	return nil
@@ -72,6 +72,9 @@ func (l *Loop) queueDifferences() {
 		if len(l.steps(k, nil)) > 0 || l.hasExtraReals(k) {
 			l.queue.add(k, l.classOf(l.ledger.claims[k][0].Service, classBulk))
 		}
+	}
+	if !l.complete {
+		return
 	}
 	for _, k := range sorted(l.cells) {
 		if l.ledger.want(k) == nil {
