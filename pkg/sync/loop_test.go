@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -206,7 +207,7 @@ func TestAdoption(t *testing.T) {
 // of the fault's end (F27).
 func TestFaults(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.EEXIST, syscall.ENOENT, syscall.ENOBUFS, syscall.EINTR, syscall.ENOMEM, syscall.EBUSY, syscall.EPERM, syscall.EIO} {
-		t.Run(errno.Error(), func(t *testing.T) {
+		t.Run(unix.ErrnoName(errno), func(t *testing.T) {
 			bubble(t, func(t *testing.T, r *rig) {
 				web, other := service("web", "10.96.0.10", 80), service("other", "10.96.0.11", 80)
 				objs := []any{web, slice(web, "10.244.1.5@node1", "10.244.2.10"), other, slice(other, "10.244.2.11")}
