@@ -1,0 +1,34 @@
+# make help lists the targets. Each sets up what it needs: packages with apt-get, Go where it is missing.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+# Found or installed when a target first needs it.
+GO = $(shell hack/go.sh)
+export GO
+
+LAB = $(GO) run ./e2e/lab/cmd/lab
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the agent: bin/ipvs-proxy
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ipvs-proxy ./cmd/ipvs-proxy
+
+.PHONY: demo
+demo: ## show the main job working: a Service through a real kernel
+	$(LAB) demo
+
+.PHONY: test
+test: ## all checks: vet, unit tests with -race, and the kernel tests on a kernel with IPVS
+	$(LAB) test $(if $(CI),--fail-on-skip)
+
+.PHONY: mutants
+mutants: ## take one behaviour out at a time and require that its test fails
+	$(GO) run ./e2e/mutants
+
+.PHONY: lint
+lint: ## staticcheck and govulncheck, where their modules and database can be had
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+)
+
+// agentFile is the agent among the job's files; LAB_AGENT names it to tests.
+const agentFile = "ipvs-proxy"
+
+// buildFlags: nobody debugs in there, and every byte is unpacked by a slow
+// processor.
+var buildFlags = []string{"-trimpath", "-buildvcs=false", "-ldflags=-s -w"}
+
+var static = []string{"CGO_ENABLED=0", "GOOS=linux"}
+
+// kernelTests builds what the lab runs and runs it in one boot.
+func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report {
+	dir, err := os.MkdirTemp("", "ipvs-proxy-test-")
+	if err != nil {
+		r.failed("lab", err.Error())
+		return machine.Report{}
+	}
+	defer os.RemoveAll(dir)
+	fmt.Fprintln(r.w, "== kernel tests: build")
+	job := machine.Job{Files: map[string]string{}, Kernel: o.kernel}
+	if err := addAgent(ctx, &job, dir); err != nil {
+		r.failed("build of the agent", err.Error())
+	}
+	pkgs := kernelBinaries(ctx, o, r, &job, dir)
+	if len(pkgs) == 0 {
+		r.failed("kernel tests", "none of their packages could be built")
+		return machine.Report{}
+	}
+	return runKernelTests(ctx, o, r, job, pkgs, dir)
+}
+
+func addAgent(ctx context.Context, job *machine.Job, dir string) error {
+	out := filepath.Join(dir, agentFile)
+	if _, err := goRun(ctx, static, slices.Concat([]string{"build", "-o", out}, buildFlags, []string{"./cmd/ipvs-proxy"})...); err != nil {
+		return err
+	}
+	job.Files[agentFile] = out
+	return nil
+}
+
+// kernelBinaries builds the test programs and adds them to the job, with
+// their testdata where they look for it. It returns the packages in order.
+func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machine.Job, dir string) []goPackage {
+	var pkgs []goPackage
+	for _, k := range kernelPackages {
+		if _, err := os.Stat(k.dir); err != nil {
+			fmt.Fprintf(r.w, "note: there is no %s yet\n", k.dir)
+			continue
+		}
+		list, err := listPackages(ctx, k.dir)
+		if err != nil || len(list) != 1 || !list[0].hasTests() {
+			fmt.Fprintf(r.w, "note: %s has no tests yet\n", k.dir)
+			continue
+		}
+		rel := path.Clean(k.dir)
+		prog := path.Join(rel, path.Base(rel)+".test")
+		out := filepath.Join(dir, strings.ReplaceAll(prog, "/", "-"))
+		if text, err := goRun(ctx, static, slices.Concat([]string{"test", "-c", "-o", out}, buildFlags, []string{k.dir})...); err != nil {
+			r.failed(rel+" (build)", text)
+			continue
+		}
+		job.Files[prog] = out
+		if data := filepath.Join(rel, "testdata"); exists(data) {
+			job.Files[path.Join(rel, "testdata")] = data
+		}
+		job.Commands = append(job.Commands, testProgram(o, rel, prog))
+		pkgs = append(pkgs, list[0])
+	}
+	return pkgs
+}
+
+func testProgram(o testOptions, rel, prog string) machine.Command {
+	args := []string{prog, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + o.timeout.String()}
+	if o.run != "" {
+		args = append(args, "-test.run="+o.run)
+	}
+	return machine.Command{
+		Name: rel, Args: args, Dir: rel,
+		Env:     append([]string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + agentFile}, o.env...),
+		Timeout: o.timeout + time.Minute, // the program's own time-out tells more
+	}
+}
+
+func exists(p string) bool {
+	_, err := os.Stat(p)
+	return err == nil
+}
+
+// runKernelTests runs the job. Each program's output goes through test2json,
+// whose events we record as those of the host tests.
+func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, pkgs []goPackage, dir string) machine.Report {
+	conv := filepath.Join(dir, "test2json")
+	if _, err := goRun(ctx, nil, "build", "-o", conv, "cmd/test2json"); err != nil {
+		r.failed("build of test2json", err.Error())
+		return machine.Report{}
+	}
+	var converters []*converter
+	for i, p := range pkgs {
+		c, err := convert(conv, p.ImportPath, r)
+		if err != nil {
+			r.failed("test2json", err.Error())
+			return machine.Report{}
+		}
+		converters = append(converters, c)
+		job.Commands[i].Output = c.in
+		job.Timeout += job.Commands[i].Timeout + time.Minute
+	}
+	job.Timeout += 5 * time.Minute
+	n := 0
+	job.OnResult = func(res machine.Result) {
+		exit := converters[n].end()
+		if exit == nil {
+			exit = exitOf(res)
+		}
+		r.endPackage(pkgs[n].ImportPath, exit, o.run == "")
+		n++
+	}
+	fmt.Fprintln(r.w, "== kernel tests: run")
+	report, err := machine.Run(ctx, job)
+	for ; n < len(converters); n++ { // never started
+		_ = converters[n].end()
+	}
+	if err != nil {
+		r.failed("lab", err.Error())
+	}
+	return report
+}
+
+func exitOf(res machine.Result) error {
+	if res.Err != "" {
+		return fmt.Errorf("%s: %s", res.Command, res.Err)
+	}
+	if res.Exit != 0 {
+		return fmt.Errorf("%s: exit status %d", res.Command, res.Exit)
+	}
+	return nil
+}
+
+// converter is a test2json that feeds a recorder.
+type converter struct {
+	in   io.WriteCloser
+	done chan error
+}
+
+func convert(prog, pkg string, r *recorder) (*converter, error) {
+	cmd := exec.Command(prog, "-t", "-p", pkg)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	c := &converter{in, make(chan error, 1)}
+	go func() { c.done <- record(cmd, r) }()
+	return c, nil
+}
+
+// end waits until all that the program printed is recorded.
+func (c *converter) end() error {
+	_ = c.in.Close()
+	return <-c.done
+}

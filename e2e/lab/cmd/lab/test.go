@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+)
+
+// kernelPackage is a package whose tests need a kernel with IPVS. They skip
+// themselves unless IPVS_PROXY_LAB=1.
+type kernelPackage struct {
+	dir  string
+	host bool // has tests that run on any host, too
+}
+
+var kernelPackages = []kernelPackage{
+	{"./e2e/lab", true},
+	{"./e2e/traffic", false},
+	{"./pkg/ipvs/kernel", true},
+}
+
+type testOptions struct {
+	run        string
+	skipHost   bool
+	failOnSkip bool
+	timeout    time.Duration
+	env        []string
+	kernel     string
+}
+
+func testCommand() *cobra.Command {
+	var o testOptions
+	cmd := &cobra.Command{
+		Use:   "test",
+		Short: "Run all tests: on the host what needs no kernel, on the lab the rest",
+		Long: `Run all tests from the root of the repository: gofmt, go vet, go test -race on
+the host, and the tests that need IPVS in one boot of the lab.
+
+The last line counts tests. A test with subtests counts as its subtests, and
+once more only if it failed although none of them did. A test that runs on the
+host and on the lab counts twice; one that skipped itself on the host and ran
+on the lab counts once. Each check that failed (gofmt, vet, a package that does
+not build or runs no test, the lab itself) counts as one failed test.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := regexp.Compile(o.run); err != nil {
+				return fmt.Errorf("--run: %w", err)
+			}
+			return runTests(cmd.Context(), o, os.Stdout)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.run, "run", "", "only tests that match, as go test -run")
+	f.BoolVar(&o.skipHost, "skip-host", false, "only the tests that need a kernel")
+	f.BoolVar(&o.failOnSkip, "fail-on-skip", os.Getenv("CI") == "true", "count a skipped test as a failure; the default where CI=true")
+	f.DurationVar(&o.timeout, "timeout", 15*time.Minute, "for the tests of one package")
+	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests on the lab")
+	f.StringVar(&o.kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
+	return cmd
+}
+
+// runTests runs everything even after a failure: one run tells all.
+func runTests(ctx context.Context, o testOptions, w io.Writer) error {
+	start := time.Now()
+	host, kernel := newRecorder(w, "host"), newRecorder(w, "kernel")
+	if !o.skipHost {
+		checks(ctx, host)
+		hostTests(ctx, o, host)
+	}
+	report := machine.Report{}
+	if ctx.Err() == nil {
+		report = kernelTests(ctx, o, kernel)
+	}
+	host.forgetSkips(kernel)
+	if host.count() == (counts{}) && kernel.count() == (counts{}) {
+		kernel.failed("no test ran", "")
+	}
+	failed := summarize(w, o, host, kernel, report, time.Since(start))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if failed {
+		return exitError(1)
+	}
+	return nil
+}
+
+func summarize(w io.Writer, o testOptions, host, kernel *recorder, r machine.Report, took time.Duration) (failed bool) {
+	h, k := host.count(), kernel.count()
+	fmt.Fprintf(w, "\n== summary, %s\n", took.Round(time.Second))
+	host.listFailures()
+	kernel.listFailures()
+	host.listSkips()
+	kernel.listSkips()
+	if o.skipHost {
+		fmt.Fprintln(w, "host tests:   not asked for")
+	} else {
+		fmt.Fprintf(w, "host tests:   %v\n", h)
+	}
+	fmt.Fprintf(w, "kernel tests: %v\n", k)
+	if r.Kernel != "" {
+		fmt.Fprintf(w, "kernel:       %s, %s (%s)\n", r.Kernel, r.Mode, r.Why)
+	}
+	sum := counts{h.passed + k.passed, h.failed + k.failed, h.skipped + k.skipped}
+	if o.failOnSkip && sum.skipped > 0 {
+		fmt.Fprintf(w, "skipped tests fail this run (--fail-on-skip)\n")
+	}
+	fmt.Fprintf(w, "tests: %v\n", sum)
+	return sum.failed > 0 || o.failOnSkip && sum.skipped > 0
+}

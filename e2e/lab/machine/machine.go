@@ -1,0 +1,200 @@
+// Package machine finds a kernel with IPVS and runs programs on it as root:
+// natively where this machine has one, else in a virtual machine that it
+// makes from Debian's packages.
+package machine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine/wire"
+)
+
+// The two ways to a kernel with IPVS.
+const (
+	Native = "native"
+	VM     = "vm"
+)
+
+// guestDir is LAB_DIR in the virtual machine.
+const guestDir = "/lab"
+
+// Command is a program to run, with LAB_DIR, LAB_KERNEL, PATH and HOME=/tmp
+// in its environment. Its process group ends with it: whatever it leaves
+// running is killed before the next command starts.
+type Command struct {
+	Name    string
+	Args    []string      // Args[0] is a file of the job, or a tool of the lab (nft, ip, ipvsadm, conntrack, sh)
+	Env     []string      // $LAB_DIR in a value stands for that directory
+	Dir     string        // below LAB_DIR, the default
+	Timeout time.Duration // then SIGQUIT, so that Go prints its goroutines, then SIGKILL; 0: the job's
+	Output  io.Writer     // default: the job's
+}
+
+// Job is what to run. All of it happens in one boot.
+type Job struct {
+	Files    map[string]string // name in LAB_DIR -> file or directory of the host
+	Commands []Command
+	Timeout  time.Duration // for everything; default 30 min. The machine is ended a little later
+	Kernel   string        // Debian suite whose kernel to boot; default DefaultKernel; naming one means a virtual machine
+	Memory   int           // MiB, default 2048
+	CPUs     int           // default: what the kernel bears
+	Output   io.Writer     // of the commands, as it comes; default os.Stdout
+	Log      io.Writer     // what the lab itself does; default os.Stderr
+	OnResult func(Result)  // called when a command has ended
+}
+
+// Result is how a command ended.
+type Result struct {
+	Command string
+	Exit    int // -1: it did not end by itself, see Err
+	Took    time.Duration
+	Err     string
+}
+
+// Report is what happened. It is filled as far as possible when Run fails.
+type Report struct {
+	Mode    string // Native or VM
+	Why     string // and why it was chosen
+	Kernel  string // uname -r as the commands saw it
+	Boot    time.Duration
+	Results []Result
+}
+
+// Choose says which way to a kernel this machine offers. The environment
+// variable LAB forces one.
+func Choose() (mode, why string, err error) {
+	forced := os.Getenv("LAB")
+	switch forced {
+	case VM:
+		return VM, "LAB=vm", nil
+	case Native:
+		return Native, "LAB=native", nil
+	case "":
+	default:
+		return "", "", fmt.Errorf("LAB=%s: want %s or %s", forced, VM, Native)
+	}
+	as, err := asRoot()
+	if err != nil {
+		return VM, err.Error(), nil
+	}
+	dir, err := os.MkdirTemp("", "ipvs-proxy-lab-")
+	if err != nil {
+		return "", "", err
+	}
+	defer os.RemoveAll(dir)
+	guest, err := buildGuest(context.Background(), dir)
+	if err != nil {
+		return "", "", err
+	}
+	if err := probe(as, guest); err != nil {
+		return VM, err.Error(), nil
+	}
+	return Native, "this machine's kernel has IPVS, dummy links and nftables", nil
+}
+
+// probe tries what tests need in throw-away namespaces.
+func probe(as []string, guest string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	args := append(append([]string{}, as...), guest, "probe")
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	first, _, _ := strings.Cut(strings.TrimPrefix(string(out), "lab guest: "), "\n")
+	if first == "" {
+		return fmt.Errorf("probe of this machine's kernel: %w", err)
+	}
+	return errors.New(first)
+}
+
+// Run runs the job. Its error is about the lab; how the commands fared is in
+// the report.
+func Run(ctx context.Context, job Job) (Report, error) {
+	job.defaults()
+	mode, why, err := VM, "job wants the kernel of Debian "+job.Kernel, error(nil)
+	if job.Kernel == "" {
+		mode, why, err = Choose()
+	}
+	if err != nil {
+		return Report{}, err
+	}
+	dir, err := os.MkdirTemp("", "ipvs-proxy-lab-")
+	if err != nil {
+		return Report{}, err
+	}
+	defer os.RemoveAll(dir)
+	s := newSession(job)
+	s.report.Mode, s.report.Why = mode, why
+	run := runVM
+	if mode == Native {
+		run = runNative
+	}
+	err = run(ctx, s, dir)
+	s.fillUp(err)
+	return s.report, err
+}
+
+func (j *Job) defaults() {
+	if j.Timeout <= 0 {
+		j.Timeout = 30 * time.Minute
+	}
+	if j.Memory <= 0 {
+		j.Memory = 2048
+	}
+	if j.Output == nil {
+		j.Output = os.Stdout
+	}
+	if j.Log == nil {
+		j.Log = os.Stderr
+	}
+}
+
+// spec is the job as the guest reads it.
+func (j *Job) spec(dir, nonce string) wire.Spec {
+	s := wire.Spec{Nonce: nonce, Dir: dir}
+	for _, c := range j.Commands {
+		limit := c.Timeout
+		if limit <= 0 {
+			limit = j.Timeout
+		}
+		s.Commands = append(s.Commands, wire.Command{Name: c.Name, Args: c.Args, Env: c.Env, Dir: c.Dir, Timeout: limit})
+	}
+	return s
+}
+
+func newNonce() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// buildGuest compiles the init. Go's build cache makes that quick.
+func buildGuest(ctx context.Context, dir string) (string, error) {
+	out := filepath.Join(dir, "init")
+	cmd := exec.CommandContext(ctx, GoTool(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out,
+		"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/guest")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the lab's init: %w\n%s", err, b)
+	}
+	return out, nil
+}
+
+// GoTool is the go command: GO if the Makefile found one off the PATH.
+func GoTool() string {
+	if p := os.Getenv("GO"); p != "" {
+		return p
+	}
+	return "go"
+}

@@ -1,0 +1,90 @@
+package machine
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestChooseForced(t *testing.T) {
+	for _, want := range []string{VM, Native} {
+		t.Setenv("LAB", want)
+		mode, why, err := Choose()
+		if mode != want || why != "LAB="+want || err != nil {
+			t.Errorf("LAB=%s: %q %q %v", want, mode, why, err)
+		}
+	}
+	t.Setenv("LAB", "cloud")
+	if _, _, err := Choose(); err == nil || !strings.Contains(err.Error(), "LAB=cloud") {
+		t.Errorf("LAB=cloud: error %v", err)
+	}
+}
+
+func TestVirtFlag(t *testing.T) {
+	for text, want := range map[string]bool{
+		"processor\t: 0\nflags\t\t: fpu vme svm sse\n": true,
+		"flags\t\t: fpu vmx\n":                         true,
+		"flags\t\t: fpu avx\nvmx flags\t: vnmi\n":      false,
+		"model name\t: a vmx processor\n":              false,
+		"":                                             false,
+	} {
+		if got := virtFlag(text); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func TestParsePackage(t *testing.T) {
+	version, deps := parsePackage("Package: linux-image-cloud-amd64\nVersion: 6.1.9-1\n" +
+		"Depends: linux-image-6.1.0-5-cloud-amd64 (= 6.1.9-1), kmod | linux-tool\nDescription: x\n")
+	if version != "6.1.9-1" {
+		t.Errorf("version %q", version)
+	}
+	if want := []string{"linux-image-6.1.0-5-cloud-amd64", "kmod", "linux-tool"}; !reflect.DeepEqual(deps, want) {
+		t.Errorf("deps %q, want %q", deps, want)
+	}
+	for name, want := range map[string]bool{
+		"linux-image-6.1.0-5-cloud-amd64": true, "linux-modules-7.2-amd64": true, "linux-base": false, "linux-image-amd64": false,
+	} {
+		if kernelPart.MatchString(name) != want {
+			t.Errorf("%s holds a kernel: %v", name, !want)
+		}
+	}
+}
+
+func TestQemuArgs(t *testing.T) {
+	k := Kernel{SMP: 1}
+	args := qemuArgs(Job{Memory: 512}, k, unpacked{Vmlinuz: "/k"}, "/i", "/c", false)
+	if i := slices.Index(args, "-cpu"); i < 0 || args[i+1] != "Haswell,-cx16" {
+		t.Errorf("software emulation without its processor: %q", args)
+	}
+	args = qemuArgs(Job{Memory: 512, CPUs: 3}, k, unpacked{Vmlinuz: "/k"}, "/i", "/c", true)
+	if i := slices.Index(args, "-smp"); i < 0 || args[i+1] != "3" {
+		t.Errorf("job's processors ignored: %q", args)
+	}
+}
+
+func TestFillUp(t *testing.T) {
+	s := newSession(Job{Commands: []Command{{Name: "a"}, {Name: "b"}, {Name: "c"}}})
+	s.isUp = true
+	s.result(Result{Exit: 0})
+	s.fillUp(errTime)
+	var got []int
+	for _, r := range s.report.Results {
+		got = append(got, r.Exit)
+	}
+	if want := []int{0, -1, -1}; !reflect.DeepEqual(got, want) {
+		t.Errorf("exits %v, want %v", got, want)
+	}
+}
+
+func TestUsr(t *testing.T) {
+	for in, want := range map[string]string{
+		"/lib64/ld.so": "/usr/lib64/ld.so", "/usr/lib/x": "/usr/lib/x", "/library/x": "/library/x",
+	} {
+		if got := usr(in); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+// Package e2e holds what tests the whole: the lab, the traffic, and here the shape of the house.
+package e2e
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/ipvs-proxy/ipvs-proxy"
+
+// room says what a package of the agent may import besides the standard library: prefixes of import paths.
+// See docs/architecture.md.
+var rooms = map[string][]string{
+	"cmd/ipvs-proxy": {module + "/pkg/", "github.com/spf13/cobra", "go.uber.org/zap"},
+	"pkg/cluster":    {"k8s.io/api/", "k8s.io/apimachinery/", "sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
+	"pkg/sync":       {module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
+	"pkg/ipvs":       {},
+	"pkg/ipvs/kernel": {module + "/pkg/ipvs", "github.com/vishvananda/netlink", "github.com/google/nftables",
+		"github.com/mdlayher/netlink", "github.com/moby/ipvs", "golang.org/x/sys/unix"},
+	"pkg/ipvs/fake":     {module + "/pkg/ipvs"},
+	"pkg/ipvs/contract": {module + "/pkg/ipvs", "github.com/google/go-cmp"},
+}
+
+// exact rooms: a prefix that names a room of ours stands for that room alone, not for those below it.
+func allowed(imported string, may []string) bool {
+	return slices.ContainsFunc(may, func(m string) bool {
+		if strings.HasPrefix(m, module) && !strings.HasSuffix(m, "/") {
+			return imported == m
+		}
+		return imported == strings.TrimSuffix(m, "/") || strings.HasPrefix(imported, strings.TrimSuffix(m, "/")+"/")
+	})
+}
+
+func standard(imported string) bool { return !strings.Contains(strings.Split(imported, "/")[0], ".") }
+
+// TestRooms: every package of the agent is a known room and imports only what its sentence allows.
+func TestRooms(t *testing.T) {
+	seen := map[string]bool{}
+	for _, top := range []string{"cmd", "pkg"} {
+		err := filepath.WalkDir(filepath.Join("..", top), func(file string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+				return err
+			}
+			room := filepath.ToSlash(strings.TrimPrefix(filepath.Dir(file), ".."+string(filepath.Separator)))
+			may, known := rooms[room]
+			if !known {
+				t.Errorf("%s: no such room in the house; a new package needs a reason that fits one sentence", room)
+				return nil
+			}
+			seen[room] = true
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				return err
+			}
+			for _, i := range parsed.Imports {
+				name := strings.Trim(i.Path.Value, `"`)
+				switch {
+				case name == "os/exec":
+					t.Errorf("%s: the agent starts no subprocess", file)
+				case !standard(name) && !allowed(name, may):
+					t.Errorf("%s imports %s, which is not for %s", file, name, room)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for room := range rooms {
+		if !seen[room] {
+			t.Errorf("%s: a room without a file", room)
+		}
+	}
+}
+
+// TestTopLevel: the top of the tree is what the map says.
+func TestTopLevel(t *testing.T) {
+	known := []string{"cmd", "pkg", "e2e", "docs", "examples", "hack", "manifests",
+		"go.mod", "go.sum", "Makefile", "README.md", "LICENSE"}
+	entries, err := os.ReadDir("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); !strings.HasPrefix(name, ".") && name != "bin" && name != "out" && !slices.Contains(known, name) {
+			t.Errorf("%s stands at the top of the tree and is not on the map", path.Base(name))
+		}
+	}
+}
