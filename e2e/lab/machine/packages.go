@@ -19,8 +19,6 @@ type tool struct{ program, pkg string }
 var (
 	qemuTool  = tool{"qemu-system-x86_64", "qemu-system-x86"}
 	zstdTool  = tool{"zstd", "zstd"}
-	xzTool    = tool{"xz", "xz-utils"}
-	modprobe  = tool{"modprobe", "kmod"}
 	testTools = []tool{ // what a person or a test looks with
 		{"nft", "nftables"},
 		{"ipvsadm", "ipvsadm"},

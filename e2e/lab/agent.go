@@ -1,0 +1,224 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stopTime is how long an agent may take to end after SIGTERM.
+const stopTime = 30 * time.Second
+
+// Agent is a running ipvs-proxy of a node.
+type Agent struct {
+	Node *Node
+	cmd  *exec.Cmd
+	log  *logBuffer
+	done chan struct{} // closed when the process has ended
+	err  error         // its exit, once done is closed
+
+	mu    sync.Mutex
+	ended bool // the test ended it or waits for its end
+}
+
+// StartAgent runs the program that the environment's LAB_AGENT names on a node;
+// it ends with the test at the latest. An agent that ends by itself fails the
+// test, unless the test waited for that.
+func (w *World) StartAgent(t testing.TB, n *Node, c *Cluster, args ...string) *Agent {
+	t.Helper()
+	a, err := w.RunAgent(n, c, nil, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.endOfTest(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", a, tail(a.Log(), 32<<10))
+		}
+	})
+	return a
+}
+
+// RunAgent is StartAgent outside tests: the log also goes to out, unless that
+// is nil, and the agent ends with the world at the latest.
+func (w *World) RunAgent(n *Node, c *Cluster, out io.Writer, args ...string) (*Agent, error) {
+	program := os.Getenv("LAB_AGENT")
+	if program == "" {
+		return nil, errors.New("LAB_AGENT does not name the program ipvs-proxy")
+	}
+	a := &Agent{Node: n, log: &logBuffer{out: out}, done: make(chan struct{})}
+	a.cmd = exec.Command(program, "run", "--source-dir", c.Dir, "--hostname-override", n.Name,
+		"--cluster-cidr", fmt.Sprintf("%s,%s", ClusterCIDR4, ClusterCIDR6))
+	a.cmd.Args = append(a.cmd.Args, args...)
+	a.cmd.Args = append(a.cmd.Args, strings.Fields(os.Getenv("LAB_AGENT_ARGS"))...)
+	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	a.cmd.WaitDelay = 2 * time.Second // a grandchild may hold the log open
+	started := make(chan error, 1)
+	go a.run(started)
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("starting %s: %w", a, err)
+	}
+	w.mu.Lock()
+	w.agents = append(w.agents, a)
+	w.mu.Unlock()
+	return a, nil
+}
+
+// run starts the process in the node's namespace and stays until it ends: the
+// parent that Pdeathsig watches is the thread, not the process. The thread is
+// never unlocked, so it dies with this goroutine.
+func (a *Agent) run(started chan<- error) {
+	runtime.LockOSThread()
+	err := a.Node.enter()
+	if err == nil {
+		err = a.cmd.Start()
+	}
+	started <- err
+	if err != nil {
+		return
+	}
+	a.err = a.cmd.Wait()
+	close(a.done)
+}
+
+func (a *Agent) String() string {
+	return fmt.Sprintf("agent of %s (%s)", a.Node.Name, strings.Join(a.cmd.Args, " "))
+}
+
+// Pid is the process id.
+func (a *Agent) Pid() int { return a.cmd.Process.Pid }
+
+// Running tells whether the process has not ended yet.
+func (a *Agent) Running() bool {
+	select {
+	case <-a.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Signal sends a signal. SIGTERM, SIGINT and SIGKILL announce its end.
+func (a *Agent) Signal(sig syscall.Signal) error {
+	switch sig {
+	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGKILL:
+		a.expectEnd()
+	}
+	if err := a.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("%s to %s: %w", sig, a, err)
+	}
+	return nil
+}
+
+func (a *Agent) expectEnd() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = true
+}
+
+// Wait waits for the end of the process and returns how it exited; nil is exit
+// status 0.
+func (a *Agent) Wait(timeout time.Duration) error {
+	a.expectEnd()
+	select {
+	case <-a.done:
+	case <-time.After(timeout):
+	}
+	if a.Running() {
+		return fmt.Errorf("%s still runs after %s", a, timeout)
+	}
+	return a.err
+}
+
+// Stop sends SIGTERM, waits and returns how the process exited. One that does
+// not end within 30 s is killed.
+func (a *Agent) Stop() error {
+	if err := a.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	if err := a.Wait(stopTime); err != nil {
+		if a.Running() {
+			return errors.Join(err, a.Kill())
+		}
+		return err
+	}
+	return nil
+}
+
+// Kill ends the process without a chance to tidy up, and waits.
+func (a *Agent) Kill() error {
+	if err := a.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-a.done
+	return nil
+}
+
+// endOfTest tells when the agent had ended by itself, and ends it otherwise.
+func (a *Agent) endOfTest() error {
+	a.mu.Lock()
+	ended := a.ended
+	a.mu.Unlock()
+	if !a.Running() {
+		if ended {
+			return nil
+		}
+		return fmt.Errorf("%s ended by itself: exit %v", a, a.err)
+	}
+	return a.Kill()
+}
+
+// Log is what the agent wrote so far, without the oldest part when it is much.
+func (a *Agent) Log() string { return a.log.String() }
+
+const maxLog = 1 << 20
+
+// logBuffer collects a log; of a long one it keeps the last maxLog bytes, and
+// up to as many before them.
+type logBuffer struct {
+	mu  sync.Mutex
+	b   []byte
+	out io.Writer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = append(l.b, p...)
+	if len(l.b) > 2*maxLog { // seldom, so that moving the rest costs little
+		l.b = append(l.b[:0], l.b[len(l.b)-maxLog:]...)
+	}
+	if l.out != nil {
+		return l.out.Write(p)
+	}
+	return len(p), nil
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.b)
+}
+
+// tail is the end of a text, from the start of a line.
+func tail(s string, bytes int) string {
+	if len(s) <= bytes {
+		return s
+	}
+	s = s[len(s)-bytes:]
+	if i := strings.IndexByte(s, '\n'); i >= 0 {
+		s = s[i+1:]
+	}
+	return "[...]\n" + s
+}

@@ -1,0 +1,248 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What State prints is bounded: a failed test should show its cause, not 5,000
+// Services.
+const (
+	maxSectionLines = 200
+	maxAgentLog     = 8 << 10
+)
+
+// State prints what a node's kernel and its agent are up to: IPVS, addresses,
+// routes, nftables, conntrack, sysctls and the end of the log. What cannot be
+// had is said in its place.
+func (n *Node) State() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "======== %s (%s, %s)\n", n.Name, n.V4, n.V6)
+	for _, s := range []struct {
+		title string
+		text  func() (string, error)
+	}{
+		{"IPVS", ipvsTable},
+		{"addresses", n.addresses},
+		{"routes", n.routes},
+		{"nft list ruleset", nftRuleset},
+		{"conntrack", conntrackTable},
+		{"sysctls", sysctls},
+		{"agents", func() (string, error) { return n.agentLogs(), nil }},
+	} {
+		fmt.Fprintf(&b, "---- %s: %s\n", n.Name, s.title)
+		var text string
+		err := n.Do(func() (err error) {
+			text, err = s.text()
+			return err
+		})
+		b.WriteString(firstLines(text, maxSectionLines))
+		if err != nil {
+			fmt.Fprintf(&b, "(not to be had: %v)\n", err)
+		}
+	}
+	return b.String()
+}
+
+// firstLines cuts a text and says how much is missing.
+func firstLines(s string, n int) string {
+	if s == "" {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
+	if len(lines) > n {
+		lines = append(lines[:n:n], fmt.Sprintf("[and %d more lines]", len(lines)-n))
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// ipvsTable prints the table of this thread's namespace in the manner of
+// ipvsadm -Sn, with counters.
+func ipvsTable() (string, error) {
+	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err != nil {
+		return "", fmt.Errorf("no IPVS in this kernel: %w", err)
+	}
+	h, err := ipvs.New("")
+	if err != nil {
+		return "", err
+	}
+	defer h.Close()
+	services, err := h.GetServices()
+	if err != nil {
+		return "", fmt.Errorf("virtual servers: %w", err)
+	}
+	var b strings.Builder
+	for _, s := range services {
+		frontend := fmt.Sprintf("%s %s", protocol(s.Protocol), net.JoinHostPort(s.Address.String(), fmt.Sprint(s.Port)))
+		fmt.Fprintf(&b, "-A %s -s %s flags %#x timeout %d conns %d\n", frontend, s.SchedName, s.Flags, s.Timeout, s.Stats.Connections)
+		dests, err := h.GetDestinations(s)
+		if err != nil {
+			return b.String(), fmt.Errorf("destinations of %s: %w", frontend, err)
+		}
+		for _, d := range dests {
+			fmt.Fprintf(&b, "    -r %s -w %d forward %#x active %d inactive %d conns %d\n",
+				net.JoinHostPort(d.Address.String(), fmt.Sprint(d.Port)), d.Weight,
+				d.ConnectionFlags&ipvs.ConnFwdMask, d.ActiveConnections, d.InactiveConnections, d.Stats.Connections)
+		}
+	}
+	return b.String(), nil
+}
+
+func protocol(p uint16) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	default:
+		return fmt.Sprintf("protocol %d", p)
+	}
+}
+
+func (n *Node) addresses() (string, error) {
+	links, err := n.nl.LinkList()
+	if err != nil {
+		return "", fmt.Errorf("links: %w", err)
+	}
+	var b strings.Builder
+	for _, l := range links {
+		a := l.Attrs()
+		fmt.Fprintf(&b, "%d: %s (%s) %s\n", a.Index, a.Name, l.Type(), a.Flags)
+		addrs, err := n.nl.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return b.String(), fmt.Errorf("addresses of %s: %w", a.Name, err)
+		}
+		for _, addr := range addrs {
+			fmt.Fprintf(&b, "    %s\n", addr.IPNet)
+		}
+	}
+	return b.String(), nil
+}
+
+// routes prints table main, and of table local what was not made by the kernel
+// for an address.
+func (n *Node) routes() (string, error) {
+	links, err := n.nl.LinkList()
+	if err != nil {
+		return "", fmt.Errorf("links: %w", err)
+	}
+	name := map[int]string{}
+	for _, l := range links {
+		name[l.Attrs().Index] = l.Attrs().Name
+	}
+	var b strings.Builder
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		all, err := n.nl.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return b.String(), fmt.Errorf("routes: %w", err)
+		}
+		for _, r := range all {
+			if r.Table == unix.RT_TABLE_LOCAL && r.Protocol == unix.RTPROT_KERNEL && name[r.LinkIndex] != "kube-ipvs0" {
+				continue
+			}
+			b.WriteString(route(r, name) + "\n")
+		}
+	}
+	return b.String(), nil
+}
+
+func route(r netlink.Route, name map[int]string) string {
+	dst := "default"
+	if r.Dst != nil {
+		dst = r.Dst.String()
+	}
+	if r.Type != unix.RTN_UNICAST {
+		dst = fmt.Sprintf("type %d %s", r.Type, dst)
+	}
+	s := fmt.Sprintf("%s dev %s", dst, name[r.LinkIndex])
+	if r.Gw != nil {
+		s += " via " + r.Gw.String()
+	}
+	if r.Src != nil {
+		s += " src " + r.Src.String()
+	}
+	return fmt.Sprintf("%s table %d proto %s", s, r.Table, r.Protocol)
+}
+
+// nftRuleset runs the tool: it starts in this thread's namespace.
+func nftRuleset() (string, error) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, nft, "list", "ruleset").CombinedOutput()
+	return string(out), err
+}
+
+func conntrackTable() (string, error) {
+	var b strings.Builder
+	var errs []error
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		errs = append(errs, err)
+		for _, f := range flows {
+			fmt.Fprintf(&b, "%s %s reply %s mark %#x timeout %d\n",
+				protocol(uint16(f.Forward.Protocol)), tuple(f.Forward), tuple(f.Reverse), f.Mark, f.TimeOut)
+		}
+	}
+	return b.String(), errors.Join(errs...)
+}
+
+func tuple(t netlink.IPTuple) string {
+	return fmt.Sprintf("%s -> %s", net.JoinHostPort(t.SrcIP.String(), fmt.Sprint(t.SrcPort)),
+		net.JoinHostPort(t.DstIP.String(), fmt.Sprint(t.DstPort)))
+}
+
+// sysctls prints what IPVS and the paths to it depend on.
+func sysctls() (string, error) {
+	var b strings.Builder
+	for _, key := range []string{
+		"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding",
+		"net/ipv4/conf/all/rp_filter", "net/ipv4/conf/eth0/rp_filter",
+		"net/ipv4/conf/all/arp_ignore", "net/ipv4/conf/all/arp_announce",
+		"net/ipv4/conf/all/route_localnet",
+		"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables",
+		"net/ipv4/vs/conntrack", "net/ipv4/vs/conn_reuse_mode",
+		"net/ipv4/vs/expire_nodest_conn", "net/ipv4/vs/expire_quiescent_template",
+	} {
+		value, err := os.ReadFile("/proc/sys/" + key)
+		if err != nil {
+			value = fmt.Appendf(nil, "(%v)", err)
+		}
+		fmt.Fprintf(&b, "%s = %s\n", key, strings.TrimSpace(string(value)))
+	}
+	return b.String(), nil
+}
+
+// agentLogs prints the end of the log of each agent that ran on the node.
+func (n *Node) agentLogs() string {
+	n.world.mu.Lock()
+	agents := n.world.agents
+	n.world.mu.Unlock()
+	var b strings.Builder
+	for _, a := range agents {
+		if a.Node != n {
+			continue
+		}
+		state := "running"
+		if !a.Running() {
+			state = fmt.Sprintf("ended, exit %v", a.err)
+		}
+		fmt.Fprintf(&b, "%s, %s:\n%s", a, state, tail(a.Log(), maxAgentLog))
+	}
+	return b.String()
+}

@@ -1,0 +1,97 @@
+package lab
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/ipvs"
+	"golang.org/x/sys/unix"
+)
+
+// virtualServer makes a weighted round robin by hand on a node: its addresses
+// on lo, port 80 to port 8080 of the pods.
+func virtualServer(t *testing.T, n *Node, family int, weights map[*Pod]int) netip.AddrPort {
+	t.Helper()
+	vip, af, mask := netip.MustParseAddr("10.96.0.99"), uint16(unix.AF_INET), uint32(0xffffffff)
+	if family == 6 {
+		vip, af, mask = netip.MustParseAddr("fd00:96::99"), unix.AF_INET6, 128
+	}
+	lo, err := n.nl.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.addAddr(lo, netip.PrefixFrom(vip, vip.BitLen())); err != nil {
+		t.Fatal(err)
+	}
+	err = n.Do(func() error {
+		h, err := ipvs.New("")
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		s := &ipvs.Service{Address: vip.AsSlice(), AddressFamily: af, Netmask: mask,
+			Protocol: unix.IPPROTO_TCP, Port: 80, SchedName: ipvs.WeightedRoundRobin}
+		if err := h.NewService(s); err != nil {
+			return err
+		}
+		for p, weight := range weights {
+			d := &ipvs.Destination{Address: p.Addr(family).AsSlice(), AddressFamily: af, Port: 8080,
+				Weight: weight, ConnectionFlags: ipvs.ConnFwdMasq}
+			if err := h.NewDestination(s, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("virtual server %s on %s: %v", vip, n.Name, err)
+	}
+	return netip.AddrPortFrom(vip, 80)
+}
+
+// An uneven weight must show as an uneven spread.
+func TestSpreadUneven(t *testing.T) {
+	w := New(t)
+	a, c := w.Pod("pod-a"), w.Pod("pod-c")
+	w.ServeHTTP(t, 8080, a, c)
+	families46(t, func(t *testing.T, family int) {
+		to := virtualServer(t, w.Node(1), family, map[*Pod]int{a: 3, c: 1})
+		byPod, lost := w.Pod("pod-b").Spread(to, 8)
+		// a answers b on the same bridge: counted only if br_netfilter is on.
+		if diff := cmp.Diff(map[string]int{"pod-a": 6, "pod-c": 2}, byPod); diff != "" || len(lost) > 0 {
+			t.Errorf("weights 3 and 1, 8 questions: %s lost %v", diff, lost)
+		}
+	})
+	if state := w.Node(1).State(); !containsAll(state, "-A tcp 10.96.0.99:80 -s wrr", "-r 10.244.1.10:8080 -w 3", "-A tcp [fd00:96::99]:80") {
+		t.Errorf("the state of node1 lacks its virtual servers:\n%s", state)
+	}
+}
+
+// B44: on one bridge, the reply of a same-node endpoint passes IPVS by unless
+// bridged packets go through the hooks of IP.
+func TestSameBridge(t *testing.T) {
+	for _, test := range []struct {
+		what string
+		cfg  Config
+		want Verdict
+	}{
+		{"with br_netfilter", Config{Nodes: 1}, Answered},
+		{"control, without", Config{Nodes: 1, NoBridgeNetfilter: true}, TimedOut},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			w := New(t, test.cfg)
+			a, b := w.Pod("pod-a"), w.Pod("pod-b")
+			w.ServeHTTP(t, 8080, b)
+			for _, family := range []int{4, 6} {
+				to := virtualServer(t, w.Node(1), family, map[*Pod]int{b: 1})
+				if r := a.Ask(to); r.Verdict != test.want {
+					t.Errorf("IPv%d: %s, want %s", family, r, test.want)
+				}
+				if r := w.Node(1).Ask(netip.AddrPortFrom(b.Addr(family), 8080)); r.Pod != "pod-b" {
+					t.Errorf("IPv%d: node1 asked the pod itself: %s", family, r)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,178 @@
+package lab
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// LoadConfig says how hard to ask.
+type LoadConfig struct {
+	// Rate is the number of questions started per second; 0 means as many as
+	// Concurrency allows.
+	Rate float64
+	// Concurrency bounds the questions under way at once; 0 means 8. When all
+	// of them wait, the rate falls behind: the report tells the one achieved.
+	Concurrency int
+	Timeout     time.Duration // of one question; 0 means 3 s
+	Wait        time.Duration // how long the server holds each answer back
+}
+
+// Loss is a question without an answer.
+type Loss struct {
+	At    time.Duration // when it was asked, since the start
+	Reply Reply
+}
+
+// maxLosses bounds what a report keeps; Lost counts all.
+const maxLosses = 1000
+
+// LoadReport tells what became of a load.
+type LoadReport struct {
+	Sent, Answered, Lost int
+	Rate                 float64 // achieved, per second
+	Duration             time.Duration
+	Slowest              time.Duration // of the answered
+	ByPod                map[string]int
+	Losses               []Loss // the first 1000
+}
+
+// String names rate and duration: a loss of 0 means nothing without them.
+func (r LoadReport) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d sent in %s (%.0f/s), %d answered, %d lost, slowest answer %s",
+		r.Sent, r.Duration.Round(time.Millisecond), r.Rate, r.Answered, r.Lost, r.Slowest.Round(time.Millisecond))
+	for _, pod := range slices.Sorted(maps.Keys(r.ByPod)) {
+		fmt.Fprintf(&b, ", %s %d", pod, r.ByPod[pod])
+	}
+	for i, l := range r.Losses {
+		if i == 5 {
+			fmt.Fprintf(&b, "\n  and %d more", r.Lost-i)
+			break
+		}
+		fmt.Fprintf(&b, "\n  lost at %s: %s", l.At.Round(time.Millisecond), l.Reply)
+	}
+	return b.String()
+}
+
+// Load is a load under way.
+type Load struct {
+	host  *Host
+	to    netip.AddrPort
+	cfg   LoadConfig
+	opts  []AskOption
+	start time.Time
+	stop  chan struct{}
+	once  sync.Once
+	wg    sync.WaitGroup
+
+	forget func()
+
+	mu     sync.Mutex
+	slot   int // the next question's number
+	report LoadReport
+}
+
+// StartLoad asks over and over, each time on a new connection, until Stop.
+func (h *Host) StartLoad(to netip.AddrPort, cfg LoadConfig, opts ...AskOption) *Load {
+	if cfg.Concurrency <= 0 {
+		cfg.Concurrency = 8
+	}
+	if cfg.Timeout > 0 {
+		opts = append(opts, Timeout(cfg.Timeout))
+	}
+	if cfg.Wait > 0 {
+		opts = append(opts, Wait(cfg.Wait))
+	}
+	l := &Load{host: h, to: to, cfg: cfg, opts: opts, start: time.Now(), stop: make(chan struct{}),
+		report: LoadReport{ByPod: map[string]int{}}}
+	// A world that closes must not leave questions running.
+	l.forget = h.onClose(l.end)
+	for range cfg.Concurrency {
+		l.wg.Go(l.work)
+	}
+	return l
+}
+
+// work takes turns with the other workers. Each question has its time, so a
+// pause of the machine is made up for and the rate holds on average.
+func (l *Load) work() {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		l.mu.Lock()
+		slot := l.slot
+		l.slot++
+		l.mu.Unlock()
+		var due time.Duration
+		if l.cfg.Rate > 0 {
+			due = time.Duration(float64(slot) / l.cfg.Rate * float64(time.Second))
+		}
+		t.Reset(time.Until(l.start.Add(due)))
+		select {
+		case <-l.stop:
+			return
+		case <-t.C:
+		}
+		select {
+		case <-l.stop: // both may have been ready
+			return
+		default:
+		}
+		at := time.Since(l.start)
+		l.record(at, l.host.Ask(l.to, l.opts...))
+	}
+}
+
+func (l *Load) record(at time.Duration, r Reply) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.report.Sent++
+	if r.Verdict == Answered {
+		l.report.Answered++
+		l.report.ByPod[r.Pod]++
+		l.report.Slowest = max(l.report.Slowest, r.Took)
+		return
+	}
+	l.report.Lost++
+	if len(l.report.Losses) < maxLosses {
+		l.report.Losses = append(l.report.Losses, Loss{At: at, Reply: r})
+	}
+}
+
+// Report tells how the load is doing, without the questions under way.
+func (l *Load) Report() LoadReport {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.report
+	r.ByPod = maps.Clone(r.ByPod)
+	r.Losses = slices.Clone(r.Losses)
+	if r.Duration == 0 {
+		r.Duration = time.Since(l.start)
+	}
+	r.Rate = float64(r.Sent) / r.Duration.Seconds()
+	return r
+}
+
+func (l *Load) end() {
+	l.once.Do(func() {
+		close(l.stop)
+		stopped := time.Since(l.start)
+		l.mu.Lock()
+		l.report.Duration = stopped
+		l.mu.Unlock()
+	})
+	l.wg.Wait()
+}
+
+// Stop ends the load, waits for the questions under way and reports. The
+// duration ends with the call: nothing is asked after it.
+func (l *Load) Stop() LoadReport {
+	l.forget()
+	l.end()
+	return l.Report()
+}
