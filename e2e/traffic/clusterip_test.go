@@ -1,0 +1,90 @@
+package traffic
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// B10: a virtual server for each address, port and protocol of a Service, in both families, reached from
+// pods, nodes and outside, evenly spread; its address on kube-ipvs0, and gone with the Service.
+func TestB10ClusterIP(t *testing.T) {
+	s := newStage(t).start()
+	svc := web(10)
+	svc.Ports = append(svc.Ports, lab.Port{Name: "alt", Port: 81, TargetPort: 8080})
+	s.apply(svc, s.pods()...)
+	s.ready(svc)
+	each(t, func(t *testing.T, family int) {
+		for _, port := range []uint16{80, 81} {
+			to := at(svc, family, port)
+			for _, c := range append(s.clients(), client{"pod of another node", s.w.Pod("pod-c").Host}, client{"another node", s.w.Node(2).Host}) {
+				answers(t, c.Host, to)
+				byPod, lost := c.Spread(to, 12)
+				if len(lost) > 0 || byPod["pod-a"] != 4 || byPod["pod-b"] != 4 || byPod["pod-c"] != 4 {
+					t.Errorf("%s asks %s 12 times: %v, lost %v; want 4 each of three pods", c.name, to, byPod, lost)
+				}
+			}
+		}
+		for _, n := range s.w.Nodes {
+			if vip := at(svc, family, 80).Addr(); !bound(t, n, vip) {
+				t.Errorf("%s: %s is not on kube-ipvs0", n.Name, vip)
+			}
+		}
+	})
+	v4, v6 := s.w.SlicesFor(svc)
+	s.cluster.Delete(svc, v4, v6)
+	each(t, func(t *testing.T, family int) {
+		for _, n := range s.w.Nodes {
+			lab.Eventually(t, soon, "the Service's address goes", func() error {
+				if bound(t, n, at(svc, family, 80).Addr()) {
+					return fmt.Errorf("still on kube-ipvs0 of %s", n.Name)
+				}
+				return nil
+			})
+			wantReals(t, n, at(svc, family, 80))
+		}
+	})
+}
+
+// bound reports whether an address stands on a node's kube-ipvs0.
+func bound(t testing.TB, n *lab.Node, vip netip.Addr) (found bool) {
+	t.Helper()
+	err := n.Do(func() error {
+		link, err := netlink.LinkByName("kube-ipvs0")
+		if err != nil {
+			return err
+		}
+		list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		for _, a := range list {
+			if ip, _ := netip.AddrFromSlice(a.IP); ip.Unmap() == vip {
+				found = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatalf("addresses of kube-ipvs0 on %s: %v", n.Name, err)
+	}
+	return found
+}
+
+// B17: a pod reaches itself through its own Service.
+func TestB17Hairpin(t *testing.T) {
+	s := newStage(t).start()
+	pod := s.w.Pod("pod-a")
+	svc := web(17)
+	s.apply(svc, pod)
+	s.ready(svc)
+	each(t, func(t *testing.T, family int) {
+		to := at(svc, family, 80)
+		for range 5 {
+			if r := pod.Ask(to); r.Verdict != lab.Answered || r.Pod != "pod-a" {
+				t.Errorf("pod-a asks %s, behind which it stands alone: %s", to, r)
+			}
+		}
+	})
+}

@@ -1,0 +1,168 @@
+// Package traffic holds the behaviour tests: real packets through a real kernel, programmed by the agent as
+// users run it. Each test names the row of the contract that it holds; e2e/mutants has for each row a patch
+// that takes the behaviour out, with which the test must fail.
+package traffic
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	mobyipvs "github.com/moby/ipvs"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// soon is how long a change may take to reach the kernel. It is generous: the lab may be an emulated machine.
+const soon = 10 * time.Second
+
+// stage is a world with an agent on every node.
+type stage struct {
+	t       *testing.T
+	w       *lab.World
+	cluster *lab.Cluster
+	agents  []*lab.Agent
+}
+
+// pods whose servers listen on 8080.
+func (s *stage) pods() []*lab.Pod {
+	return []*lab.Pod{s.w.Pod("pod-a"), s.w.Pod("pod-b"), s.w.Pod("pod-c")}
+}
+
+func newStage(t *testing.T, cfg ...lab.Config) *stage {
+	t.Helper()
+	s := &stage{t: t, w: lab.New(t, cfg...)}
+	s.cluster = s.w.Cluster(t)
+	s.w.ServeHTTP(t, 8080, s.pods()...)
+	return s
+}
+
+// start starts an agent on every node.
+func (s *stage) start() *stage {
+	s.t.Helper()
+	for _, n := range s.w.Nodes {
+		s.agents = append(s.agents, s.w.StartAgent(s.t, n, s.cluster))
+	}
+	s.t.Cleanup(s.nothingRefused)
+	return s
+}
+
+// nothingRefused: a healthy kernel refuses nothing that the agent asks of it.
+func (s *stage) nothingRefused() {
+	for _, a := range s.agents {
+		if strings.Contains(a.Log(), "could not be programmed") {
+			s.t.Errorf("the kernel of %s refused something:\n%s", a.Node.Name, a.Log())
+		}
+	}
+}
+
+// client is who asks.
+type client struct {
+	name string
+	*lab.Host
+}
+
+// clients are one of each kind: in the cluster, a node itself, outside.
+func (s *stage) clients() []client {
+	return []client{{"pod", s.w.Pod("pod-a").Host}, {"node", s.w.Node(1).Host}, {"outside", s.w.Client}}
+}
+
+// web is a dual-stack Service on port 80 with target port 8080. n tells several apart.
+func web(n int) lab.Service {
+	return lab.Service{
+		Name:       fmt.Sprintf("web%d", n),
+		ClusterIPs: []string{fmt.Sprintf("10.96.0.%d", n), fmt.Sprintf("fd00:96::%d", n)},
+		Ports:      []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}},
+	}
+}
+
+// apply puts a Service with endpoints into the cluster.
+func (s *stage) apply(svc lab.Service, pods ...*lab.Pod) {
+	s.t.Helper()
+	v4, v6 := s.w.SlicesFor(svc, pods...)
+	s.cluster.Apply(svc, v4, v6)
+}
+
+// at is a frontend of a Service: its address of the family, and a port.
+func at(svc lab.Service, family int, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(svc.ClusterIPs[map[int]int{4: 0, 6: 1}[family]]), port)
+}
+
+// each runs f for both families.
+func each(t *testing.T, f func(t *testing.T, family int)) {
+	for _, family := range []int{4, 6} {
+		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) { f(t, family) })
+	}
+}
+
+// answers waits until a client gets an answer.
+func answers(t testing.TB, c *lab.Host, to netip.AddrPort) {
+	t.Helper()
+	lab.Eventually(t, soon, fmt.Sprintf("%s asks %s", c.Name, to), func() error {
+		if r := c.Ask(to, lab.Timeout(time.Second)); r.Verdict != lab.Answered {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+}
+
+// ready waits until the frontends of a Service answer on every node, in both families.
+func (s *stage) ready(svc lab.Service) {
+	s.t.Helper()
+	for _, n := range s.w.Nodes {
+		for _, family := range []int{4, 6} {
+			answers(s.t, n.Host, at(svc, family, svc.Ports[0].Port))
+		}
+	}
+}
+
+// reals lists the real servers of a frontend on a node, "address weight", as moby/ipvs reads them.
+func reals(t testing.TB, n *lab.Node, vip netip.AddrPort) (list []string) {
+	t.Helper()
+	err := n.Do(func() error {
+		h, err := mobyipvs.New("")
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		services, err := h.GetServices()
+		if err != nil {
+			return err
+		}
+		for _, svc := range services {
+			a, _ := netip.AddrFromSlice(svc.Address)
+			if netip.AddrPortFrom(a.Unmap(), svc.Port) != vip {
+				continue
+			}
+			dests, err := h.GetDestinations(svc)
+			if err != nil {
+				return err
+			}
+			for _, d := range dests {
+				a, _ := netip.AddrFromSlice(d.Address)
+				list = append(list, fmt.Sprintf("%s %d", netip.AddrPortFrom(a.Unmap(), d.Port), d.Weight))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("IPVS table of %s: %v", n.Name, err)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// wantReals waits until a frontend has exactly these real servers on a node.
+func wantReals(t testing.TB, n *lab.Node, vip netip.AddrPort, want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	lab.Eventually(t, soon, fmt.Sprintf("real servers of %s on %s", vip, n.Name), func() error {
+		if got := reals(t, n, vip); !slices.Equal(got, want) {
+			return fmt.Errorf("got %s, want %s", strings.Join(got, ", "), strings.Join(want, ", "))
+		}
+		return nil
+	})
+}
