@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+)
+
+var patched = regexp.MustCompile(`(?m)^--- a/(\S+)$`)
+
+// mutate applies a patch to copies of the files it names and returns an overlay, with which go builds the
+// tree as if it were patched. The tree itself is not touched.
+func mutate(ctx context.Context, m mutant, tmp string) (overlay string, err error) {
+	text, err := os.ReadFile(m.path)
+	if err != nil {
+		return "", err
+	}
+	root, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	copies := filepath.Join(tmp, "tree-"+m.name)
+	replace := map[string]string{}
+	for _, f := range patched.FindAllStringSubmatch(string(text), -1) {
+		content, err := os.ReadFile(f[1])
+		if err != nil {
+			return "", fmt.Errorf("mutant %s: %w", m.name, err)
+		}
+		to := filepath.Join(copies, f[1])
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(to, content, 0o644); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(root, f[1])] = to
+	}
+	if len(replace) == 0 {
+		return "", fmt.Errorf("mutant %s changes no file", m.name)
+	}
+	cmd := exec.CommandContext(ctx, "git", "apply", "--verbose", filepath.Join(root, m.path))
+	cmd.Dir = copies
+	cmd.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+tmp)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mutant %s no longer applies: %w\n%s", m.name, err, out)
+	}
+	overlay = filepath.Join(tmp, m.name+".json")
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	return overlay, os.WriteFile(overlay, b, 0o644)
+}
+
+func goTool(ctx context.Context, env []string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, machine.GoTool(), args...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
+}
+
+// static: what runs in the lab finds no C library there.
+var static = []string{"CGO_ENABLED=0", "GOOS=linux"}
+
+func build(ctx context.Context, overlay, pkg, out string) error {
+	_, err := goTool(ctx, static, "build", "-trimpath", "-ldflags=-s -w", "-overlay="+overlay, "-o", out, pkg)
+	return err
+}
+
+func buildTest(ctx context.Context, pkg, out string) error {
+	_, err := goTool(ctx, static, "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	return err
+}
+
+// hostTest runs a mutant's test here, without and with the patch.
+func hostTest(ctx context.Context, m mutant, overlay string) (string, error) {
+	args := []string{"test", "-count=1", "-v", "-run=^" + m.test + "$"}
+	if out, err := goTool(ctx, nil, append(args, m.pkg)...); err != nil || !strings.Contains(out, "--- PASS") {
+		return "", fmt.Errorf("%s %s does not pass with the agent as it is: %w\n%s", m.pkg, m.test, err, out)
+	}
+	out, err := goTool(ctx, nil, append(args, "-overlay="+overlay, m.pkg)...)
+	switch {
+	case err == nil:
+		return "SURVIVED", nil
+	case strings.Contains(out, "--- FAIL: "):
+		return killed, nil
+	}
+	return "BROKEN", nil
+}
