@@ -29,6 +29,9 @@ mutants: ## take one behaviour out at a time and require that its test fails
 	$(GO) run ./e2e/mutants
 
 .PHONY: lint
-lint: ## staticcheck and govulncheck, where their modules and database can be had
+lint: ## staticcheck
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+.PHONY: vuln
+vuln: ## govulncheck, where its module and its database can be had
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
