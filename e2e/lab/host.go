@@ -15,6 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A goroutine that entered a namespace for good ends with its thread locked, and the runtime then ends the
+// thread and with it the hold on the namespace. The process's first thread alone cannot end: it would wait in
+// that namespace for ever. So the main goroutine keeps it, and no other runs on it.
+func init() { runtime.LockOSThread() }
+
 // Host is a network namespace: a node, a pod, the client or the wire.
 type Host struct {
 	Name   string

@@ -9,6 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The process's first thread cannot end and would keep a namespace for ever; the main goroutine holds on to
+// it, so that no test runs on it.
+func init() { runtime.LockOSThread() }
+
 // inNetns gives the test a network namespace of its own, with lo up. The test's thread is never given back:
 // the runtime ends it, and the namespace with it.
 func inNetns(t *testing.T) {
