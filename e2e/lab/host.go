@@ -56,8 +56,11 @@ func newHost(name string) (*Host, error) {
 // and lo, without which the kernel takes its own addresses for foreign.
 func (h *Host) prepare() error {
 	for _, key := range []string{"all", "default"} {
-		for _, s := range []string{"accept_dad", "accept_ra"} {
-			if err := h.sysctl("net/ipv6/conf/"+key+"/"+s, "0"); err != nil {
+		// Redirects: a node that forwards what no Service takes would tell the client of a better way, and
+		// the client would not come back when a Service does.
+		for _, s := range []string{"ipv6/conf/" + key + "/accept_dad", "ipv6/conf/" + key + "/accept_ra",
+			"ipv6/conf/" + key + "/accept_redirects", "ipv4/conf/" + key + "/accept_redirects"} {
+			if err := h.sysctl("net/"+s, "0"); err != nil {
 				return err
 			}
 		}
