@@ -20,12 +20,12 @@ func Diff(k Key, have, want *Frontend) []Op {
 		want = &none
 	}
 	var ops []Op
-	ops = diffGuard(ops, k, have.Guard, want.Guard, serves(have.Server, want.Server))
+	ops = diffGuard(ops, k, have.Guard, want.Guard, have.Bind == want.Bind && serves(have.Server, want.Server))
 	ops = diffServer(ops, k, have.Server, want.Server, remove)
 	switch {
 	case want.Bind && !have.Bind:
 		ops = append(ops, Bind{k.Addr})
-	case have.Bind && !want.Bind:
+	case (have.Bind || have.Misbound) && !want.Bind:
 		ops = append(ops, Unbind{k.Addr})
 	}
 	slices.SortStableFunc(ops, func(a, b Op) int { return int(a.Phase()) - int(b.Phase()) })

@@ -4,7 +4,9 @@ import "context"
 
 // Execute takes a Plan through its phases. write is given the Steps of one phase, no two with the same Op,
 // and says how each ended. A Key whose Step fails is left out of the later phases: what comes later may
-// only be done on top of it. Equal Ops of several Keys are one write with one outcome for all of them.
+// only be done on top of it. Real servers that the kernel refuses are no such failure as long as one was
+// taken: the frontend serves with those it has. Equal Ops of several Keys are one write with one outcome for
+// all of them.
 func Execute(ctx context.Context, plan Plan, write func(context.Context, []Step) []Outcome) []Outcome {
 	out := make([]Outcome, len(plan))
 	failed := map[Key]bool{}
@@ -31,13 +33,23 @@ func Execute(ctx context.Context, plan Plan, write func(context.Context, []Step)
 		if len(steps) == 0 {
 			continue
 		}
+		added, refused := map[Key]bool{}, map[Key]bool{}
 		for j, o := range write(ctx, steps) {
+			_, adds := steps[j].Op.(AddReal)
 			for _, i := range places[j] {
 				out[i] = o
-				if o.Err != nil {
-					failed[plan[i].Key] = true
+				switch k := plan[i].Key; {
+				case adds && o.Err == nil:
+					added[k] = true
+				case adds && !o.Unknown:
+					refused[k] = true
+				case o.Err != nil:
+					failed[k] = true
 				}
 			}
+		}
+		for k := range refused {
+			failed[k] = failed[k] || !added[k]
 		}
 	}
 	return out

@@ -16,6 +16,12 @@ type Kernel interface {
 	// Scan reads everything: all virtual servers, owned or not, all our set elements, all addresses of our
 	// interface. Facts that belong to no virtual server come under an address's Key.
 	Scan(context.Context, func(Key, Observed)) error
+	// Detect reads the same as Scan in the cheapest way, for finding what somebody else changed; nothing
+	// may be decided from it. Each call delivers a part and returns done with the last one; the next call
+	// then begins anew. What is delivered of a Key comes in pieces: a virtual server (its Timeout is 0 and
+	// its Flags hold Persistent at most), or single facts of Guard and Bind. A virtual server that comes or
+	// goes meanwhile may be missing or come twice.
+	Detect(context.Context, func(Key, *Frontend)) (done bool, err error)
 	// Do writes a Plan, phase by phase, and says of every Step how it ended. When a Step of a Key fails,
 	// the Key's Steps of later phases are not tried. Equal Ops of several Keys are one write.
 	Do(context.Context, Plan) []Outcome

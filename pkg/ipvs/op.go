@@ -26,6 +26,8 @@ const (
 	PhaseDelete
 	// PhaseOpen lets new connections in, now that all is in place, and forgets what is gone.
 	PhaseOpen
+	// PhaseForget deletes conntrack entries that bypass a virtual server which now takes the traffic.
+	PhaseForget
 	phases
 )
 
@@ -146,6 +148,11 @@ type Bind struct{ Addr netip.Addr }
 // Unbind takes an address off our interface.
 type Unbind struct{ Addr netip.Addr }
 
+// Forget deletes the conntrack entries of a frontend that were made before its virtual server took the
+// packets: original destination the frontend, and replies from the virtual IP itself. IPVS never makes such
+// an entry and cannot change one, so its client would stay in the dark for as long as it keeps sending.
+type Forget struct{ Key Key }
+
 func (AddServer) Phase() Phase { return PhaseServe }
 func (SetServer) Phase() Phase { return PhaseServe }
 func (DelServer) Phase() Phase { return PhaseDelete }
@@ -159,6 +166,7 @@ func (o SetReal) Phase() Phase {
 func (DelReal) Phase() Phase { return PhaseDelete }
 func (Bind) Phase() Phase    { return PhaseBind }
 func (Unbind) Phase() Phase  { return PhaseUnbind }
+func (Forget) Phase() Phase  { return PhaseForget }
 
 func (AddServer) op() {}
 func (SetServer) op() {}
@@ -168,6 +176,7 @@ func (SetReal) op()   {}
 func (DelReal) op()   {}
 func (Bind) op()      {}
 func (Unbind) op()    {}
+func (Forget) op()    {}
 
 // target is ipvsadm's way to name a virtual server.
 func target(k Key) string {
@@ -201,5 +210,9 @@ func (o DelReal) String() string { return fmt.Sprintf("ipvsadm -d %s -r %s", tar
 
 func (o Bind) String() string   { return "ip addr add " + host(o.Addr) + " dev kube-ipvs0" }
 func (o Unbind) String() string { return "ip addr del " + host(o.Addr) + " dev kube-ipvs0" }
+
+func (o Forget) String() string {
+	return fmt.Sprintf("conntrack -D -p %s --orig-dst %s --orig-port-dst %d --reply-src %s", o.Key.Proto, o.Key.Addr, o.Key.Port, o.Key.Addr)
+}
 
 func host(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }

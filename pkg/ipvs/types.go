@@ -138,6 +138,9 @@ type Frontend struct {
 	Guard  Guard
 	// Bind wants the address on our interface. Shared by the Keys of one address.
 	Bind bool
+	// Misbound: the address stands on our interface, but not in the configured form, or not only. It is
+	// read, never wanted: Bind mends it, Unbind removes it.
+	Misbound bool
 }
 
 // Equal compares everything that the kernel holds.
@@ -145,7 +148,7 @@ func (f *Frontend) Equal(o *Frontend) bool {
 	if f == nil || o == nil {
 		return f == o
 	}
-	return f.Bind == o.Bind && f.Server.sameConfig(o.Server) && slices.Equal(f.Server.Reals, o.Server.Reals) &&
+	return f.Bind == o.Bind && f.Misbound == o.Misbound && f.Server.sameConfig(o.Server) && slices.Equal(f.Server.Reals, o.Server.Reals) &&
 		f.Guard.Owned == o.Guard.Owned && f.Guard.Open == o.Guard.Open && f.Guard.VIP == o.Guard.VIP &&
 		slices.Equal(f.Guard.Hairpin, o.Guard.Hairpin)
 }

@@ -17,6 +17,19 @@ import (
 
 // Run runs the contract. open gives an empty kernel each time.
 func Run(t *testing.T, open func(t *testing.T) ipvs.Kernel) {
+	for _, c := range suites() {
+		t.Run(c.family+" "+c.key.Proto.String(), func(t *testing.T) {
+			t.Run("lifecycle", func(t *testing.T) { c.lifecycle(t, open(t)) })
+			t.Run("single operations", func(t *testing.T) { c.single(t, open(t)) })
+			t.Run("one bad frontend costs no other", func(t *testing.T) { c.isolation(t, open(t)) })
+		})
+	}
+	t.Run("Base twice writes once", func(t *testing.T) { base(t, open(t)) })
+	t.Run("Detect comes in parts", func(t *testing.T) { detectParts(t, open(t)) })
+}
+
+// suites are the contract's cases: both families, all protocols.
+func suites() (cs []*suite) {
 	for _, f := range []struct {
 		name      string
 		vip, vip2 string
@@ -26,22 +39,19 @@ func Run(t *testing.T, open func(t *testing.T) ipvs.Kernel) {
 		{"IPv6", "fd00:96::10", "fd00:96::11", []string{"fd10:244:1::10", "fd10:244:1::11"}},
 	} {
 		for _, proto := range []ipvs.Proto{ipvs.TCP, ipvs.UDP, ipvs.SCTP} {
-			c := &suite{key: ipvs.Key{Addr: netip.MustParseAddr(f.vip), Port: 80, Proto: proto},
+			c := &suite{family: f.name, key: ipvs.Key{Addr: netip.MustParseAddr(f.vip), Port: 80, Proto: proto},
 				other: ipvs.Key{Addr: netip.MustParseAddr(f.vip2), Port: 80, Proto: proto}}
 			for _, p := range f.pods {
 				c.pods = append(c.pods, netip.AddrPortFrom(netip.MustParseAddr(p), 8080))
 			}
-			t.Run(f.name+" "+proto.String(), func(t *testing.T) {
-				t.Run("lifecycle", func(t *testing.T) { c.lifecycle(t, open(t)) })
-				t.Run("refusals", func(t *testing.T) { c.refusals(t, open(t)) })
-				t.Run("one bad frontend costs no other", func(t *testing.T) { c.isolation(t, open(t)) })
-			})
+			cs = append(cs, c)
 		}
 	}
-	t.Run("Base twice writes once", func(t *testing.T) { base(t, open(t)) })
+	return cs
 }
 
 type suite struct {
+	family     string
 	key, other ipvs.Key
 	pods       []netip.AddrPort
 }
@@ -70,36 +80,103 @@ func must(t *testing.T, k ipvs.Kernel, key ipvs.Key, ops ...ipvs.Op) {
 	}
 }
 
-// refuse writes one operation and wants one of the errnos.
-func refuse(t *testing.T, k ipvs.Kernel, key ipvs.Key, op ipvs.Op, want ...syscall.Errno) {
-	t.Helper()
-	o := k.Do(ctxOf(t), ipvs.Plan{{Key: key, Op: op}})[0]
-	for _, w := range want {
-		if errors.Is(o.Err, w) && !o.Unknown {
-			return
-		}
-	}
-	t.Errorf("%s: got %v, want %v", op, o.Err, want)
-}
-
-// wants compares what both ways of reading say of a Key with what it should be.
+// wants compares what all three ways of reading say of a Key with what it should be.
 func wants(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
 	t.Helper()
 	got, err := k.Observe(ctxOf(t), []ipvs.Key{key})
 	if err != nil {
 		t.Fatalf("observe: %v", err)
 	}
-	scanned := map[ipvs.Key]ipvs.Observed{}
-	if err := k.Scan(ctxOf(t), func(k ipvs.Key, o ipvs.Observed) { scanned[k] = o }); err != nil {
+	same(t, key, "observed", want, got[key].Have)
+	scanned := map[ipvs.Key]*ipvs.Frontend{}
+	if err := k.Scan(ctxOf(t), func(k ipvs.Key, o ipvs.Observed) { scanned[k] = o.Have }); err != nil {
 		t.Fatalf("scan: %v", err)
 	}
+	same(t, key, "scanned", want, scanned[key])
+	detected, _ := detect(t, k)
+	if len(detected) != len(scanned) {
+		t.Errorf("detected %d Keys, scanned %d", len(detected), len(scanned))
+	}
+	for key, f := range scanned {
+		same(t, key, "detected", mask(f), detected[key])
+	}
+}
+
+// mask takes out what Detect does not see.
+func mask(f *ipvs.Frontend) *ipvs.Frontend {
+	m := *f
+	m.Server.Timeout = 0
+	m.Server.Flags &= ipvs.Persistent
+	return &m
+}
+
+// detect puts the pieces of one pass together.
+func detect(t *testing.T, k ipvs.Kernel) (all map[ipvs.Key]*ipvs.Frontend, parts int) {
+	t.Helper()
+	all = map[ipvs.Key]*ipvs.Frontend{}
+	for done := false; !done; parts++ {
+		var err error
+		done, err = k.Detect(ctxOf(t), func(k ipvs.Key, piece *ipvs.Frontend) {
+			f := all[k]
+			if f == nil {
+				f = &ipvs.Frontend{}
+				all[k] = f
+			}
+			if piece.Server.Exists() {
+				f.Server = piece.Server
+			}
+			f.Guard.Owned = f.Guard.Owned || piece.Guard.Owned
+			f.Guard.Open = f.Guard.Open || piece.Guard.Open
+			f.Guard.VIP = f.Guard.VIP || piece.Guard.VIP
+			f.Guard.Hairpin = append(f.Guard.Hairpin, piece.Guard.Hairpin...)
+			f.Bind, f.Misbound = f.Bind || piece.Bind, f.Misbound || piece.Misbound
+		})
+		if err != nil {
+			t.Fatalf("detect: %v", err)
+		}
+	}
+	return all, parts
+}
+
+func same(t *testing.T, key ipvs.Key, how string, want, got *ipvs.Frontend) {
+	t.Helper()
 	compare := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	comparePort := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
-	if d := cmp.Diff(want, got[key].Have, compare, comparePort); d != "" {
-		t.Errorf("%s observed (-want +got):\n%s", key, d)
+	if d := cmp.Diff(want, got, compare, comparePort); d != "" {
+		t.Errorf("%s %s (-want +got):\n%s", key, how, d)
 	}
-	if d := cmp.Diff(want, scanned[key].Have, compare, comparePort); d != "" {
-		t.Errorf("%s scanned (-want +got):\n%s", key, d)
+}
+
+// detectParts: many virtual servers come in several parts, all of them, and the next pass begins anew.
+func detectParts(t *testing.T, k ipvs.Kernel) {
+	if _, err := k.Base(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	const many = 300
+	var plan ipvs.Plan
+	for i := range many {
+		key := ipvs.Key{Addr: netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)}), Port: 80, Proto: ipvs.TCP}
+		plan = append(plan, ipvs.Step{Key: key, Op: ipvs.AddServer{Key: key, Scheduler: "rr"}})
+		for j := range 8 {
+			r := ipvs.Real{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(j), byte(i)}), 8080), Weight: uint16(j)}
+			plan = append(plan, ipvs.Step{Key: key, Op: ipvs.AddReal{Key: key, Real: r}})
+		}
+	}
+	for i, o := range k.Do(ctxOf(t), plan) {
+		if o.Err != nil {
+			t.Fatalf("%s: %v", plan[i].Op, o.Err)
+		}
+	}
+	for range 2 {
+		all, parts := detect(t, k)
+		if len(all) != many || parts < 3 {
+			t.Errorf("%d Keys in %d parts, want %d in several", len(all), parts, many)
+		}
+		for key, f := range all {
+			if len(f.Server.Reals) != 8 {
+				t.Errorf("%s: %d real servers, want 8", key, len(f.Server.Reals))
+			}
+		}
 	}
 }
 
@@ -168,36 +245,55 @@ func (c *suite) check(t *testing.T, k ipvs.Kernel, name string, want *ipvs.Front
 	wants(t, k, ipvs.AddrKey(c.pods[0].Addr()), &ipvs.Frontend{Guard: ipvs.Guard{Hairpin: want.Guard.Hairpin}})
 }
 
-func (c *suite) refusals(t *testing.T, k ipvs.Kernel) {
+// single goes through every operation, and through the extremes of its fields.
+func (c *suite) single(t *testing.T, k ipvs.Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
-	rr := ipvs.AddServer{Key: c.key, Scheduler: "rr"}
-	real := ipvs.AddReal{Key: c.key, Real: c.real(0, 1)}
-	refuse(t, k, c.key, ipvs.SetServer(rr), syscall.ESRCH)
-	refuse(t, k, c.key, ipvs.DelServer{Key: c.key}, syscall.ESRCH)
-	refuse(t, k, c.key, real, syscall.ESRCH)
-	refuse(t, k, c.key, ipvs.SetReal(real), syscall.ESRCH)
-	refuse(t, k, c.key, ipvs.DelReal{Key: c.key, Addr: c.pods[0]}, syscall.ESRCH)
-	refuse(t, k, c.key, ipvs.AddServer{Key: c.key, Scheduler: "nonesuch"}, syscall.ENOENT)
-	must(t, k, c.key, rr)
-	refuse(t, k, c.key, rr, syscall.EEXIST)
-	refuse(t, k, c.key, ipvs.SetServer{Key: c.key, Scheduler: "nonesuch"}, syscall.ENOENT)
-	refuse(t, k, c.key, ipvs.SetReal(real), syscall.ENOENT)
-	refuse(t, k, c.key, ipvs.DelReal{Key: c.key, Addr: c.pods[0]}, syscall.ENOENT)
-	must(t, k, c.key, real)
-	refuse(t, k, c.key, real, syscall.EEXIST)
-	refuse(t, k, c.key, ipvs.Unbind{Addr: c.key.Addr}, syscall.EADDRNOTAVAIL)
-	must(t, k, c.key, ipvs.Bind{Addr: c.key.Addr})
-	refuse(t, k, c.key, ipvs.Bind{Addr: c.key.Addr}, syscall.EEXIST)
-	elem := ipvs.Element{Set: ipvs.SetOwned, Key: c.key}
-	gone := elem
-	gone.Remove = true
-	refuse(t, k, c.key, gone, syscall.ENOENT)
-	must(t, k, c.key, elem)
-	must(t, k, c.key, elem) // adding twice is no error
-	must(t, k, c.key, gone)
+	server := ipvs.AddServer{Key: c.key, Scheduler: "sh", Flags: ipvs.Persistent | onePacket | shFallback, Timeout: 10800}
+	want := &ipvs.Frontend{Server: ipvs.Server{Scheduler: server.Scheduler, Flags: server.Flags, Timeout: server.Timeout}}
+	step := func(op ipvs.Op) {
+		t.Helper()
+		must(t, k, c.key, op)
+		wants(t, k, c.key, want)
+	}
+	step(server)
+	server.Flags, server.Timeout = shFallback, 0
+	want.Server.Flags, want.Server.Timeout = server.Flags, 0
+	step(ipvs.SetServer(server))
+	real := c.real(0, 0)
+	want.Server.Reals = []ipvs.Real{real}
+	step(ipvs.AddReal{Key: c.key, Real: real})
+	for _, w := range []uint16{1, 2, 255, 256, 32767, 32768, 65535, 0} {
+		real.Weight, want.Server.Reals[0].Weight = w, w
+		step(ipvs.SetReal{Key: c.key, Real: real})
+	}
+	for _, f := range []ipvs.Forward{ipvs.DirectRt, ipvs.Tunnel, ipvs.Masquerade} {
+		real.Forward, want.Server.Reals[0].Forward = f, f
+		step(ipvs.SetReal{Key: c.key, Real: real})
+	}
+	want.Guard.Owned = true
+	step(ipvs.Element{Set: ipvs.SetOwned, Key: c.key})
+	want.Guard.Open = true
+	step(ipvs.Element{Set: ipvs.SetOpen, Key: c.key})
+	want.Guard.Owned = false
+	step(ipvs.Element{Set: ipvs.SetOwned, Key: c.key, Remove: true})
+	want.Server.Reals = nil
+	step(ipvs.DelReal{Key: c.key, Addr: real.Addr})
+	want.Server = ipvs.Server{}
+	step(ipvs.DelServer{Key: c.key})
+	want.Guard.Open = false
+	must(t, k, c.key, ipvs.Element{Set: ipvs.SetOpen, Key: c.key, Remove: true})
+	wants(t, k, c.key, nil)
+	c.forget(t, k)
 }
+
+// Flags beside persistence (include/uapi/linux/ip_vs.h): UDP without connections, and what the scheduler sh
+// does when the real server of its choice takes none.
+const (
+	onePacket  ipvs.Flags = 0x4
+	shFallback ipvs.Flags = 0x8
+)
 
 // isolation: in one plan, a frontend that the kernel refuses leaves the others whole, and stops where it
 // failed.

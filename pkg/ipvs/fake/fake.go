@@ -19,8 +19,10 @@ type Kernel struct {
 	Conns   map[ipvs.Key]map[netip.AddrPort]ipvs.Conns
 	Sets    map[ipvs.Set]map[ipvs.Key]bool
 	Addrs   map[netip.Addr]bool
-	Link    bool
-	Table   bool
+	// Misbound are addresses that stand on the interface in a form that is not configured.
+	Misbound map[netip.Addr]bool
+	Link     bool
+	Table    bool
 	// Schedulers are the ones that the kernel has.
 	Schedulers []string
 
@@ -30,6 +32,10 @@ type Kernel struct {
 	FailRead func() error
 	// Log records the writes that took place.
 	Log []ipvs.Op
+	// Stale are conntrack entries that bypass a virtual server, counted by its Key; Forget deletes them.
+	Stale map[ipvs.Key]int
+
+	detected []ipvs.Key // what Detect has not delivered yet
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -41,6 +47,7 @@ func New() *Kernel {
 		Conns:      map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{},
 		Sets:       emptySets(),
 		Addrs:      map[netip.Addr]bool{},
+		Misbound:   map[netip.Addr]bool{},
 		Schedulers: []string{"rr", "wrr", "lc", "wlc", "sh", "mh"},
 	}
 }
@@ -54,7 +61,9 @@ func emptySets() map[ipvs.Set]map[ipvs.Key]bool {
 }
 
 // DropLink deletes the interface, as another program might.
-func (k *Kernel) DropLink() { k.Link, k.Addrs = false, map[netip.Addr]bool{} }
+func (k *Kernel) DropLink() {
+	k.Link, k.Addrs, k.Misbound = false, map[netip.Addr]bool{}, map[netip.Addr]bool{}
+}
 
 // DropTable deletes the nftables table, as another program might.
 func (k *Kernel) DropTable() { k.Table, k.Sets = false, emptySets() }
@@ -111,6 +120,37 @@ func (k *Kernel) Scan(_ context.Context, f func(ipvs.Key, ipvs.Observed)) error 
 	return nil
 }
 
+// Detect reads everything, a part at a time.
+func (k *Kernel) Detect(_ context.Context, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+	if err := k.readable(); err != nil {
+		k.detected = nil
+		return false, err
+	}
+	all := k.all()
+	if k.detected == nil {
+		k.detected = slices.SortedFunc(maps.Keys(all), ipvs.Key.Compare)
+	}
+	n := min(detectPart, len(k.detected))
+	for _, key := range k.detected[:n] {
+		o, ok := all[key]
+		if !ok {
+			continue
+		}
+		o.Have.Server.Timeout = 0
+		o.Have.Server.Flags &= ipvs.Persistent
+		f(key, o.Have)
+	}
+	k.detected = k.detected[n:]
+	if len(k.detected) == 0 {
+		k.detected = nil
+		return true, nil
+	}
+	return false, nil
+}
+
+// detectPart is how many Keys a part of Detect has: few, so that tests see several.
+const detectPart = 3
+
 func (k *Kernel) all() map[ipvs.Key]ipvs.Observed {
 	out := map[ipvs.Key]ipvs.Observed{}
 	at := func(key ipvs.Key) *ipvs.Frontend {
@@ -142,6 +182,10 @@ func (k *Kernel) all() map[ipvs.Key]ipvs.Observed {
 	}
 	for a := range k.Addrs {
 		at(ipvs.AddrKey(a)).Bind = true
+	}
+	for a := range k.Misbound {
+		f := at(ipvs.AddrKey(a))
+		f.Bind, f.Misbound = false, true
 	}
 	return out
 }
@@ -204,6 +248,9 @@ func (k *Kernel) apply(op ipvs.Op) error {
 		return k.real(o.Key, o.Real.Addr, &o.Real, false)
 	case ipvs.DelReal:
 		return k.real(o.Key, o.Addr, nil, false)
+	case ipvs.Forget:
+		delete(k.Stale, o.Key)
+		return nil
 	}
 	panic(fmt.Sprintf("no operation: %T", op))
 }
@@ -222,7 +269,7 @@ func (k *Kernel) real(key ipvs.Key, addr netip.AddrPort, r *ipvs.Real, add bool)
 	if !ok {
 		return syscall.ESRCH
 	}
-	if r != nil && (addr.Addr().IsUnspecified() || addr.Addr().IsMulticast()) {
+	if r != nil && addr.Addr().Is4() != key.Addr.Is4() && r.Forward != ipvs.Tunnel || add && !unicast(addr.Addr()) {
 		return syscall.EINVAL
 	}
 	at := slices.IndexFunc(s.Reals, func(r ipvs.Real) bool { return r.Addr == addr })
@@ -244,6 +291,12 @@ func (k *Kernel) real(key ipvs.Key, addr netip.AddrPort, r *ipvs.Real, add bool)
 	return nil
 }
 
+// unicast is what the kernel takes for the address of a new real server (ip_vs_new_dest).
+func unicast(a netip.Addr) bool {
+	broadcast := a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return !a.IsUnspecified() && !a.IsMulticast() && !broadcast && !(a.Is6() && a.IsLinkLocalUnicast())
+}
+
 func (k *Kernel) element(o ipvs.Element) error {
 	if !k.Table {
 		return syscall.ENOENT
@@ -263,14 +316,15 @@ func (k *Kernel) bind(a netip.Addr, add bool) error {
 	switch {
 	case !k.Link:
 		return syscall.ENODEV
-	case add && k.Addrs[a]:
+	case add && k.Addrs[a] && !k.Misbound[a]:
 		return syscall.EEXIST
-	case !add && !k.Addrs[a]:
+	case !add && !k.Addrs[a] && !k.Misbound[a]:
 		return syscall.EADDRNOTAVAIL
 	case add:
 		k.Addrs[a] = true
 	default:
 		delete(k.Addrs, a)
 	}
+	delete(k.Misbound, a)
 	return nil
 }

@@ -10,13 +10,21 @@ import (
 
 func TestContract(t *testing.T) {
 	needsIPVS(t)
-	contract.Run(t, func(t *testing.T) ipvs.Kernel {
-		inNetns(t)
-		k, err := Open(context.Background(), Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(k.Close)
-		return k
-	})
+	for _, binding := range []Binding{BindAddress, BindRoute} {
+		t.Run(string(binding), func(t *testing.T) {
+			contract.Run(t, func(t *testing.T) ipvs.Kernel { return openHere(t, binding) })
+		})
+	}
+}
+
+// openHere opens the kernel in a network namespace of its own.
+func openHere(t *testing.T, binding Binding) *Kernel {
+	t.Helper()
+	inNetns(t)
+	k, err := Open(context.Background(), Config{Binding: binding})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
 }

@@ -15,24 +15,40 @@ func (k *Kernel) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 // write writes the operations of one phase, which are all different, and says how each ended.
 func (k *Kernel) write(ctx context.Context, ops []ipvs.Step) []ipvs.Outcome {
 	out := make([]ipvs.Outcome, len(ops))
-	var elements, servers []int
+	var elements, servers, links, forget []int
 	for i, s := range ops {
 		switch s.Op.(type) {
 		case ipvs.Element:
 			elements = append(elements, i)
 		case ipvs.Bind, ipvs.Unbind:
-			out[i] = k.link.write(s.Op)
+			links = append(links, i)
+		case ipvs.Forget:
+			forget = append(forget, i)
 		default:
 			servers = append(servers, i)
 		}
 	}
 	if len(servers) > 0 {
-		fill(out, servers, k.ipvs.write(ctx, pick[ipvs.Op](ops, servers)))
+		assign(out, servers, k.ipvs.write(ctx, opsOf(ops, servers)))
 	}
 	if len(elements) > 0 {
-		fill(out, elements, k.writeElements(ctx, pick[ipvs.Step](ops, elements)))
+		assign(out, elements, k.writeElements(ctx, at(ops, elements)))
+	}
+	if len(links) > 0 {
+		assign(out, links, k.link.write(ctx, opsOf(ops, links)))
+	}
+	if len(forget) > 0 {
+		assign(out, forget, k.conntrack.forget(ctx, forgetsOf(ops, forget)))
 	}
 	return out
+}
+
+func forgetsOf(steps []ipvs.Step, places []int) []ipvs.Forget {
+	fs := make([]ipvs.Forget, len(places))
+	for i, j := range places {
+		fs[i] = steps[j].Op.(ipvs.Forget)
+	}
+	return fs
 }
 
 // writeElements writes all in one transaction; one that fails is tried again Key by Key, so that what the
@@ -55,7 +71,7 @@ func (k *Kernel) writeElements(ctx context.Context, steps []ipvs.Step) []ipvs.Ou
 	}
 	for _, key := range order {
 		mine := byKey[key]
-		fill(out, mine, k.nft.write(ctx, elementsOf(pick[ipvs.Step](steps, mine))))
+		assign(out, mine, k.nft.write(ctx, elementsOf(at(steps, mine))))
 	}
 	return out
 }
@@ -68,22 +84,10 @@ func elementsOf(steps []ipvs.Step) []ipvs.Element {
 	return es
 }
 
-// pick takes the steps, or their operations, at some places.
-func pick[T any](steps []ipvs.Step, at []int) []T {
-	out := make([]T, len(at))
-	for i, j := range at {
-		switch p := any(&out[i]).(type) {
-		case *ipvs.Step:
-			*p = steps[j]
-		case *ipvs.Op:
-			*p = steps[j].Op
-		}
+func opsOf(steps []ipvs.Step, places []int) []ipvs.Op {
+	ops := make([]ipvs.Op, len(places))
+	for i, p := range places {
+		ops[i] = steps[p].Op
 	}
-	return out
-}
-
-func fill(out []ipvs.Outcome, at []int, with []ipvs.Outcome) {
-	for i, j := range at {
-		out[j] = with[i]
-	}
+	return ops
 }

@@ -44,6 +44,7 @@ const (
 	destLThresh  = 6
 	destActive   = 7
 	destInactive = 8
+	destFamily   = 11
 
 	// flagHashed is the kernel's own mark on a virtual server in its table; it is no setting.
 	flagHashed = 0x2
@@ -142,6 +143,8 @@ func putDest(b *batch, k ipvs.Key, addr netip.AddrPort, r *ipvs.Real) {
 	b.nest(attrDest, func() {
 		b.attr(destAddr, addrBytes(addr.Addr()))
 		b.attr(destPort, portBytes(addr.Port()))
+		// Unsaid, the kernel takes the address for one of the virtual server's family.
+		b.attrU16(destFamily, af(addr.Addr()))
 		if r == nil {
 			return
 		}
@@ -193,7 +196,8 @@ func parseService(msg []byte) (k ipvs.Key, s ipvs.Server, err error) {
 	return k, s, nil
 }
 
-// parseDest reads a real server from a GET_DEST answer. Its family is the virtual server's.
+// parseDest reads a real server from a GET_DEST answer. Its family is the virtual server's, unless it says
+// another one (a tunnel).
 func parseDest(msg []byte, family uint16) (r ipvs.Real, c ipvs.Conns, err error) {
 	var port uint16
 	var addr []byte
@@ -203,6 +207,8 @@ func parseDest(msg []byte, family uint16) (r ipvs.Real, c ipvs.Conns, err error)
 			addr = v
 		case typ == destPort && len(v) >= 2:
 			port = binary.BigEndian.Uint16(v)
+		case typ == destFamily && len(v) >= 2:
+			family = binary.NativeEndian.Uint16(v)
 		case len(v) < 4:
 		case typ == destForward:
 			r.Forward = ipvs.Forward(binary.NativeEndian.Uint32(v) & 7) // IP_VS_CONN_F_FWD_MASK

@@ -20,14 +20,18 @@ type Config struct {
 	// ClusterCIDRs are the addresses of the cluster's pods. Sources outside them are masqueraded on their
 	// way to a ClusterIP; without any, only the node's own connections are.
 	ClusterCIDRs []netip.Prefix
+	// Binding is how virtual IPs stand on the interface; empty means BindAddress.
+	Binding Binding
 }
 
 // Kernel is the kernel of this network namespace. It implements ipvs.Kernel and, like it, is for one
 // goroutine at a time.
 type Kernel struct {
-	ipvs *ipvsDoor
-	link *linkDoor
-	nft  *nftDoor
+	ipvs      *ipvsDoor
+	link      *linkDoor
+	nft       *nftDoor
+	conntrack *conntrackDoor
+	detector  *detector
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -62,8 +66,8 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v}
-	if k.link, err = openLink(); err == nil {
+	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector()}
+	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
 	}
 	if err != nil {
@@ -76,6 +80,8 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 // Close closes the sockets. What is in the kernel stays.
 func (k *Kernel) Close() {
 	k.ipvs.close()
+	k.conntrack.close()
+	k.detector.reset()
 	if k.link != nil {
 		k.link.close()
 	}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,27 +23,39 @@ var errTimeout = errors.New("no answer from the kernel in time")
 // that a late answer never meets a later question.
 type socket struct {
 	protocol int
-	fd       int // -1 when closed
+	dial     func(protocol int) (fd int, err error) // tests put themselves in the kernel's place
+	fd       int                                    // -1 when closed
 	seq      uint32
 	buf      []byte
 }
 
-func newSocket(protocol int) *socket { return &socket{protocol: protocol, fd: -1} }
+func newSocket(protocol int) *socket { return &socket{protocol: protocol, dial: dial, fd: -1} }
+
+// dial opens a netlink socket to the kernel.
+func dial(protocol int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return -1, fmt.Errorf("open a netlink socket of protocol %d: %w", protocol, err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("bind a netlink socket of protocol %d: %w", protocol, err)
+	}
+	// Without it an error comes back with the whole request in it: needless bytes in the receive buffer.
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	// rtnetlink filters a dump by device and table only for who asks strictly (5.0).
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	return fd, nil
+}
 
 func (s *socket) open() error {
 	if s.fd >= 0 {
 		return nil
 	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, s.protocol)
+	fd, err := s.dial(s.protocol)
 	if err != nil {
-		return fmt.Errorf("open a netlink socket of protocol %d: %w", s.protocol, err)
+		return err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		unix.Close(fd)
-		return fmt.Errorf("bind a netlink socket of protocol %d: %w", s.protocol, err)
-	}
-	// Without it an error comes back with the whole request in it: needless bytes in the receive buffer.
-	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	s.fd = fd
 	if s.buf == nil {
 		s.buf = make([]byte, 64<<10)
@@ -55,86 +68,6 @@ func (s *socket) close() {
 		unix.Close(s.fd)
 		s.fd = -1
 	}
-}
-
-// batch collects requests to be sent in one buffer.
-type batch struct {
-	data  []byte
-	start int // of the last message
-	count uint32
-	// transaction: an error of the first message ends it, whatever else is outstanding.
-	transaction bool
-	// last is the place, from 1, of the message that is acknowledged; 0 means the last one.
-	last uint32
-}
-
-// begin starts a message; attributes are appended to b.data until the next begin or the exchange.
-func (b *batch) begin(typ, flags uint16, header []byte) {
-	b.finish()
-	b.start = len(b.data)
-	b.count++
-	b.data = binary.NativeEndian.AppendUint32(b.data, 0)
-	b.data = binary.NativeEndian.AppendUint16(b.data, typ)
-	b.data = binary.NativeEndian.AppendUint16(b.data, flags|unix.NLM_F_REQUEST)
-	b.data = binary.NativeEndian.AppendUint32(b.data, b.count) // its place, made a sequence number when sent
-	b.data = binary.NativeEndian.AppendUint32(b.data, 0)
-	b.data = append(b.data, header...)
-}
-
-// finish writes the length of the last message.
-func (b *batch) finish() {
-	if b.count == 0 {
-		return
-	}
-	for len(b.data)%unix.NLMSG_ALIGNTO != 0 {
-		b.data = append(b.data, 0)
-	}
-	binary.NativeEndian.PutUint32(b.data[b.start:], uint32(len(b.data)-b.start))
-}
-
-// acknowledge asks for an acknowledgement of the last message, which speaks for all before it.
-func (b *batch) acknowledge() {
-	flags := binary.NativeEndian.Uint16(b.data[b.start+6:])
-	binary.NativeEndian.PutUint16(b.data[b.start+6:], flags|unix.NLM_F_ACK)
-}
-
-func (b *batch) reset() { b.data, b.count, b.start = b.data[:0], 0, 0 }
-
-// attr appends an attribute.
-func (b *batch) attr(typ uint16, value []byte) {
-	b.data = binary.NativeEndian.AppendUint16(b.data, uint16(4+len(value)))
-	b.data = binary.NativeEndian.AppendUint16(b.data, typ)
-	b.data = append(b.data, value...)
-	for len(b.data)%unix.NLA_ALIGNTO != 0 {
-		b.data = append(b.data, 0)
-	}
-}
-
-func (b *batch) attrU16(typ, v uint16) {
-	var x [2]byte
-	binary.NativeEndian.PutUint16(x[:], v)
-	b.attr(typ, x[:])
-}
-
-func (b *batch) attrU32(typ uint16, v uint32) {
-	var x [4]byte
-	binary.NativeEndian.PutUint32(x[:], v)
-	b.attr(typ, x[:])
-}
-
-func (b *batch) attrString(typ uint16, v string) {
-	var x [64]byte
-	n := copy(x[:63], v)
-	b.attr(typ, x[:n+1])
-}
-
-// nest appends an attribute that holds what f appends.
-func (b *batch) nest(typ uint16, f func()) {
-	at := len(b.data)
-	b.data = append(b.data, 0, 0, 0, 0)
-	f()
-	binary.NativeEndian.PutUint16(b.data[at:], uint16(len(b.data)-at))
-	binary.NativeEndian.PutUint16(b.data[at+2:], typ|unix.NLA_F_NESTED)
 }
 
 // reply is what became of one request of a batch.
@@ -164,7 +97,7 @@ func (s *socket) exchange(ctx context.Context, b *batch) ([]reply, error) {
 	}
 	deadline := deadlineOf(ctx)
 	for {
-		data, err := s.receive(ctx, deadline)
+		done, err := s.receiveReplies(ctx, deadline, b, replies, first, last)
 		if err != nil {
 			// Answers are outstanding: what was not refused may or may not have happened.
 			s.close()
@@ -175,26 +108,37 @@ func (s *socket) exchange(ctx context.Context, b *batch) ([]reply, error) {
 			}
 			return replies, nil
 		}
-		done := false
-		err = eachMessage(data, func(typ, _ uint16, seq uint32, body []byte) {
-			i := seq - first
-			if i >= b.count {
-				return // an answer to somebody who gave up waiting
-			}
-			if typ != unix.NLMSG_ERROR {
-				replies[i].messages = append(replies[i].messages, append([]byte(nil), body...))
-				return
-			}
-			replies[i].err = errnoOf(body)
-			done = done || seq == last || b.transaction && seq == first
-		})
-		if err != nil {
-			return nil, fmt.Errorf("netlink answer: %w", err)
-		}
 		if done {
 			return replies, nil
 		}
 	}
+}
+
+// receiveReplies files the answers of one datagram and says whether the last one was among them.
+func (s *socket) receiveReplies(ctx context.Context, deadline time.Time, b *batch, replies []reply, first, last uint32) (done bool, err error) {
+	data, err := s.receive(ctx, deadline)
+	if err != nil {
+		return false, err
+	}
+	var truncated error
+	err = eachMessage(data, func(typ, _ uint16, seq uint32, body []byte) {
+		i := seq - first
+		switch {
+		case i >= b.count:
+			// an answer to somebody who gave up waiting
+		case typ != unix.NLMSG_ERROR:
+			replies[i].messages = append(replies[i].messages, bytes.Clone(body))
+		case len(body) < 4:
+			truncated = errTruncated
+		default:
+			replies[i].err = errnoOf(body)
+			done = done || seq == last || b.transaction && seq == first
+		}
+	})
+	if err = errors.Join(err, truncated); err != nil {
+		return false, fmt.Errorf("netlink answer: %w", err)
+	}
+	return done, nil
 }
 
 // dump sends one request with NLM_F_DUMP and calls f for each message of the answer.
@@ -240,6 +184,16 @@ func (s *socket) dump(ctx context.Context, b *batch, f func(body []byte) error) 
 	}
 }
 
+// again repeats a dump that was interrupted because something changed under it: it may have gaps.
+func again(dump func() error) error {
+	for range 3 {
+		if err := dump(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return dump()
+}
+
 // send gives the requests their sequence numbers and sends them.
 func (s *socket) send(ctx context.Context, b *batch) (first uint32, err error) {
 	if err := ctx.Err(); err != nil {
@@ -255,7 +209,7 @@ func (s *socket) send(ctx context.Context, b *batch) (first uint32, err error) {
 		at += int(binary.NativeEndian.Uint32(b.data[at:]))
 	}
 	for {
-		err = unix.Sendto(s.fd, b.data, unix.MSG_NOSIGNAL, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		_, err = unix.Write(s.fd, b.data) // without an address it goes to the kernel
 		if err != unix.EINTR {
 			break
 		}
@@ -298,44 +252,4 @@ func deadlineOf(ctx context.Context) time.Time {
 		return d
 	}
 	return deadline
-}
-
-// eachMessage walks the messages of a datagram.
-func eachMessage(data []byte, f func(typ, flags uint16, seq uint32, body []byte)) error {
-	for len(data) >= unix.SizeofNlMsghdr {
-		n := int(binary.NativeEndian.Uint32(data))
-		if n < unix.SizeofNlMsghdr || n > len(data) {
-			return fmt.Errorf("message of %d bytes in a datagram of %d", n, len(data))
-		}
-		f(binary.NativeEndian.Uint16(data[4:]), binary.NativeEndian.Uint16(data[6:]),
-			binary.NativeEndian.Uint32(data[8:]), data[unix.SizeofNlMsghdr:n])
-		data = data[min(len(data), (n+3)&^3):]
-	}
-	return nil
-}
-
-// errnoOf reads the errno of an NLMSG_ERROR or NLMSG_DONE: 0 is an acknowledgement.
-func errnoOf(body []byte) error {
-	if len(body) < 4 {
-		return nil
-	}
-	if e := int32(binary.NativeEndian.Uint32(body)); e != 0 {
-		return unix.Errno(-e)
-	}
-	return nil
-}
-
-// eachAttr walks netlink attributes. A malformed list is an error, never a panic.
-func eachAttr(data []byte, f func(typ uint16, value []byte) error) error {
-	for len(data) >= unix.SizeofNlAttr {
-		n := int(binary.NativeEndian.Uint16(data))
-		if n < unix.SizeofNlAttr || n > len(data) {
-			return fmt.Errorf("attribute of %d bytes in %d", n, len(data))
-		}
-		if err := f(binary.NativeEndian.Uint16(data[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), data[4:n]); err != nil {
-			return err
-		}
-		data = data[min(len(data), (n+3)&^3):]
-	}
-	return nil
 }

@@ -3,10 +3,8 @@ package kernel
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -162,18 +160,7 @@ func (n *nftDoor) rulesAreRight(ctx context.Context) (bool, error) {
 	n.b.begin(nftType(unix.NFT_MSG_GETRULE), unix.NLM_F_DUMP, nfgen(unix.NFPROTO_INET, 0))
 	n.b.attrString(unix.NFTA_RULE_TABLE, tableName)
 	err := n.sock.dump(ctx, &n.b, func(msg []byte) error {
-		var table, chain, comment string
-		err := eachAttr(skip(msg, nfgenLen), func(typ uint16, v []byte) error {
-			switch typ {
-			case unix.NFTA_RULE_TABLE:
-				table = cString(v)
-			case unix.NFTA_RULE_CHAIN:
-				chain = cString(v)
-			case unix.NFTA_RULE_USERDATA:
-				comment, _ = userdata.GetString(v, userdata.TypeComment)
-			}
-			return nil
-		})
+		table, chain, comment, err := parseRule(msg)
 		if table == tableName {
 			have[chain] = append(have[chain], comment)
 		}
@@ -187,6 +174,35 @@ func (n *nftDoor) rulesAreRight(ctx context.Context) (bool, error) {
 		want[r.chain] = append(want[r.chain], r.comment())
 	}
 	return maps.EqualFunc(have, want, slices.Equal[[]string]), nil
+}
+
+// parseRule reads where a rule is and its comment.
+func parseRule(msg []byte) (table, chain, comment string, err error) {
+	err = eachAttr(skip(msg, nfgenLen), func(typ uint16, v []byte) error {
+		switch typ {
+		case unix.NFTA_RULE_TABLE:
+			table = cString(v)
+		case unix.NFTA_RULE_CHAIN:
+			chain = cString(v)
+		case unix.NFTA_RULE_USERDATA:
+			comment = commentOf(v)
+		}
+		return nil
+	})
+	return table, chain, comment, err
+}
+
+// commentOf reads a rule's comment from its user data: type, length, value. The library's reader panics where
+// the length is wrong.
+func commentOf(data []byte) string {
+	for len(data) >= 2 && len(data) >= 2+int(data[1]) {
+		value := data[2 : 2+int(data[1])]
+		if userdata.Type(data[0]) == userdata.TypeComment {
+			return cString(value)
+		}
+		data = data[2+len(value):]
+	}
+	return ""
 }
 
 // nft message types carry the subsystem in the upper byte.
@@ -261,119 +277,3 @@ func (n *nftDoor) writeRules(ctx context.Context) error {
 }
 
 func skipReplies(rs []reply, n int) []reply { return rs[min(n, len(rs)):] }
-
-// elementKey encodes an element: every field padded to four bytes.
-func elementKey(s ipvs.Set, k ipvs.Key) []byte {
-	b := k.Addr.AsSlice()
-	switch s {
-	case ipvs.SetVIPs:
-	case ipvs.SetHairpin:
-		b = append(b, b...)
-	default:
-		b = append(b, byte(k.Proto), 0, 0, 0)
-		b = binary.BigEndian.AppendUint16(b, k.Port)
-		b = append(b, 0, 0)
-	}
-	return b
-}
-
-// parseElement is the inverse of elementKey.
-func parseElement(s ipvs.Set, f fam, b []byte) (k ipvs.Key, err error) {
-	if len(b) < int(f.size) {
-		return k, fmt.Errorf("element of %d bytes in set %s: %w", len(b), f.set(s), unix.EBADMSG)
-	}
-	k.Addr, _ = netip.AddrFromSlice(b[:f.size])
-	if s.OfAddr() {
-		return k, nil
-	}
-	if b = b[f.size:]; len(b) < 6 {
-		return k, fmt.Errorf("short element in set %s: %w", f.set(s), unix.EBADMSG)
-	}
-	k.Proto, k.Port = ipvs.Proto(b[0]), binary.BigEndian.Uint16(b[4:])
-	return k, nil
-}
-
-func putElement(b *batch, msg int, flags uint16, s ipvs.Set, k ipvs.Key) {
-	b.begin(nftType(msg), flags, nfgen(unix.NFPROTO_INET, 0))
-	b.attrString(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
-	b.attrString(unix.NFTA_SET_ELEM_LIST_SET, familyOf(k.Addr).set(s))
-	b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
-		b.nest(unix.NFTA_LIST_ELEM, func() {
-			b.nest(unix.NFTA_SET_ELEM_KEY, func() { b.attr(unix.NFTA_DATA_VALUE, elementKey(s, k)) })
-		})
-	})
-}
-
-// write changes elements in one transaction. All end alike, but for the error of the one at fault.
-func (n *nftDoor) write(ctx context.Context, ops []ipvs.Element) []ipvs.Outcome {
-	out := make([]ipvs.Outcome, len(ops))
-	replies, err := n.transaction(ctx, func(b *batch) {
-		for _, o := range ops {
-			if o.Remove {
-				putElement(b, unix.NFT_MSG_DELSETELEM, 0, o.Set, o.Key)
-			} else {
-				putElement(b, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, o.Set, o.Key)
-			}
-		}
-	})
-	if err == nil {
-		return out
-	}
-	for i, o := range ops {
-		out[i] = ipvs.Outcome{Err: fmt.Errorf("%s: in one transaction with others: %w", o, err)}
-		if replies != nil && replies[i].err != nil {
-			out[i] = ipvs.Outcome{Err: fmt.Errorf("%s: %w", o, replies[i].err), Unknown: replies[i].unknown}
-		}
-	}
-	return out
-}
-
-// has asks for single elements.
-func (n *nftDoor) has(ctx context.Context, s ipvs.Set, keys []ipvs.Key) (map[ipvs.Key]bool, error) {
-	found := make(map[ipvs.Key]bool, len(keys))
-	for len(keys) > 0 {
-		chunk := keys[:min(len(keys), 64)]
-		n.b.reset()
-		for _, k := range chunk {
-			putElement(&n.b, unix.NFT_MSG_GETSETELEM, 0, s, k)
-		}
-		n.b.acknowledge()
-		replies, err := n.sock.exchange(ctx, &n.b)
-		if err != nil {
-			return nil, fmt.Errorf("read elements of nftables set %s: %w", s, err)
-		}
-		for i, r := range replies {
-			switch {
-			case r.err == nil:
-				found[chunk[i]] = true
-			case !errors.Is(r.err, unix.ENOENT):
-				return nil, fmt.Errorf("read element %s of nftables set %s: %w", chunk[i], s, r.err)
-			}
-		}
-		keys = keys[len(chunk):]
-	}
-	return found, nil
-}
-
-// all lists the elements of a set, both families.
-func (n *nftDoor) all(s ipvs.Set, f func(ipvs.Key)) error {
-	c, err := n.conn()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	for _, fm := range families {
-		set := &nftables.Set{Table: n.table, Name: fm.set(s), KeyType: keyType(s, fm), Concatenation: s != ipvs.SetVIPs}
-		elements, err := c.GetSetElements(set)
-		if err != nil {
-			return fmt.Errorf("list nftables set %s: %w", set.Name, err)
-		}
-		for _, e := range elements {
-			k, err := parseElement(s, fm, e.Key)
-			if err != nil {
-				return err
-			}
-			f(k)
-		}
-	}
-	return nil
-}

@@ -122,7 +122,7 @@ func TestElements(t *testing.T) {
 		t.Errorf("has %v, %v; want only %s", has, err, there)
 	}
 	var all []ipvs.Key
-	if err := n.all(ipvs.SetOpen, func(k ipvs.Key) { all = append(all, k) }); err != nil || !slices.Equal(all, []ipvs.Key{there}) {
+	if err := n.all(ctx, ipvs.SetOpen, func(k ipvs.Key) { all = append(all, k) }); err != nil || !slices.Equal(all, []ipvs.Key{there}) {
 		t.Errorf("all %v, %v; want %s", all, err, there)
 	}
 	out := n.write(ctx, []ipvs.Element{{Set: ipvs.SetOpen, Key: key("10.96.0.11", 80)}, {Set: ipvs.SetOpen, Key: missing, Remove: true}})

@@ -41,14 +41,8 @@ func (k *Kernel) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipv
 			as.element(set, key)
 		}
 	}
-	bound, err := k.link.addresses()
-	if err != nil {
+	if err := k.addBindings(ctx, as); err != nil {
 		return nil, err
-	}
-	for _, a := range addrs {
-		if bound[a.Addr] {
-			as.bound(a.Addr)
-		}
 	}
 	return as.forKeys(keys), nil
 }
@@ -64,16 +58,12 @@ func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 		return err
 	}
 	for _, set := range ipvs.Sets {
-		if err := k.nft.all(set, func(key ipvs.Key) { as.element(set, key) }); err != nil {
+		if err := k.nft.all(ctx, set, func(key ipvs.Key) { as.element(set, key) }); err != nil {
 			return err
 		}
 	}
-	bound, err := k.link.addresses()
-	if err != nil {
+	if err := k.addBindings(ctx, as); err != nil {
 		return err
-	}
-	for a := range bound {
-		as.bound(a)
 	}
 	all := as.all()
 	for _, key := range sortedKeys(all) {
@@ -90,6 +80,19 @@ func (k *Kernel) addReals(ctx context.Context, as *assembly, servers map[ipvs.Ke
 		}
 		s.Reals = reals
 		as.server(key, s, conns)
+	}
+	return nil
+}
+
+// addBindings notes what stands on the interface.
+func (k *Kernel) addBindings(ctx context.Context, as *assembly) error {
+	bound, err := k.link.bindings(ctx)
+	if err != nil {
+		return err
+	}
+	for a, right := range bound {
+		f := as.at(ipvs.AddrKey(a))
+		f.Bind, f.Misbound = right, !right
 	}
 	return nil
 }
@@ -128,7 +131,11 @@ func (a *assembly) server(k ipvs.Key, s ipvs.Server, conns map[netip.AddrPort]ip
 }
 
 func (a *assembly) element(s ipvs.Set, k ipvs.Key) {
-	g := &a.at(k).Guard
+	addElement(&a.at(k).Guard, s, k)
+}
+
+// addElement notes an element of a set.
+func addElement(g *ipvs.Guard, s ipvs.Set, k ipvs.Key) {
 	switch s {
 	case ipvs.SetOwned:
 		g.Owned = true
@@ -140,8 +147,6 @@ func (a *assembly) element(s ipvs.Set, k ipvs.Key) {
 		g.Hairpin = []netip.Addr{k.Addr}
 	}
 }
-
-func (a *assembly) bound(addr netip.Addr) { a.at(ipvs.AddrKey(addr)).Bind = true }
 
 func (a *assembly) all() map[ipvs.Key]ipvs.Observed {
 	out := make(map[ipvs.Key]ipvs.Observed, len(a.parts))

@@ -1,0 +1,178 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// flow is a connection as the table shows it.
+type flow struct {
+	key    ipvs.Key       // where the client sent to
+	client netip.AddrPort // who it is
+	answer netip.AddrPort // who answers
+	zone   uint16
+}
+
+func (c *conntrackDoor) putTuple(attr uint16, src, dst netip.AddrPort, p ipvs.Proto) {
+	b := &c.b
+	from, to := uint16(ctV4Src), uint16(ctV4Dst)
+	if src.Addr().Is6() {
+		from, to = ctV6Src, ctV6Dst
+	}
+	b.nest(attr, func() {
+		b.nest(ctTupleIP, func() { b.attr(from, src.Addr().AsSlice()); b.attr(to, dst.Addr().AsSlice()) })
+		b.nest(ctTupleProto, func() {
+			b.attr(ctProtoNum, []byte{byte(p)})
+			b.attr(ctProtoSrcPort, portBytes(src.Port()))
+			b.attr(ctProtoDstPort, portBytes(dst.Port()))
+		})
+	})
+}
+
+// make puts entries into the table, as packets would.
+func (c *conntrackDoor) make(t *testing.T, flows ...flow) {
+	t.Helper()
+	const ctTimeout = 7
+	for _, f := range flows {
+		c.b.reset()
+		c.b.begin(ctType(ctMsgNew), unix.NLM_F_CREATE|unix.NLM_F_EXCL, nfgen(byte(af(f.key.Addr)), 0))
+		c.putTuple(ctTupleOrig, f.client, netip.AddrPortFrom(f.key.Addr, f.key.Port), f.key.Proto)
+		c.putTuple(ctTupleReply, f.answer, f.client, f.key.Proto)
+		c.b.attr(ctTimeout, binary.BigEndian.AppendUint32(nil, 300))
+		if f.zone != 0 {
+			c.b.attr(ctZone, binary.BigEndian.AppendUint16(nil, f.zone))
+		}
+		c.b.acknowledge()
+		replies, err := c.sock.exchange(context.Background(), &c.b)
+		if err != nil || replies[0].err != nil {
+			t.Fatalf("make entry %+v: %v %v", f, err, replies)
+		}
+	}
+}
+
+// table lists the Keys of all entries of both families.
+func (c *conntrackDoor) table(t *testing.T) (keys []ipvs.Key) {
+	t.Helper()
+	c.b.reset()
+	c.b.begin(ctType(ctMsgGet), unix.NLM_F_DUMP, nfgen(0, 0))
+	if err := c.sock.dump(context.Background(), &c.b, func(m []byte) error {
+		e, err := parseCT(m)
+		keys = append(keys, e.key)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(keys, ipvs.Key.Compare)
+	return keys
+}
+
+func udp(addr string, port uint16) ipvs.Key {
+	return ipvs.Key{Addr: netip.MustParseAddr(addr), Port: port, Proto: ipvs.UDP}
+}
+
+// straight answers from the virtual IP: it bypasses IPVS.
+func straight(k ipvs.Key, client string) flow {
+	return flow{key: k, client: netip.MustParseAddrPort(client), answer: netip.AddrPortFrom(k.Addr, k.Port)}
+}
+
+func testConntrack(t *testing.T) *conntrackDoor {
+	t.Helper()
+	inNetns(t)
+	c := newConntrack()
+	t.Cleanup(c.close)
+	return c
+}
+
+// TestForget: only what bypasses a virtual server is deleted, of the frontends asked for.
+func TestForget(t *testing.T) {
+	dns4, dns6, web := udp("10.96.0.10", 53), udp("fd00:96::10", 53), udp("10.96.0.11", 80)
+	tcp, metrics := ipvs.Key{Addr: dns4.Addr, Port: 53, Proto: ipvs.TCP}, udp("10.96.0.10", 9153)
+	balanced4, balanced6 := straight(dns4, "10.244.1.5:1001"), straight(dns6, "[fd10:244:1::5]:1001")
+	balanced4.answer = netip.MustParseAddrPort("10.244.2.7:5353")
+	balanced6.answer = netip.MustParseAddrPort("[fd10:244:2::7]:5353")
+	moved := straight(dns4, "10.244.1.5:1002")
+	moved.answer = netip.MustParseAddrPort("10.96.0.10:121") // what the kernel makes of it: another source port
+	zone := straight(dns4, "10.244.1.5:1003")
+	zone.zone = 7
+	stale := []flow{straight(dns4, "10.244.1.5:1000"), moved, straight(dns6, "[fd10:244:1::5]:1000"),
+		straight(web, "10.244.1.6:1000"), straight(tcp, "10.244.1.5:1000"), straight(metrics, "10.244.1.5:1000")}
+	for _, asked := range [][]ipvs.Key{{dns4, dns6, web}, {dns4}, {dns6}, {dns4, web}, {dns4, tcp}, {dns4, metrics}, {udp("10.96.0.99", 53)}} {
+		t.Run(strings.ReplaceAll(fmt.Sprint(asked), "/", " "), func(t *testing.T) {
+			c := testConntrack(t)
+			left := []ipvs.Key{dns4, dns6, dns4}
+			for _, f := range stale {
+				if !slices.Contains(asked, f.key) {
+					left = append(left, f.key)
+				}
+			}
+			slices.SortFunc(left, ipvs.Key.Compare)
+			c.make(t, slices.Concat(stale, []flow{balanced4, balanced6, zone})...)
+			for range 2 { // the second time there is nothing to do
+				forget(t, c, asked...)
+				if got := c.table(t); !slices.Equal(got, left) {
+					t.Fatalf("left %v\nwant %v", got, left)
+				}
+			}
+		})
+	}
+}
+
+func forget(t *testing.T, c *conntrackDoor, keys ...ipvs.Key) {
+	t.Helper()
+	var ops []ipvs.Forget
+	for _, k := range keys {
+		ops = append(ops, ipvs.Forget{Key: k})
+	}
+	for _, o := range c.forget(context.Background(), ops) {
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+	}
+}
+
+// TestForgetSparesANewEntry: an entry that took the place of the one that was found is left alone.
+func TestForgetSparesANewEntry(t *testing.T) {
+	c := testConntrack(t)
+	dns := udp("10.96.0.10", 53)
+	c.make(t, straight(dns, "10.244.1.5:1000"))
+	ctx := context.Background()
+	found, err := c.find(ctx, []ipvs.Key{dns})
+	if err != nil || len(found) != 1 {
+		t.Fatalf("found %v, %v", found, err)
+	}
+	found[0].id[0] ^= 1 // as if it were another one's
+	c.remove(ctx, found, func(k ipvs.Key, r reply) { t.Errorf("%s: %v", k, r.err) })
+	if got := c.table(t); !slices.Equal(got, []ipvs.Key{dns}) {
+		t.Errorf("an entry of another number is gone: %v", got)
+	}
+}
+
+// TestForgetMany: more entries than fit into a buffer, and as many Keys, in one go.
+func TestForgetMany(t *testing.T) {
+	c := testConntrack(t)
+	var ops []ipvs.Forget
+	for i := range 300 {
+		k := udp("10.96.0.10", uint16(1000+i))
+		ops = append(ops, ipvs.Forget{Key: k})
+		c.make(t, straight(k, "10.244.1.5:1000"))
+	}
+	kept := udp("10.96.0.10", 999)
+	c.make(t, straight(kept, "10.244.1.5:1000"))
+	for i, o := range c.forget(context.Background(), ops) {
+		if o.Err != nil {
+			t.Fatalf("%s: %v", ops[i], o.Err)
+		}
+	}
+	if got := c.table(t); !slices.Equal(got, []ipvs.Key{kept}) {
+		t.Errorf("left %d entries, want one", len(got))
+	}
+}

@@ -1,0 +1,180 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Connection tracking over netlink: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+const (
+	ctMsgNew    = 0
+	ctMsgGet    = 1
+	ctMsgDelete = 2
+
+	ctTupleOrig  = 1
+	ctTupleReply = 2
+	ctID         = 12
+	ctZone       = 18
+	ctFilter     = 25
+
+	ctTupleIP    = 1
+	ctTupleProto = 2
+	ctTupleZone  = 3
+
+	ctV4Src = 1
+	ctV4Dst = 2
+	ctV6Src = 3
+	ctV6Dst = 4
+
+	ctProtoNum     = 1
+	ctProtoSrcPort = 2
+	ctProtoDstPort = 3
+
+	ctFilterOrig  = 1
+	ctFilterReply = 2
+
+	// What a filter looks at, CTA_FILTER_F_* in net/netfilter/nf_conntrack_netlink.c.
+	ctFilterSrc     = 0x01
+	ctFilterDst     = 0x02
+	ctFilterProto   = 0x08
+	ctFilterDstPort = 0x20
+)
+
+func ctType(msg int) uint16 { return uint16(unix.NFNL_SUBSYS_CTNETLINK<<8 | msg) }
+
+// ctEntry is what a Forget needs to know of an entry of the connection table.
+type ctEntry struct {
+	key      ipvs.Key   // the original destination
+	replySrc netip.Addr // who answers
+	tuple    []byte     // the original tuple as the kernel wrote it: it names the entry
+	id       []byte     // tells the entry from a later one with the same tuple
+	zone     bool
+}
+
+// bypasses: the entry answers from the virtual IP itself, which no connection of IPVS does. Entries of a
+// zone other than the first are another's view of the traffic (Open vSwitch): there, a connection through
+// IPVS looks like this as well.
+func (e *ctEntry) bypasses() bool { return e.replySrc == e.key.Addr && !e.zone }
+
+// parseCT reads an entry; its slices point into msg. An entry whose protocol has no ports has none.
+func parseCT(msg []byte) (e ctEntry, err error) {
+	err = eachAttr(skip(msg, nfgenLen), func(typ uint16, v []byte) error {
+		switch typ {
+		case ctTupleOrig:
+			e.tuple = v
+			return e.parseTuple(v, func(dst netip.Addr) { e.key.Addr = dst }, nil)
+		case ctTupleReply:
+			return e.parseTuple(v, nil, func(src netip.Addr) { e.replySrc = src })
+		case ctID:
+			e.id = v
+		case ctZone:
+			e.zone = true
+		}
+		return nil
+	})
+	if err == nil && (e.tuple == nil || !e.key.Addr.IsValid() || !e.replySrc.IsValid() || len(e.id) != 4) {
+		err = fmt.Errorf("conntrack entry without tuples or number: %w", unix.EBADMSG)
+	}
+	return e, err
+}
+
+// parseTuple reads one direction. Protocol and port are those of the original one, where dst is not nil.
+func (e *ctEntry) parseTuple(b []byte, dst, src func(netip.Addr)) error {
+	return eachAttr(b, func(typ uint16, v []byte) error {
+		switch typ {
+		case ctTupleIP:
+			return eachAttr(v, func(typ uint16, v []byte) error {
+				a, ok := netip.AddrFromSlice(v)
+				switch {
+				case !ok:
+					return fmt.Errorf("conntrack address of %d bytes: %w", len(v), unix.EBADMSG)
+				case dst != nil && (typ == ctV4Dst || typ == ctV6Dst):
+					dst(a)
+				case src != nil && (typ == ctV4Src || typ == ctV6Src):
+					src(a)
+				}
+				return nil
+			})
+		case ctTupleProto:
+			if dst != nil {
+				return e.parseProto(v)
+			}
+		case ctTupleZone:
+			e.zone = true
+		}
+		return nil
+	})
+}
+
+func (e *ctEntry) parseProto(b []byte) error {
+	return eachAttr(b, func(typ uint16, v []byte) error {
+		switch {
+		case typ == ctProtoNum && len(v) >= 1:
+			e.key.Proto = ipvs.Proto(v[0])
+		case typ == ctProtoDstPort && len(v) >= 2:
+			e.key.Port = binary.BigEndian.Uint16(v)
+		}
+		return nil
+	})
+}
+
+// ctMatch is what a dump is asked for: what all of some frontends have in common, so that the kernel does
+// not send what nobody wants. One frontend, the usual case, gets its own entries only.
+type ctMatch struct {
+	key         ipvs.Key
+	orig, reply uint32
+}
+
+// commonOf needs at least one Key, all of one family.
+func commonOf(keys []ipvs.Key) ctMatch {
+	m := ctMatch{key: keys[0], orig: ctFilterDst | ctFilterProto | ctFilterDstPort, reply: ctFilterSrc}
+	if m.key.Addr.Is6() {
+		// The kernel's filter of IPv6 addresses is the wrong way round: it drops those that are equal
+		// (ctnetlink_filter_match_tuple, seen on 6.18).
+		m.orig, m.reply = m.orig&^ctFilterDst, 0
+	}
+	for _, k := range keys[1:] {
+		if k.Addr != m.key.Addr {
+			m.orig, m.reply = m.orig&^ctFilterDst, 0
+		}
+		if k.Port != m.key.Port {
+			m.orig &^= ctFilterDstPort
+		}
+		if k.Proto != m.key.Proto {
+			m.orig &^= ctFilterProto | ctFilterDstPort // ports need a protocol
+		}
+	}
+	return m
+}
+
+// put appends the match to a dump request. The kernel filters since 5.8; an older one sends all.
+func (m ctMatch) put(b *batch) {
+	src, dst := uint16(ctV4Src), uint16(ctV4Dst)
+	if m.key.Addr.Is6() {
+		src, dst = ctV6Src, ctV6Dst
+	}
+	addr := m.key.Addr.AsSlice()
+	if m.orig != 0 {
+		b.nest(ctTupleOrig, func() {
+			b.nest(ctTupleIP, func() { b.attr(dst, addr) })
+			b.nest(ctTupleProto, func() {
+				b.attr(ctProtoNum, []byte{byte(m.key.Proto)})
+				b.attr(ctProtoDstPort, portBytes(m.key.Port))
+			})
+		})
+	}
+	if m.reply != 0 {
+		b.nest(ctTupleReply, func() {
+			b.nest(ctTupleIP, func() { b.attr(src, addr) })
+		})
+	}
+	b.nest(ctFilter, func() {
+		b.attrU32(ctFilterOrig, m.orig)
+		b.attrU32(ctFilterReply, m.reply)
+	})
+}

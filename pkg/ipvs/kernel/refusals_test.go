@@ -1,0 +1,50 @@
+package kernel
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/contract"
+)
+
+// TestRefusals: what this kernel refuses and how is what is on record for it. The fake is held to the same
+// records.
+func TestRefusals(t *testing.T) {
+	needsIPVS(t)
+	golden := filepath.Join("testdata", "refusals", kernelVersion(t)+".txt")
+	for _, binding := range []Binding{BindAddress, BindRoute} {
+		t.Run(string(binding), func(t *testing.T) {
+			got := contract.Refusals(t, func(t *testing.T) ipvs.Kernel { return openHere(t, binding) })
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil || got != string(want) {
+				// The lab's files do not come back: what to keep is between the markers.
+				t.Errorf("differs from %s (%v)\n-----BEGIN REFUSALS-----\n%s-----END REFUSALS-----", golden, err, got)
+			}
+		})
+	}
+}
+
+// kernelVersion is the major and minor number of this kernel.
+func kernelVersion(t *testing.T) string {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(bytes.TrimRight(u.Release[:], "\x00")), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%d.%d", major, minor)
+}
