@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -14,7 +15,7 @@ import (
 
 // act brings some Keys to what is wanted of them.
 func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
-	began := time.Now()
+	began := l.now()
 	conns, unread := l.observe(ctx, keys)
 	if ctx.Err() != nil {
 		return
@@ -39,8 +40,12 @@ func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
 	if len(plan) == 0 {
 		return
 	}
-	l.log.Info("programmed", zap.Int("frontends", len(planned)), zap.Int("writes", len(plan)), zap.Int("failed", len(failed)),
-		zap.Duration("took", time.Since(began)), zap.Int("queued", l.queue.len()))
+	level := zap.InfoLevel
+	if len(failed) == len(planned) {
+		level = zap.DebugLevel // each has said so, and will be tried again and again
+	}
+	l.log.Log(level, "programmed", zap.Int("frontends", len(planned)), zap.Int("writes", len(plan)), zap.Int("failed", len(failed)),
+		zap.Duration("took", l.now().Sub(began)), zap.Int("queued", l.queue.len()))
 	if ce := l.log.Check(zap.DebugLevel, "plan"); ce != nil {
 		lines := make([]string, len(plan))
 		for i, s := range plan {
@@ -53,42 +58,75 @@ func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
 // observe asks the kernel about those Keys of which the mirror is not sure, and about connections of
 // draining real servers. Keys that could not be read go back into the queue.
 func (l *Loop) observe(ctx context.Context, keys []ipvs.Key) (conns map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool) {
-	var ask, sure []ipvs.Key
+	var doubtful []ipvs.Key
 	for _, k := range keys {
 		c := l.cells[k]
+		if l.isUnsure(k) {
+			if c == nil {
+				c = &cell{}
+				l.cells[k] = c
+			}
+			c.unknown = true
+		}
 		if c == nil || !c.unknown && len(c.drains) == 0 {
 			continue
 		}
-		sure = append(sure, k)
-		ask = append(ask, k)
-		for _, f := range c.facts {
-			ask = append(ask, ipvs.AddrKey(f.addr))
-		}
-		factsOf(k, l.wanted(k), func(f fact) { ask = append(ask, ipvs.AddrKey(f.addr)) })
+		doubtful = append(doubtful, k)
 	}
-	if len(ask) == 0 {
+	if len(doubtful) == 0 {
 		return nil, nil
 	}
-	found, err := l.kernel.Observe(ctx, ask)
-	if err != nil {
-		unread = map[ipvs.Key]bool{}
-		for _, k := range sure {
+	conns, err := l.read(ctx, doubtful)
+	if err == nil {
+		return conns, nil
+	}
+	// One Key that cannot be read must not hold up the others.
+	conns, unread = map[ipvs.Key]ipvs.Observed{}, map[ipvs.Key]bool{}
+	for _, k := range doubtful {
+		if ctx.Err() != nil {
+			break
+		}
+		found, err := l.read(ctx, []ipvs.Key{k})
+		if err != nil {
 			unread[k] = true
 			l.retry(k, l.cells[k])
+			continue
 		}
-		if ctx.Err() == nil {
-			l.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(sure)), zap.Error(err))
-		}
-		return nil, unread
+		maps.Copy(conns, found)
 	}
+	if len(unread) > 0 && ctx.Err() == nil {
+		l.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(unread)), zap.Error(err))
+	}
+	return conns, unread
+}
+
+// read asks the kernel about Keys and brings the mirror up to date. Of a Key that is only draining it asks for
+// no more than the Key itself.
+func (l *Loop) read(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	var ask []ipvs.Key
+	for _, k := range keys {
+		ask = append(ask, k)
+		if l.cells[k].unknown {
+			ask = append(ask, ipvs.AddrKey(k.Addr))
+			factsOf(k, l.wanted(k), func(f fact) { ask = append(ask, ipvs.AddrKey(f.addr)) })
+		}
+	}
+	slices.SortFunc(ask, ipvs.Key.Compare)
+	ask = slices.Compact(ask)
+	found, err := l.kernel.Observe(ctx, ask)
+	if err != nil {
+		return nil, err
+	}
+	gone := map[fact]bool{}
 	for _, k := range ask {
 		if c := l.cells[k]; k.HasServer() && c != nil {
 			c.have, c.unknown = found[k].Have, false
 		}
 		if !k.HasServer() {
-			l.see(k, found[k].Have)
+			l.see(k, found[k].Have, gone)
 		}
 	}
+	l.lack(gone) // other Keys may rely on them
 	return found, nil
 }
 
@@ -106,10 +144,18 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 		return nil
 	}
 	c, want := l.cells[k], l.wanted(k)
-	ops := ipvs.Diff(k, l.view(k, c, want), want)
+	have := l.view(k, c, want)
 	if !l.complete {
-		return slices.DeleteFunc(ops, removes)
+		return slices.DeleteFunc(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return removes(op) && !c.knew(k, want, op) })
 	}
+	var ops []ipvs.Op
+	if want == nil && have.Server.Exists() && !have.Guard.Owned {
+		// Found at the first start, by its address alone. Without a record, a process that dies once the address
+		// is gone would leave it for good.
+		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k})
+		have.Guard.Owned = true
+	}
+	ops = append(ops, ipvs.Diff(k, have, want)...)
 	if c == nil || want == nil {
 		return ops
 	}
@@ -132,6 +178,32 @@ func removes(op ipvs.Op) bool {
 	return false
 }
 
+// knew reports whether an operation removes only what this process itself wanted before: that is known to
+// be gone from the cluster, however incomplete the rest is.
+func (c *cell) knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
+	if !k.HasServer() {
+		e, ok := op.(ipvs.Element)
+		return ok && e.Set == ipvs.SetHairpin
+	}
+	if c == nil || c.wanted == nil {
+		return false
+	}
+	had := func(a netip.AddrPort) bool {
+		return slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a })
+	}
+	switch o := op.(type) {
+	case ipvs.SetReal:
+		return had(o.Real.Addr)
+	case ipvs.DelReal:
+		return had(o.Addr)
+	case ipvs.Element:
+		if o.Set == ipvs.SetOpen && want != nil { // closed only when nothing unknown serves behind it
+			return !slices.ContainsFunc(extraReals(c.have, want), func(r ipvs.Real) bool { return r.Weight > 0 && !had(r.Addr) })
+		}
+	}
+	return want == nil
+}
+
 // view is what the kernel holds for a Key, with the shared facts as far as they are this Key's business: a
 // fact that the Key wants, or one that nobody needs any more.
 func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
@@ -147,7 +219,11 @@ func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
 		f := fact{kind, a}
 		return l.present[f] && (wanted || l.ledger.needs[f] == 0)
 	}
-	v.Bind = mine(factBind, k.Addr, w.Bind)
+	// An address of ours carries its guard before and after it is bound, so one without is somebody else's,
+	// except at the first start, when everything on the interface is taken over.
+	ours := !l.adopted || l.present[fact{factVIP, k.Addr}]
+	v.Bind = mine(factBind, k.Addr, w.Bind) && (w.Bind || ours)
+	v.Misbound = l.present[fact{factMisbound, k.Addr}] && l.ledger.needs[fact{factBind, k.Addr}] == 0 && ours
 	v.Guard.VIP = mine(factVIP, k.Addr, w.Guard.VIP)
 	hairpin := func(a netip.Addr, wanted bool) {
 		if mine(factHairpin, a, wanted) {
@@ -156,13 +232,6 @@ func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
 	}
 	for _, a := range w.Guard.Hairpin {
 		hairpin(a, true)
-	}
-	if c != nil {
-		for _, f := range c.facts {
-			if f.kind == factHairpin {
-				hairpin(f.addr, false)
-			}
-		}
 	}
 	if !k.HasServer() {
 		hairpin(k.Addr, false)
@@ -179,13 +248,19 @@ func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error 
 			if failed[s.Key] == nil {
 				failed[s.Key] = err
 			}
+			if outcomes[i].Unknown { // it may have taken place, and then nobody does it again
+				l.forget.note(s)
+				l.noteUnsure(s.Op)
+			}
 			continue
 		}
+		l.trash.note(l.now(), s.Op, l.cells[s.Key])
+		l.forget.note(s)
+		l.noteGone(s.Op)
 		switch op := s.Op.(type) {
 		case ipvs.Bind:
 			l.present[fact{factBind, op.Addr}] = true
-		case ipvs.Unbind:
-			delete(l.present, fact{factBind, op.Addr})
+			delete(l.present, fact{factMisbound, op.Addr})
 		case ipvs.Element:
 			l.noteElement(op)
 		}
@@ -206,10 +281,49 @@ func (l *Loop) noteElement(e ipvs.Element) {
 	default:
 		return
 	}
-	if e.Remove {
-		delete(l.present, f)
-	} else {
+	if !e.Remove {
 		l.present[f] = true
+	}
+}
+
+// noteUnsure notes that nobody knows whether an address's shared facts are as they were. Neither their
+// presence nor their absence may be built upon, by whatever Key, before they are read.
+func (l *Loop) noteUnsure(op ipvs.Op) {
+	switch o := op.(type) {
+	case ipvs.Bind:
+		l.unsure[o.Addr] = true
+	case ipvs.Unbind:
+		l.unsure[o.Addr] = true
+	case ipvs.Element:
+		if o.Set.OfAddr() {
+			l.unsure[o.Key.Addr] = true
+		}
+	}
+}
+
+// isUnsure reports whether a Key stands on shared facts that must be read first.
+func (l *Loop) isUnsure(k ipvs.Key) bool {
+	if len(l.unsure) == 0 {
+		return false
+	}
+	unsure := l.unsure[k.Addr]
+	factsOf(k, l.wanted(k), func(f fact) { unsure = unsure || l.unsure[f.addr] })
+	return unsure
+}
+
+// noteGone notes which shared facts an operation took away.
+func (l *Loop) noteGone(op ipvs.Op) {
+	switch o := op.(type) {
+	case ipvs.Unbind:
+		delete(l.present, fact{factBind, o.Addr})
+		delete(l.present, fact{factMisbound, o.Addr})
+	case ipvs.Element:
+		if o.Remove && o.Set == ipvs.SetVIPs {
+			delete(l.present, fact{factVIP, o.Key.Addr})
+		}
+		if o.Remove && o.Set == ipvs.SetHairpin {
+			delete(l.present, fact{factHairpin, o.Key.Addr})
+		}
 	}
 }
 
@@ -223,7 +337,6 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 	want := l.wanted(k)
 	if err != nil {
 		c.unknown, c.reaped = true, nil
-		factsOf(k, want, func(f fact) { c.facts = append(c.facts, f) })
 		l.retry(k, c)
 		if c.tries&(c.tries-1) == 0 { // the first time, and ever more rarely
 			l.log.Warn("a frontend could not be programmed, trying again", zap.Stringer("frontend", k), zap.Error(err), zap.Uint8("tries", c.tries))
@@ -233,30 +346,44 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 	if c.tries > 0 {
 		l.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
 	}
+	c.seen = l.audits.sighted()
+	if want == nil && !l.complete && c.have != nil {
+		c.tries, c.unknown = 0, true // what this process did not know of it stays for now
+		return
+	}
 	if k == ipvs.Adopted || want == nil {
 		delete(l.cells, k)
 		if k == ipvs.Adopted && !l.adopted {
-			l.queue.addAt(k, time.Now().Add(time.Second))
+			l.queue.addAt(k, l.now().Add(time.Second))
 		}
 		return
 	}
-	if c.tries = 0; !l.complete {
-		c.unknown = true // it may hold more than is wanted
-		return
+	c.tries = 0
+	if l.complete {
+		l.settleDrains(k, c, want)
+	} else {
+		c.have = together(c.have, want)
 	}
-	l.settleDrains(k, c, want)
-	c.facts = c.facts[:0]
-	factsOf(k, want, func(f fact) {
-		if f.kind == factHairpin { // the address's own facts are at hand without a list
-			c.facts = append(c.facts, f)
-		}
-	})
-	c.unknown = false
+	// What was removed of a cluster that is not all known shows only in a proper read.
+	c.unknown = !l.complete && c.wanted != nil && c.wanted != want
+	c.wanted = want
+}
+
+// together is what a Key holds when what is wanted was added and nothing was removed.
+func together(have, want *ipvs.Frontend) *ipvs.Frontend {
+	if have == nil {
+		return want
+	}
+	fe := *want
+	fe.Guard.Owned = want.Guard.Owned || have.Guard.Owned
+	fe.Guard.Open = want.Guard.Open || have.Guard.Open
+	fe.Server.Reals = ipvs.SortReals(append(slices.Clone(want.Server.Reals), extraReals(have, want)...))
+	return &fe
 }
 
 // retry puts a Key back with its own backoff.
 func (l *Loop) retry(k ipvs.Key, c *cell) {
-	l.queue.addAt(k, time.Now().Add(backoff(c.tries)))
+	l.queue.addAt(k, l.now().Add(backoff(c.tries)))
 	if c.tries < 255 {
 		c.tries++
 	}

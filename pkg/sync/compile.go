@@ -1,7 +1,9 @@
 package sync
 
 import (
+	"cmp"
 	"net/netip"
+	"sort"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -28,7 +30,8 @@ type CompileOptions struct {
 }
 
 // Compile says what a Service wants of this node's kernel. It is pure and total: the same Service, endpoints
-// and node give the same Fragment on every node, whatever the objects hold.
+// and node give the same Fragment on every node, whatever the objects hold. The endpoints are sorted by port
+// name and protocol, as the model gives them.
 func Compile(svc *cluster.Service, eps []cluster.Endpoint, node cluster.Node, opt CompileOptions) Fragment {
 	if svc == nil {
 		return Fragment{}
@@ -57,8 +60,8 @@ func clusterIPFrontend(svc *cluster.Service, port cluster.Port, ipv4 bool, eps [
 	if svc.AffinitySeconds > 0 {
 		fe.Server.Flags, fe.Server.Timeout = ipvs.Persistent, svc.AffinitySeconds
 	}
-	for _, ep := range eps {
-		if !ep.Ready || ep.PortName != port.Name || ep.Protocol != port.Protocol || ep.Addr.Is4() != ipv4 {
+	for _, ep := range portEndpoints(port, eps) {
+		if !ep.Ready || ep.Addr.Is4() != ipv4 {
 			continue
 		}
 		fe.Server.Reals = append(fe.Server.Reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: 1})
@@ -70,4 +73,15 @@ func clusterIPFrontend(svc *cluster.Service, port cluster.Port, ipv4 bool, eps [
 	fe.Guard.Hairpin = ipvs.SortAddrs(fe.Guard.Hairpin)
 	fe.Guard.Open = len(fe.Server.Reals) > 0
 	return fe
+}
+
+// portEndpoints cuts out a port's endpoints: the model sorts them by port name and protocol. With many ports,
+// looking through all endpoints for each would cost their product.
+func portEndpoints(port cluster.Port, eps []cluster.Endpoint) []cluster.Endpoint {
+	after := func(beyond int) func(int) bool {
+		return func(i int) bool {
+			return cmp.Or(cmp.Compare(eps[i].PortName, port.Name), cmp.Compare(eps[i].Protocol, port.Protocol)) >= beyond
+		}
+	}
+	return eps[sort.Search(len(eps), after(0)):sort.Search(len(eps), after(1))]
 }

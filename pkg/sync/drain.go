@@ -7,20 +7,60 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// reap lists the removals of real servers whose drain is over: no connection left, or no patience.
+// drain is a real server on its way out: weight 0, no new connections.
+type drain struct {
+	deadline time.Time // when patience ends
+	quiet    time.Time // since when it was seen without an active connection; zero: it has some
+}
+
+// quietTime is how long a real server that has left the cluster must be without active connections before
+// its inactive ones (half closed, or closed and remembered by the kernel for 2 min) are given up.
+const quietTime = 10 * time.Second
+
+// reap lists the removals of real servers whose drain is over.
 func (l *Loop) reap(k ipvs.Key, c *cell, want *ipvs.Frontend, seen ipvs.Observed) (ops []ipvs.Op) {
-	now := time.Now()
+	now := l.now()
 	for _, r := range extraReals(c.have, want) {
-		deadline, draining := c.drains[r.Addr]
-		if draining && r.Weight == 0 && (seen.Conns[r.Addr] == ipvs.Conns{} || !now.Before(deadline)) {
-			ops = append(ops, ipvs.DelReal{Key: k, Addr: r.Addr})
-			if c.reaped == nil {
-				c.reaped = map[netip.AddrPort]bool{}
-			}
-			c.reaped[r.Addr] = true
+		d, draining := c.drains[r.Addr]
+		if !draining || r.Weight != 0 {
+			continue
 		}
+		conns := seen.Conns[r.Addr]
+		switch {
+		case conns.Active > 0:
+			d.quiet = time.Time{}
+		case d.quiet.IsZero():
+			d.quiet = now
+		}
+		c.drains[r.Addr] = d
+		quiet := !d.quiet.IsZero() && now.Sub(d.quiet) >= quietTime
+		over := conns == ipvs.Conns{} || !now.Before(d.deadline) || quiet && l.leftEverySlice(k, r.Addr)
+		if !over || !l.trash.take(now) {
+			continue
+		}
+		ops = append(ops, ipvs.DelReal{Key: k, Addr: r.Addr})
+		if c.reaped == nil {
+			c.reaped = map[netip.AddrPort]bool{}
+		}
+		c.reaped[r.Addr] = true
 	}
 	return ops
+}
+
+// leftEverySlice: no slice of the Service names the endpoint any more, ready or not. While one does, the
+// pod may still be finishing what it has half closed.
+func (l *Loop) leftEverySlice(k ipvs.Key, addr netip.AddrPort) bool {
+	claims := l.ledger.claims[k]
+	if len(claims) == 0 {
+		return true
+	}
+	_, eps := l.model.Get(claims[0].Service)
+	for _, ep := range eps {
+		if ep.Addr == addr.Addr() && ep.Port == addr.Port() {
+			return false
+		}
+	}
+	return true
 }
 
 // settleDrains makes the mirror of what was confirmed: what is wanted, and the real servers that drain.
@@ -30,18 +70,18 @@ func (l *Loop) settleDrains(k ipvs.Key, c *cell, want *ipvs.Frontend) {
 		c.have, c.drains = want, nil
 		return
 	}
-	now := time.Now()
-	drains := make(map[netip.AddrPort]time.Time, len(left))
+	now := l.now()
+	drains := make(map[netip.AddrPort]drain, len(left))
 	fe := *want
 	fe.Server.Reals = append([]ipvs.Real(nil), want.Server.Reals...)
 	for _, r := range left {
 		r.Weight = 0
 		fe.Server.Reals = append(fe.Server.Reals, r)
-		deadline, ok := c.drains[r.Addr]
+		d, ok := c.drains[r.Addr]
 		if !ok {
-			deadline = now.Add(l.opt.DrainDeadline)
+			d = drain{deadline: now.Add(l.opt.DrainDeadline)}
 		}
-		drains[r.Addr] = deadline
+		drains[r.Addr] = d
 	}
 	fe.Server.Reals = ipvs.SortReals(fe.Server.Reals)
 	c.have, c.drains = &fe, drains
@@ -77,4 +117,48 @@ func extraReals(have, want *ipvs.Frontend) (extra []ipvs.Real) {
 		}
 	}
 	return extra
+}
+
+// trash paces the removal of real servers. The kernel keeps each for at least 120 s in a list that every
+// later add scans (ip_vs_trash_get_dest in ip_vs_ctl.c): 10,000 in it make an add 11 times slower. Draining
+// ones can wait at weight 0, where they cost nothing.
+type trash struct{ removed []time.Time }
+
+const (
+	trashTime = 130 * time.Second // the kernel's timer may be late
+	trashRoom = 900
+)
+
+// take takes a place in the list for a removal that can wait; false: there is none.
+func (t *trash) take(now time.Time) bool {
+	for len(t.removed) > 0 && now.Sub(t.removed[0]) > trashTime {
+		t.removed = t.removed[1:]
+	}
+	if len(t.removed) >= trashRoom {
+		return false
+	}
+	t.removed = append(t.removed, now)
+	return true
+}
+
+// note counts what a confirmed operation put into the list without asking: a Service and a UDP endpoint go
+// at once, however full it is.
+func (t *trash) note(now time.Time, op ipvs.Op, c *cell) {
+	n := 0
+	switch o := op.(type) {
+	case ipvs.DelReal:
+		if !o.Key.Proto.Drains() {
+			n = 1
+		}
+	case ipvs.DelServer:
+		if c != nil && c.have != nil {
+			n = len(c.have.Server.Reals)
+		}
+	}
+	for range min(n, trashRoom) {
+		t.removed = append(t.removed, now)
+	}
+	if extra := len(t.removed) - trashRoom; extra > 0 {
+		t.removed = t.removed[extra:]
+	}
 }

@@ -2,6 +2,7 @@ package sync
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -17,21 +18,27 @@ func (l *Loop) hear() {
 	if !l.complete && l.model.Complete() {
 		l.complete, l.started = true, false // read the kernel again, for what may now be removed
 	}
-	for len(dirty) > 0 {
-		var next []cluster.ID
-		for _, id := range dirty {
-			next = append(next, l.decide(id)...)
+	l.dirty = append(l.dirty, dirty...)
+	n := min(len(l.dirty), sliceServices)
+	for _, id := range l.dirty[:n] {
+		// What follows from it for other Services is decided at once: between the two the kernel would be
+		// given a state that nobody wants.
+		for next := []cluster.ID{id}; len(next) > 0; next = next[1:] {
+			next = append(next, l.decide(next[0])...)
 		}
-		dirty = next
+	}
+	if l.dirty = l.dirty[n:]; len(l.dirty) == 0 {
+		l.dirty = nil
 	}
 }
+
+// sliceServices is how many Services are decided at a time, so that an urgent Key need not wait for all.
+const sliceServices = 128
 
 // decide compiles a Service and queues the Keys whose wanted state changed. It returns other Services that
 // must be decided anew because a virtual IP came or went that is an endpoint of theirs.
 func (l *Loop) decide(id cluster.ID) (also []cluster.ID) {
-	svc, eps := l.model.Get(id)
-	eps, problems := l.withoutVIPs(id, svc, eps)
-	frag := Compile(svc, eps, l.model.Node(), l.opt.Compile)
+	frag, problems := l.compile(id)
 	watch := l.vipsBefore(id, frag)
 	touched, beaten := l.ledger.replace(id, frag)
 	class := l.classOf(id, classChange)
@@ -39,7 +46,19 @@ func (l *Loop) decide(id cluster.ID) (also []cluster.ID) {
 		if l.started {
 			l.queue.add(k, class)
 		}
+		for _, c := range l.ledger.claims[k] {
+			if c.Service != id { // it may have won or lost the Key, and has to say so
+				also = append(also, c.Service)
+			}
+		}
 	}
+	for _, a := range l.ledger.freed {
+		// What hangs on the frontend's own address goes with its Key; a pod's fact has no Key of its own.
+		if f := (fact{factHairpin, a}); l.started && l.present[f] && l.ledger.needs[f] == 0 {
+			l.queue.add(ipvs.AddrKey(a), class)
+		}
+	}
+	l.ledger.freed = l.ledger.freed[:0]
 	for a, was := range watch {
 		if is := l.ledger.isVIP(a); is != was {
 			also = append(also, l.servicesWithEndpoint(a, is)...)
@@ -49,7 +68,8 @@ func (l *Loop) decide(id cluster.ID) (also []cluster.ID) {
 		problems = append(problems, b.key.String()+" belongs to Service "+b.owner.String())
 	}
 	l.tell(id, problems)
-	return also
+	slices.SortFunc(also, cluster.ID.Compare)
+	return slices.Compact(also)
 }
 
 // classOf makes the API server's and DNS Services urgent: nothing in the cluster works without them.
@@ -65,42 +85,49 @@ func (l *Loop) classOf(id cluster.ID, otherwise class) class {
 	return otherwise
 }
 
-// withoutVIPs leaves out endpoints that are virtual IPs of ours: IPVS would send the connection to itself.
-func (l *Loop) withoutVIPs(id cluster.ID, svc *cluster.Service, eps []cluster.Endpoint) (good []cluster.Endpoint, problems []string) {
+// compile says what a Service wants. Endpoints that are virtual IPs of ours are left out: IPVS would send the
+// connection to itself.
+func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []string) {
 	for a, ids := range l.refused {
 		delete(ids, id)
 		if len(ids) == 0 {
 			delete(l.refused, a)
 		}
 	}
-	own := map[netip.Addr]bool{}
-	if svc != nil {
-		for _, a := range svc.ClusterIPs {
-			own[a] = true
+	svc, eps := l.model.Get(id)
+	for {
+		frag = Compile(svc, eps, l.model.Node(), l.opt.Compile)
+		bad := l.vipsAmong(svc, frag)
+		if len(bad) == 0 {
+			return frag, problems
 		}
-	}
-	bad := func(a netip.Addr) bool { return own[a] || l.ledger.isVIP(a) }
-	clean := true
-	for i, ep := range eps {
-		if !bad(ep.Addr) {
-			if !clean {
+		for _, a := range bad {
+			if l.refused[a] == nil {
+				l.refused[a] = map[cluster.ID]struct{}{}
+			}
+			l.refused[a][id] = struct{}{}
+			problems = append(problems, "endpoint "+a.String()+" is a virtual IP of a Service: left out")
+		}
+		var good []cluster.Endpoint
+		for _, ep := range eps {
+			if !slices.Contains(bad, ep.Addr) {
 				good = append(good, ep)
 			}
-			continue
 		}
-		if clean {
-			good, clean = append([]cluster.Endpoint(nil), eps[:i]...), false
-		}
-		if l.refused[ep.Addr] == nil {
-			l.refused[ep.Addr] = map[cluster.ID]struct{}{}
-		}
-		l.refused[ep.Addr][id] = struct{}{}
-		problems = append(problems, "endpoint "+ep.Addr.String()+" is a virtual IP of a Service: left out")
+		eps = good
 	}
-	if clean {
-		return eps, nil
+}
+
+// vipsAmong lists the real servers of a Service that are virtual IPs of ours.
+func (l *Loop) vipsAmong(svc *cluster.Service, f Fragment) (vips []netip.Addr) {
+	for _, c := range f.Claims {
+		for _, r := range c.Claim.Want.Server.Reals {
+			if a := r.Addr.Addr(); l.ledger.isVIP(a) || slices.Contains(svc.ClusterIPs, a) {
+				vips = append(vips, a)
+			}
+		}
 	}
-	return good, problems
+	return ipvs.SortAddrs(vips)
 }
 
 // vipsBefore notes of each address that a Service has or gets whether it is a virtual IP now.

@@ -30,9 +30,10 @@ func sortClaims(cs []KeyClaim) {
 type factKind uint8
 
 const (
-	factBind    factKind = iota // the address is on our interface
-	factVIP                     // the guard refuses what is not open on the address
-	factHairpin                 // the pod's connections to itself are masqueraded
+	factBind     factKind = iota // the address is on our interface
+	factVIP                      // the guard refuses what is not open on the address
+	factHairpin                  // the pod's connections to itself are masqueraded
+	factMisbound                 // the address is on our interface in another form than is configured; never needed
 )
 
 // fact is one such fact.
@@ -48,6 +49,9 @@ func factsOf(k ipvs.Key, fe *ipvs.Frontend, f func(fact)) {
 	}
 	if fe.Bind {
 		f(fact{factBind, k.Addr})
+	}
+	if fe.Misbound {
+		f(fact{factMisbound, k.Addr})
 	}
 	if fe.Guard.VIP {
 		f(fact{factVIP, k.Addr})
@@ -71,6 +75,8 @@ type ledger struct {
 	byService map[cluster.ID][]ipvs.Key
 	needs     map[fact]int       // how many owning claims need a shared fact
 	reals     map[netip.Addr]int // how many times an address is a real server's, in any claim
+	// freed are the addresses of shared facts that nobody needs any more since the last look.
+	freed []netip.Addr
 }
 
 func newLedger() *ledger {
@@ -151,6 +157,7 @@ func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) bool {
 func (l *ledger) count(f fact, by int) {
 	if l.needs[f] += by; l.needs[f] == 0 {
 		delete(l.needs, f)
+		l.freed = append(l.freed, f.addr)
 	}
 }
 

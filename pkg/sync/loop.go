@@ -4,6 +4,8 @@ package sync
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -30,6 +32,11 @@ type Options struct {
 	DrainDeadline time.Duration
 	// DrainPoll is how often a draining real server is looked at; 5 s by default.
 	DrainPoll time.Duration
+	// AuditPeriod is the least time between two looks at what others may have changed; 10 s by default.
+	AuditPeriod time.Duration
+	// AuditCPU is the share of one processor that these looks may cost, 0 to 1; 0.01 by default. Where a
+	// look costs more, they become rarer.
+	AuditCPU float64
 	// BasePeriod is how often interface, table and sysctls are looked at; 60 s by default.
 	BasePeriod time.Duration
 }
@@ -45,6 +52,10 @@ func (o Options) withDefaults() Options {
 	}
 	def(&o.DrainDeadline, 15*time.Minute)
 	def(&o.DrainPoll, 5*time.Second)
+	def(&o.AuditPeriod, 10*time.Second)
+	if o.AuditCPU == 0 {
+		o.AuditCPU = 0.01
+	}
 	def(&o.BasePeriod, time.Minute)
 	return o
 }
@@ -54,13 +65,14 @@ type cell struct {
 	have *ipvs.Frontend // its shared facts do not count, see Loop.present
 	// unknown: have may be wrong, the kernel must be asked first.
 	unknown bool
-	// facts are the shared facts that the last wanted state needed and the next may not.
-	facts []fact
-	// drains are the real servers on their way out, with the time when patience ends.
-	drains map[netip.AddrPort]time.Time
+	// wanted is what this process last wanted of the Key and got.
+	wanted *ipvs.Frontend
+	// drains are the real servers on their way out.
+	drains map[netip.AddrPort]drain
 	// reaped are those that the plan under way removes.
 	reaped map[netip.AddrPort]bool
 	tries  uint8
+	seen   sighting
 }
 
 // Loop is the sync loop.
@@ -69,21 +81,29 @@ type Loop struct {
 	model  Model
 	log    *zap.Logger
 	opt    Options
+	now    func() time.Time // for tests
 
+	dirty  []cluster.ID // Services to decide anew, the first ones first
 	ledger *ledger
 	cells  map[ipvs.Key]*cell
 	// present are the shared facts that the kernel holds, as far as is known.
 	present map[fact]bool
+	// unsure are the addresses of shared facts whose last write failed or got lost: present may be wrong.
+	unsure  map[netip.Addr]bool
 	queue   *queue
 	told    map[cluster.ID]string                  // the problems last logged of a Service
 	refused map[netip.Addr]map[cluster.ID]struct{} // Services with an endpoint that is a virtual IP
+	audits  audit
+	trash   trash
+	forget  forgetting
 
 	base     state
-	adopted  bool // the first start is over, and the kernel knows
-	synced   bool // the source has delivered what it has
-	complete bool // and nothing is missing: what nobody wants may go
-	started  bool // the kernel was read
-	announce bool // say when all is programmed
+	warned   string // the warnings of the set-up that were logged last
+	adopted  bool   // the first start is over, and the kernel knows
+	synced   bool   // the source has delivered what it has
+	complete bool   // and nothing is missing: what nobody wants may go
+	started  bool   // the kernel was read
+	announce bool   // say when all is programmed
 }
 
 // state is how something that is tried again and again stands.
@@ -96,10 +116,11 @@ type state struct {
 // New makes a Loop. Nothing is read or written before Run.
 func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	return &Loop{
-		kernel: kernel, model: model, log: log, opt: opt.withDefaults(),
+		kernel: kernel, model: model, log: log, opt: opt.withDefaults(), now: time.Now,
 		ledger:  newLedger(),
 		cells:   map[ipvs.Key]*cell{},
 		present: map[fact]bool{},
+		unsure:  map[netip.Addr]bool{},
 		queue:   newQueue(),
 		told:    map[cluster.ID]string{},
 		refused: map[netip.Addr]map[cluster.ID]struct{}{},
@@ -116,17 +137,10 @@ func (l *Loop) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		l.hear()
-		l.ensureBase(ctx)
-		l.start(ctx)
-		if l.started && l.base.ok {
-			if keys := l.queue.pop(time.Now(), sliceKeys); len(keys) > 0 {
-				l.act(ctx, keys)
-				continue
-			}
-			l.announceDone()
+		if !l.step(ctx) {
+			continue
 		}
-		timer.Reset(l.idleFor(time.Now()))
+		timer.Reset(l.idleFor(l.now()))
 		select {
 		case <-ctx.Done():
 		case <-l.model.Changed():
@@ -136,12 +150,36 @@ func (l *Loop) Run(ctx context.Context) error {
 	return nil
 }
 
+// step does the next slice of work and reports whether nothing is left to do now. The audit gets its turn
+// after each slice, so that constant change does not keep it from looking.
+func (l *Loop) step(ctx context.Context) (idle bool) {
+	l.hear()
+	l.ensureBase(ctx)
+	l.start(ctx)
+	if !l.started || !l.base.ok {
+		return len(l.dirty) == 0
+	}
+	keys := l.queue.pop(l.now(), sliceKeys)
+	if len(keys) > 0 {
+		l.act(ctx, keys)
+	}
+	l.forgetFlows(ctx)
+	busy := l.auditPart(ctx)
+	if len(keys) > 0 || len(l.dirty) > 0 || busy {
+		return false
+	}
+	l.announceDone()
+	return true
+}
+
 // idleFor is how long nothing needs doing, unless the cluster changes.
 func (l *Loop) idleFor(now time.Time) time.Duration {
 	next := l.base.next
 	if l.started && l.base.ok {
-		if t := l.queue.next(now); !t.IsZero() && t.Before(next) {
-			next = t
+		for _, t := range []time.Time{l.queue.next(now), l.audits.next, l.forget.due()} {
+			if !t.IsZero() && t.Before(next) {
+				next = t
+			}
 		}
 	}
 	return max(next.Sub(now), 0)
@@ -149,7 +187,7 @@ func (l *Loop) idleFor(now time.Time) time.Duration {
 
 // ensureBase sees to what every Key stands on, when it is time.
 func (l *Loop) ensureBase(ctx context.Context) {
-	now := time.Now()
+	now := l.now()
 	if now.Before(l.base.next) {
 		return
 	}
@@ -157,26 +195,29 @@ func (l *Loop) ensureBase(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	if r.LinkCreated || r.TableCreated {
+		l.started = false // what was known of addresses and elements is void, even where the rest failed
+	}
 	if err != nil {
 		l.base = state{tries: l.base.tries + 1, next: now.Add(backoff(l.base.tries))}
 		l.log.Error("node set-up failed, trying again", zap.Error(err), zap.Time("next", l.base.next))
 		return
 	}
-	for _, w := range r.Warnings {
-		l.log.Warn("node set-up is incomplete", zap.Error(w))
+	if warnings := errors.Join(r.Warnings...); fmt.Sprint(warnings) != l.warned {
+		l.warned = fmt.Sprint(warnings)
+		for _, w := range r.Warnings {
+			l.log.Warn("node set-up is incomplete", zap.Error(w))
+		}
 	}
 	if len(r.Wrote) > 0 {
 		l.log.Info("node set up", zap.Strings("wrote", r.Wrote))
 	}
 	l.base = state{ok: true, next: now.Add(l.opt.BasePeriod)}
-	if r.LinkCreated || r.TableCreated {
-		l.started = false // what was known of addresses and elements is void
-	}
 }
 
 // start reads the kernel, once the base stands and the cluster is known.
 func (l *Loop) start(ctx context.Context) {
-	if l.started || !l.base.ok || !l.synced {
+	if l.started || !l.base.ok || !l.synced || len(l.dirty) > 0 {
 		return
 	}
 	if err := l.scan(ctx); err != nil {
@@ -185,11 +226,12 @@ func (l *Loop) start(ctx context.Context) {
 		}
 		l.base.ok = false
 		l.base.tries++
-		l.base.next = time.Now().Add(backoff(l.base.tries))
+		l.base.next = l.now().Add(backoff(l.base.tries))
 		l.log.Error("reading the kernel failed, trying again", zap.Error(err))
 		return
 	}
 	l.started, l.announce = true, true
+	l.audits = audit{next: l.now().Add(l.opt.AuditPeriod)}
 }
 
 // announceDone says once that a start is over, when nothing is left to do.

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -54,71 +52,6 @@ func TestLifeOfAService(t *testing.T) {
 		if len(r.kernel.Servers) > 0 || len(r.kernel.Addrs) > 0 {
 			t.Errorf("left behind:\n%s", dumpOf(r.kernel))
 		}
-	})
-}
-
-// A removed endpoint takes no new connection and keeps its old ones.
-func TestDrain(t *testing.T) {
-	key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
-	pod := netip.MustParseAddrPort("10.244.2.10:8080")
-	begin := func(r *rig) (*corev1.Service, *discoveryv1.EndpointSlice) {
-		web := service("web", "10.96.0.10", 80)
-		both := slice(web, "10.244.2.10", "10.244.2.11")
-		r.set(web, both)
-		r.synced()
-		r.start()
-		r.tamper(func() { r.kernel.Conns[key] = map[netip.AddrPort]ipvs.Conns{pod: {Inactive: 1}} })
-		wantLines(r.t, "removed", r.writes(func() { r.set(slice(web, "10.244.2.11")) }),
-			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.2.10:8080 -m -w 0")
-		wantLines(r.t, "while connections live", r.writes(func() { time.Sleep(time.Minute) }))
-		return web, both
-	}
-	t.Run("until its connections are gone", func(t *testing.T) {
-		bubble(t, func(t *testing.T, r *rig) {
-			begin(r)
-			r.tamper(func() { r.kernel.Conns[key] = nil })
-			wantLines(t, "connections gone", r.writes(func() { time.Sleep(6 * time.Second) }),
-				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
-			wantLines(t, "afterwards", r.writes(func() { time.Sleep(time.Hour) }))
-		})
-	})
-	t.Run("until patience ends", func(t *testing.T) {
-		bubble(t, func(t *testing.T, r *rig) {
-			begin(r)
-			wantLines(t, "deadline", r.writes(func() { time.Sleep(15 * time.Minute) }),
-				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
-		})
-	})
-	t.Run("or it comes back", func(t *testing.T) {
-		bubble(t, func(t *testing.T, r *rig) {
-			_, both := begin(r)
-			wantLines(t, "back", r.writes(func() { r.set(both) }),
-				"ipvsadm -e -t 10.96.0.10:80 -r 10.244.2.10:8080 -m -w 1")
-			wantLines(t, "and stays", r.writes(func() { time.Sleep(time.Hour) }))
-		})
-	})
-	t.Run("across a restart", func(t *testing.T) {
-		bubble(t, func(t *testing.T, r *rig) {
-			web, _ := begin(r)
-			wantLines(t, "restart", r.writes(func() { r.restart(web, slice(web, "10.244.2.11")) }))
-			r.tamper(func() { r.kernel.Conns[key] = nil })
-			wantLines(t, "connections gone", r.writes(func() { time.Sleep(6 * time.Second) }),
-				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
-		})
-	})
-}
-
-// UDP has no end to wait for: the new endpoint comes first, then the old one goes at once.
-func TestUDPDoesNotDrain(t *testing.T) {
-	bubble(t, func(t *testing.T, r *rig) {
-		dns := service("dns", "10.96.0.53", 53)
-		dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
-		r.set(dns, slice(dns, "10.244.2.10"))
-		r.synced()
-		r.start()
-		wantLines(t, "replaced", r.writes(func() { r.set(slice(dns, "10.244.2.11")) }),
-			"ipvsadm -a -u 10.96.0.53:53 -r 10.244.2.11:8080 -m -w 1",
-			"ipvsadm -d -u 10.96.0.53:53 -r 10.244.2.10:8080")
 	})
 }
 
@@ -194,8 +127,10 @@ func TestAdoption(t *testing.T) {
 			"nft add element inet ipvs-proxy owned4 { 10.96.0.10 . tcp . 80 }",
 			"nft add element inet ipvs-proxy vips4 { 10.96.0.10 }",
 			"nft add element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }",
+			"nft add element inet ipvs-proxy owned4 { 10.96.0.99 . tcp . 80 }",
 			"ip addr del 10.96.0.99/32 dev kube-ipvs0",
 			"ipvsadm -D -t 10.96.0.99:80",
+			"nft delete element inet ipvs-proxy owned4 { 10.96.0.99 . tcp . 80 }",
 			"nft add element inet ipvs-proxy owned4 { 0.0.0.0 . proto-0 . 0 }")
 		if _, ok := r.kernel.Servers[foreign]; !ok {
 			t.Error("a foreign virtual server was removed")
@@ -334,5 +269,27 @@ func TestNothingIsRemovedWhilePartsAreMissing(t *testing.T) {
 			"ipvsadm -D -t 10.96.0.11:80",
 			"nft delete element inet ipvs-proxy owned4 { 10.96.0.11 . tcp . 80 }",
 			"nft delete element inet ipvs-proxy vips4 { 10.96.0.11 }")
+	})
+}
+
+// Another binding of virtual IPs is a change of configuration: what stands in the old form is put into the
+// new one, and what nobody needs goes in whatever form it is.
+func TestBindingChanged(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web, old := service("web", "10.96.0.10", 80), service("old", "10.96.0.11", 80)
+		r.set(web, slice(web, "10.244.2.10"), old)
+		r.synced()
+		r.start()
+		r.stop()
+		for _, a := range []string{"10.96.0.10", "10.96.0.11"} {
+			r.kernel.Misbound[netip.MustParseAddr(a)] = true
+		}
+		wantLines(t, "restart with the other binding", r.writes(func() { r.restart(web, slice(web, "10.244.2.10")) }),
+			"ip addr add 10.96.0.10/32 dev kube-ipvs0",
+			"ip addr del 10.96.0.11/32 dev kube-ipvs0",
+			"ipvsadm -D -t 10.96.0.11:80",
+			"nft delete element inet ipvs-proxy owned4 { 10.96.0.11 . tcp . 80 }",
+			"nft delete element inet ipvs-proxy vips4 { 10.96.0.11 }")
+		wantLines(t, "and then nothing", r.writes(func() { time.Sleep(time.Minute) }))
 	})
 }

@@ -66,7 +66,7 @@ func (q *queue) addAt(k ipvs.Key, due time.Time) {
 	if p, queued := q.where[k]; queued && (p.due.IsZero() || !due.Before(p.due)) {
 		return
 	}
-	q.where[k] = place{class: classChange, due: due}
+	q.where[k] = place{class: classBulk, due: due}
 	heap.Push(&q.waiting, waitingKey{k, due})
 }
 

@@ -62,6 +62,12 @@ func (l *locked) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 	return l.k.Scan(ctx, f)
 }
 
+func (l *locked) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.Detect(ctx, f)
+}
+
 func (l *locked) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,9 +16,10 @@ func (l *Loop) scan(ctx context.Context) error {
 		return err
 	}
 	clear(l.present)
+	clear(l.unsure)
 	for k, o := range seen {
 		if !k.HasServer() {
-			l.see(k, o.Have)
+			l.see(k, o.Have, nil)
 		}
 	}
 	o := seen[ipvs.Adopted]
@@ -45,32 +46,43 @@ func (l *Loop) scan(ctx context.Context) error {
 // is wanted, and at the very first start what stands on our interface.
 func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
 	return have.Guard.Owned || have.Guard.Open || l.ledger.want(k) != nil ||
-		!l.adopted && l.present[fact{factBind, k.Addr}]
+		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}])
 }
 
-// see notes the shared facts that were read of an address.
-func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend) {
+// see notes the shared facts that were read of an address, and in gone those that were thought to be there.
+func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[fact]bool) {
 	set := func(kind factKind, there bool) {
-		if there {
-			l.present[fact{kind, k.Addr}] = true
-		} else {
-			delete(l.present, fact{kind, k.Addr})
+		f := fact{kind, k.Addr}
+		switch {
+		case !there && l.present[f]:
+			delete(l.present, f)
+			gone[f] = true
+		case !there:
+		case !l.present[f]:
+			l.present[f] = true
+			if l.started && l.ledger.needs[f] == 0 {
+				l.queue.add(k, classBulk) // somebody else made it: no other Key would take it away
+			}
 		}
 	}
+	delete(l.unsure, k.Addr)
 	var none ipvs.Frontend
 	if have == nil {
 		have = &none
 	}
 	set(factBind, have.Bind)
+	set(factMisbound, have.Misbound)
 	set(factVIP, have.Guard.VIP)
 	set(factHairpin, len(have.Guard.Hairpin) > 0)
 }
 
-// queueDifferences queues every Key that is not as it should be.
+// queueDifferences queues every Key that may not be as it should be.
 func (l *Loop) queueDifferences() {
+	// Whether they differ is found out slice by slice: a Key that is right costs a comparison.
 	for _, k := range sorted(l.ledger.claims) {
-		if len(l.steps(k, nil)) > 0 || l.hasExtraReals(k) {
-			l.queue.add(k, l.classOf(l.ledger.claims[k][0].Service, classBulk))
+		l.queue.add(k, l.classOf(l.ledger.claims[k][0].Service, classBulk))
+		if k.Proto == ipvs.UDP {
+			l.forget.add(k) // what an earlier run may have left undone
 		}
 	}
 	if !l.complete {
@@ -90,12 +102,6 @@ func (l *Loop) queueDifferences() {
 	for _, k := range sorted(stale) {
 		l.queue.add(k, classBulk)
 	}
-}
-
-// hasExtraReals: a drain that an earlier run began has to be watched to its end.
-func (l *Loop) hasExtraReals(k ipvs.Key) bool {
-	c, want := l.cells[k], l.ledger.want(k)
-	return c != nil && c.have != nil && want != nil && len(c.have.Server.Reals) > len(want.Server.Reals)
 }
 
 // sorted gives the Keys of a map in their canonical order, so that every start does the same.

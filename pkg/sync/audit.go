@@ -1,0 +1,191 @@
+package sync
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// audit finds what another program changed of ours. It plans and writes nothing: whatever looks different
+// is marked as unknown and queued, and the Key's own turn reads the kernel properly before it decides.
+type audit struct {
+	next time.Time
+	pass uint32 // 0: none was begun yet
+	busy bool   // a pass is under way
+	cost time.Duration
+	// facts are the shared facts seen in this pass.
+	facts map[fact]bool
+	found int
+	// adopted: the record of the adoption was seen in this pass.
+	adopted bool
+}
+
+// sighting says in which pass the parts of a Key were last seen as they should be, or written by us.
+type sighting struct{ server, owned, open uint32 }
+
+func (a *audit) sighted() sighting { return sighting{a.pass, a.pass, a.pass} }
+
+// auditPart does a part of a pass when it is time for one, and reports whether the pass goes on.
+func (l *Loop) auditPart(ctx context.Context) (more bool) {
+	a := &l.audits
+	began := l.now()
+	if !a.busy {
+		if began.Before(a.next) {
+			return false
+		}
+		*a = audit{pass: a.pass + 1, busy: true, facts: map[fact]bool{}}
+	}
+	done, err := l.kernel.Detect(ctx, l.compare)
+	if err == nil && done {
+		l.missing()
+	}
+	a.cost += l.now().Sub(began)
+	if err == nil && !done {
+		return true
+	}
+	if err != nil && ctx.Err() == nil {
+		l.log.Warn("looking for changes by others failed", zap.Error(err))
+	}
+	if a.found > 0 {
+		l.log.Info("another program changed what is ours: putting it right", zap.Int("differences", a.found))
+	}
+	a.busy, a.facts = false, nil
+	a.next = l.now().Add(max(l.opt.AuditPeriod, time.Duration(float64(a.cost)/l.opt.AuditCPU)))
+	return false
+}
+
+// compare holds a piece of what the kernel has against the mirror.
+func (l *Loop) compare(k ipvs.Key, piece *ipvs.Frontend) {
+	pass := l.audits.pass
+	c := l.cells[k]
+	if piece.Server.Exists() && (c != nil || l.ledger.want(k) != nil) {
+		switch {
+		case c == nil || c.have == nil || !looksLike(piece.Server, c.have.Server):
+			l.differs(k)
+		default:
+			c.seen.server = pass
+			if c.have.Server.Flags != 0 && !c.unknown {
+				l.doubt(k) // flags and time-outs show only in a proper read
+			}
+		}
+	}
+	if piece.Guard.Owned && k == ipvs.Adopted {
+		l.audits.adopted = true
+	} else if piece.Guard.Owned {
+		if c == nil || c.have == nil || !c.have.Guard.Owned {
+			l.differs(k)
+		} else {
+			c.seen.owned = pass
+		}
+	}
+	if piece.Guard.Open {
+		if c == nil || c.have == nil || !c.have.Guard.Open {
+			l.differs(k)
+		} else {
+			c.seen.open = pass
+		}
+	}
+	factsOf(k, piece, func(f fact) {
+		l.audits.facts[f] = true
+		if !l.present[f] {
+			l.present[f] = true
+			if l.ledger.needs[f] == 0 {
+				l.audits.found++
+				l.queue.add(ipvs.AddrKey(f.addr), classBulk)
+			}
+		}
+	})
+}
+
+// looksLike compares what the detector sees of a virtual server.
+func looksLike(seen, have ipvs.Server) bool {
+	have.Timeout, have.Flags = 0, have.Flags&ipvs.Persistent
+	seen.Timeout, seen.Flags = 0, seen.Flags&ipvs.Persistent
+	return (&ipvs.Frontend{Server: seen}).Equal(&ipvs.Frontend{Server: have})
+}
+
+// missing ends a pass: what should have been seen and was not, is gone.
+func (l *Loop) missing() {
+	pass := l.audits.pass
+	for _, k := range sorted(l.cells) {
+		c := l.cells[k]
+		if l.pending(k) {
+			continue
+		}
+		if c.unknown {
+			l.doubt(k)
+			continue
+		}
+		if c.have == nil {
+			continue
+		}
+		if c.have.Server.Exists() && c.seen.server != pass || c.have.Guard.Owned && c.seen.owned != pass ||
+			c.have.Guard.Open && c.seen.open != pass {
+			l.differs(k)
+		}
+	}
+	if l.adopted && !l.audits.adopted {
+		l.adopted = false
+		l.audits.found++
+		l.queue.add(ipvs.Adopted, classBulk)
+	}
+	gone := map[fact]bool{}
+	for f := range l.present {
+		if !l.audits.facts[f] {
+			gone[f] = true
+			delete(l.present, f)
+		}
+	}
+	for f := range l.ledger.needs { // whatever became of it
+		if !l.audits.facts[f] {
+			gone[f] = true
+		}
+	}
+	l.audits.found += l.lack(gone)
+}
+
+// lack queues the Keys that need one of some shared facts, which the kernel does not hold, and counts them.
+func (l *Loop) lack(gone map[fact]bool) (n int) {
+	if len(gone) == 0 {
+		return 0
+	}
+	for _, k := range sorted(l.ledger.claims) {
+		if l.pending(k) {
+			continue // is looked at anyway
+		}
+		lacks := false
+		factsOf(k, l.ledger.want(k), func(f fact) { lacks = lacks || gone[f] })
+		if lacks {
+			n++
+			l.queue.add(k, classBulk)
+		}
+	}
+	return n
+}
+
+// differs queues a Key of which the kernel does not hold what it should.
+func (l *Loop) differs(k ipvs.Key) {
+	if c := l.cells[k]; c != nil && c.unknown && l.pending(k) {
+		return // is looked at anyway
+	}
+	l.audits.found++
+	l.doubt(k)
+}
+
+// doubt has a Key read properly at its next turn.
+func (l *Loop) doubt(k ipvs.Key) {
+	if l.cells[k] == nil {
+		l.cells[k] = &cell{}
+	}
+	l.cells[k].unknown = true
+	l.queue.add(k, classBulk)
+}
+
+// pending reports whether a Key will have its turn anyway.
+func (l *Loop) pending(k ipvs.Key) bool {
+	_, queued := l.queue.where[k]
+	return queued
+}

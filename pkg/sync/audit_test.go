@@ -1,0 +1,104 @@
+package sync
+
+import (
+	"net/netip"
+	"slices"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// What another program changes of ours is found within one pass of the audit and put right; what is foreign
+// is left alone. Affinity, which the detector cannot see, is read properly.
+func TestAudit(t *testing.T) {
+	key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+	edit := func(f func(*ipvs.Server)) func(*fake.Kernel) {
+		return func(k *fake.Kernel) {
+			s := k.Servers[key]
+			s.Reals = slices.Clone(s.Reals)
+			f(&s)
+			k.Servers[key] = s
+		}
+	}
+	for name, tamper := range map[string]func(*fake.Kernel){
+		"virtual server gone":   func(k *fake.Kernel) { delete(k.Servers, key) },
+		"all gone":              func(k *fake.Kernel) { clear(k.Servers) },
+		"scheduler":             edit(func(s *ipvs.Server) { s.Scheduler = "wlc" }),
+		"affinity switched off": edit(func(s *ipvs.Server) { s.Flags, s.Timeout = 0, 0 }),
+		"affinity time-out":     edit(func(s *ipvs.Server) { s.Timeout = 1 }),
+		"real server gone":      edit(func(s *ipvs.Server) { s.Reals = s.Reals[:1] }),
+		"weight":                edit(func(s *ipvs.Server) { s.Reals[0].Weight = 7 }),
+		"weight 0":              edit(func(s *ipvs.Server) { s.Reals[0].Weight = 0 }),
+		"forwarding method":     edit(func(s *ipvs.Server) { s.Reals[0].Forward = ipvs.DirectRt }),
+		"real server too many": edit(func(s *ipvs.Server) {
+			s.Reals = ipvs.SortReals(append(s.Reals, ipvs.Real{Addr: netip.MustParseAddrPort("10.9.9.9:9"), Weight: 1}))
+		}),
+		"ownership":              func(k *fake.Kernel) { delete(k.Sets[ipvs.SetOwned], key) },
+		"opening":                func(k *fake.Kernel) { delete(k.Sets[ipvs.SetOpen], key) },
+		"guard of the address":   func(k *fake.Kernel) { clear(k.Sets[ipvs.SetVIPs]) },
+		"hairpin":                func(k *fake.Kernel) { clear(k.Sets[ipvs.SetHairpin]) },
+		"address":                func(k *fake.Kernel) { dropAddrs(k) },
+		"an element too many":    func(k *fake.Kernel) { k.Sets[ipvs.SetOpen][ipvs.Key{Addr: key.Addr, Port: 81, Proto: ipvs.TCP}] = true },
+		"everything but servers": func(k *fake.Kernel) { clear(k.Sets[ipvs.SetOwned]); clear(k.Sets[ipvs.SetOpen]); dropAddrs(k) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, r *rig) {
+				web := service("web", "10.96.0.10", 80, 443)
+				web.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+				other := service("other", "10.96.0.11", 80)
+				r.set(web, slice(web, "10.244.1.5@node1", "10.244.2.10"), other, slice(other, "10.244.2.11"))
+				r.synced()
+				r.start()
+				foreign := ipvs.Key{Addr: netip.MustParseAddr("172.16.0.1"), Port: 80, Proto: ipvs.TCP}
+				r.tamper(func() {
+					r.kernel.Servers[foreign] = ipvs.Server{Scheduler: "wlc"}
+					r.kernel.Addrs[foreign.Addr] = true
+				})
+				wantLines(t, "nothing tampered with", r.writes(func() { time.Sleep(time.Minute) }))
+				before := dumpOf(r.kernel)
+				r.tamper(func() {
+					tamper(r.kernel)
+					r.kernel.Servers[foreign] = ipvs.Server{Scheduler: "sh"}
+				})
+				time.Sleep(12 * time.Second)
+				if name == "real server too many" {
+					time.Sleep(12 * time.Second) // it drains first
+				}
+				synctest.Wait()
+				r.tamper(func() { r.kernel.Servers[foreign] = ipvs.Server{Scheduler: "wlc"} })
+				if after := dumpOf(r.kernel); after != before {
+					t.Errorf("after a pass:\n%s\nwant:\n%s", after, before)
+				}
+				wantLines(t, "and then nothing", r.writes(func() { time.Sleep(time.Minute) }))
+			})
+		})
+	}
+}
+
+// A failed look for changes concludes nothing.
+func TestAuditThatFails(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		r.set(web, slice(web, "10.244.1.5@node1", "10.244.2.10"))
+		r.synced()
+		r.start()
+		r.tamper(func() { r.kernel.FailRead = func() error { return syscall.EIO } })
+		wantLines(t, "unreadable", r.writes(func() { time.Sleep(10 * time.Minute) }))
+		r.tamper(func() { r.kernel.FailRead = nil })
+		wantLines(t, "readable", r.writes(func() { time.Sleep(10 * time.Minute) }))
+	})
+}
+
+// dropAddrs removes our addresses, not the foreign one.
+func dropAddrs(k *fake.Kernel) {
+	for a := range k.Addrs {
+		if a != netip.MustParseAddr("172.16.0.1") {
+			delete(k.Addrs, a)
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package sync
+
+import (
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// A removed endpoint takes no new connection and keeps its old ones.
+func TestDrain(t *testing.T) {
+	key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+	pod := netip.MustParseAddrPort("10.244.2.10:8080")
+	begin := func(r *rig) (*corev1.Service, *discoveryv1.EndpointSlice) {
+		web := service("web", "10.96.0.10", 80)
+		both := slice(web, "10.244.2.10", "10.244.2.11")
+		r.set(web, both)
+		r.synced()
+		r.start()
+		r.tamper(func() { r.kernel.Conns[key] = map[netip.AddrPort]ipvs.Conns{pod: {Active: 1, Inactive: 1}} })
+		wantLines(r.t, "removed", r.writes(func() { r.set(slice(web, "10.244.2.11")) }),
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.2.10:8080 -m -w 0")
+		wantLines(r.t, "while connections live", r.writes(func() { time.Sleep(time.Minute) }))
+		return web, both
+	}
+	t.Run("until its connections are gone", func(t *testing.T) {
+		bubble(t, func(t *testing.T, r *rig) {
+			begin(r)
+			r.tamper(func() { r.kernel.Conns[key] = nil })
+			wantLines(t, "connections gone", r.writes(func() { time.Sleep(6 * time.Second) }),
+				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
+			wantLines(t, "afterwards", r.writes(func() { time.Sleep(time.Hour) }))
+		})
+	})
+	t.Run("until patience ends", func(t *testing.T) {
+		bubble(t, func(t *testing.T, r *rig) {
+			begin(r)
+			wantLines(t, "deadline", r.writes(func() { time.Sleep(15 * time.Minute) }),
+				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
+		})
+	})
+	t.Run("until it was quiet, once it has left every slice", func(t *testing.T) {
+		bubble(t, func(t *testing.T, r *rig) {
+			begin(r)
+			r.tamper(func() { r.kernel.Conns[key] = map[netip.AddrPort]ipvs.Conns{pod: {Inactive: 7}} })
+			wantLines(t, "at first", r.writes(func() { time.Sleep(9 * time.Second) }))
+			wantLines(t, "10 s without an active connection", r.writes(func() { time.Sleep(7 * time.Second) }),
+				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
+		})
+	})
+	t.Run("not for being quiet while a slice names it", func(t *testing.T) {
+		bubble(t, func(t *testing.T, r *rig) {
+			web, both := begin(r)
+			no := false
+			both = both.DeepCopy()
+			both.Endpoints[0].Conditions.Ready = &no
+			r.set(web, both)
+			r.tamper(func() { r.kernel.Conns[key] = map[netip.AddrPort]ipvs.Conns{pod: {Inactive: 7}} })
+			wantLines(t, "quiet and named", r.writes(func() { time.Sleep(5 * time.Minute) }))
+			r.tamper(func() { r.kernel.Conns[key] = nil })
+			wantLines(t, "connections gone", r.writes(func() { time.Sleep(6 * time.Second) }),
+				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
+		})
+	})
+	t.Run("or it comes back", func(t *testing.T) {
+		bubble(t, func(t *testing.T, r *rig) {
+			_, both := begin(r)
+			wantLines(t, "back", r.writes(func() { r.set(both) }),
+				"ipvsadm -e -t 10.96.0.10:80 -r 10.244.2.10:8080 -m -w 1")
+			wantLines(t, "and stays", r.writes(func() { time.Sleep(time.Hour) }))
+		})
+	})
+	t.Run("across a restart", func(t *testing.T) {
+		bubble(t, func(t *testing.T, r *rig) {
+			web, _ := begin(r)
+			wantLines(t, "restart", r.writes(func() { r.restart(web, slice(web, "10.244.2.11")) }))
+			r.tamper(func() { r.kernel.Conns[key] = nil })
+			wantLines(t, "connections gone", r.writes(func() { time.Sleep(6 * time.Second) }),
+				"ipvsadm -d -t 10.96.0.10:80 -r 10.244.2.10:8080")
+		})
+	})
+}
+
+// UDP has no end to wait for: the new endpoint comes first, then the old one goes at once.
+func TestUDPDoesNotDrain(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		dns := service("dns", "10.96.0.53", 53)
+		dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+		r.set(dns, slice(dns, "10.244.2.10"))
+		r.synced()
+		r.start()
+		wantLines(t, "replaced", r.writes(func() { r.set(slice(dns, "10.244.2.11")) }),
+			"ipvsadm -a -u 10.96.0.53:53 -r 10.244.2.11:8080 -m -w 1",
+			"ipvsadm -d -u 10.96.0.53:53 -r 10.244.2.10:8080")
+	})
+}
+
+// Removals of drained real servers are paced: the kernel remembers each for 2 min and every add scans them.
+func TestReaperIsPaced(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		var many []string
+		for i := range 2000 {
+			many = append(many, netip.AddrFrom4([4]byte{10, 244, byte(2 + i/250), byte(1 + i%250)}).String())
+		}
+		r.set(web, slice(web, append(many, "10.245.0.1")...))
+		r.synced()
+		r.start()
+		r.set(web, slice(web, "10.245.0.1"))
+		key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+		for _, want := range []int{2001 - 900, 2001 - 1800, 1} {
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			r.tamper(func() {
+				if got := len(r.kernel.Servers[key].Reals); got != want {
+					t.Errorf("%d real servers, want %d", got, want)
+				}
+			})
+			time.Sleep(20 * time.Second)
+		}
+	})
+}
+
+// A UDP frontend that begins to take packets has the entries deleted that bypass it; all of a burst in one
+// go, and no more often than once a second (B31).
+func TestUDPForgetsWhatBypasses(t *testing.T) {
+	forgets := func(ops []ipvs.Op) (n int) {
+		for _, op := range ops {
+			if _, ok := op.(ipvs.Forget); ok {
+				n++
+			}
+		}
+		return n
+	}
+	bubble(t, func(t *testing.T, r *rig) {
+		dns := service("dns", "10.96.0.53", 53)
+		dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+		r.synced()
+		r.start()
+		r.writes(func() { r.set(dns); time.Sleep(2 * time.Second) })
+		r.writes(func() { r.set(slice(dns, "10.244.2.10")); time.Sleep(2 * time.Second) })
+		if n := forgets(r.kernel.Log); n != 1 {
+			t.Errorf("from zero to some: %d", n)
+		}
+		r.writes(func() { r.set(slice(dns, "10.244.2.11")); time.Sleep(2 * time.Second) })
+		if n := forgets(r.kernel.Log); n != 0 {
+			t.Errorf("one replaced by another: %d; its flows are the kernel's to move", n)
+		}
+		r.writes(func() {
+			for i := range 20 {
+				if r.set(slice(dns)); i%2 == 1 {
+					r.set(slice(dns, "10.244.2.10"))
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			time.Sleep(2 * time.Second)
+		})
+		if n := forgets(r.kernel.Log); n < 1 || n > 4 {
+			t.Errorf("10 times in 2 s: %d, want about one a second", n)
+		}
+	})
+}

@@ -1,0 +1,79 @@
+package sync
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// forgetting collects the UDP frontends whose virtual server has just begun to take packets. A client that
+// sent before has a conntrack entry that bypasses it, and renews that with every datagram. One look through
+// the table serves all of them, at most once a second (B31).
+type forgetting struct {
+	keys map[ipvs.Key]bool
+	next time.Time
+}
+
+// forgetPeriod is the least time between two looks through the conntrack table.
+const forgetPeriod = time.Second
+
+func (f *forgetting) add(k ipvs.Key) {
+	if f.keys == nil {
+		f.keys = map[ipvs.Key]bool{}
+	}
+	f.keys[k] = true
+}
+
+// note takes from a confirmed operation whether a UDP frontend takes packets that went elsewhere before.
+func (f *forgetting) note(s ipvs.Step) {
+	if s.Key.Proto != ipvs.UDP {
+		return
+	}
+	switch op := s.Op.(type) {
+	case ipvs.AddServer, ipvs.Bind:
+		f.add(s.Key)
+	case ipvs.Element:
+		if op.Set == ipvs.SetOpen && !op.Remove {
+			f.add(s.Key)
+		}
+	}
+}
+
+// due is when the next look is wanted; zero: none.
+func (f *forgetting) due() time.Time {
+	if len(f.keys) == 0 {
+		return time.Time{}
+	}
+	return f.next
+}
+
+// forgetFlows deletes the conntrack entries of the collected frontends, when it is time.
+func (l *Loop) forgetFlows(ctx context.Context) {
+	now := l.now()
+	if len(l.forget.keys) == 0 || now.Before(l.forget.next) {
+		return
+	}
+	var plan ipvs.Plan
+	for _, k := range sorted(l.forget.keys) {
+		if l.ledger.want(k) != nil {
+			plan = append(plan, ipvs.Step{Key: k, Op: ipvs.Forget{Key: k}})
+		}
+	}
+	l.forget = forgetting{next: now.Add(forgetPeriod)}
+	failed := 0
+	var first error
+	for i, o := range l.kernel.Do(ctx, plan) {
+		if o.Err != nil {
+			if failed++; first == nil {
+				first = o.Err
+			}
+			l.forget.add(plan[i].Key)
+		}
+	}
+	if failed > 0 && ctx.Err() == nil {
+		l.log.Warn("conntrack entries could not be deleted, trying again", zap.Int("frontends", failed), zap.Error(first))
+	}
+}
