@@ -2,11 +2,10 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
-# Found or installed when a target first needs it.
+# Found or installed when a target needs it, and only then.
 GO = $(shell hack/go.sh)
-export GO
-
-LAB = $(GO) run ./e2e/lab/cmd/lab
+WITH_GO = GO=$(GO); export GO; $$GO
+LAB = $(WITH_GO) run ./e2e/lab/cmd/lab
 
 .PHONY: help
 help: ## list the targets
@@ -14,7 +13,7 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build the agent: bin/ipvs-proxy
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ipvs-proxy ./cmd/ipvs-proxy
+	CGO_ENABLED=0; export CGO_ENABLED; $(WITH_GO) build -trimpath -ldflags '-s -w' -o bin/ipvs-proxy ./cmd/ipvs-proxy
 
 .PHONY: demo
 demo: ## show the main job working: a Service through a real kernel
@@ -26,12 +25,12 @@ test: ## all checks: vet, unit tests with -race, and the kernel tests on a kerne
 
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails
-	$(GO) run ./e2e/mutants
+	$(WITH_GO) run ./e2e/mutants
 
 .PHONY: lint
 lint: ## staticcheck
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(WITH_GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 .PHONY: vuln
 vuln: ## govulncheck, where its module and its database can be had
-	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
+	$(WITH_GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

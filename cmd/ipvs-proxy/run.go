@@ -23,6 +23,7 @@ type runOptions struct {
 	nodeName    string
 	clusterCIDR string
 	scheduler   string
+	binding     string
 	verbosity   int
 }
 
@@ -42,6 +43,7 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 	f.StringVar(&o.nodeName, "hostname-override", "", "this node's name in the cluster; the host name where it is not given")
 	f.StringVar(&o.clusterCIDR, "cluster-cidr", "", "address ranges of the cluster's pods, one or one a family with a comma between; other sources are masqueraded on their way to a ClusterIP")
 	f.StringVar(&o.scheduler, "ipvs-scheduler", "rr", "scheduler of the virtual servers: rr, wrr, lc, wlc, lblc, lblcr, sed, nq, …")
+	f.StringVar(&o.binding, "vip-binding", string(kernel.BindAddress), "how virtual IPs stand on kube-ipvs0: address, or route (a local route, which costs the kernel the same for 10,000 as for 10)")
 	f.IntVarP(&o.verbosity, "v", "v", 0, "log level: 0 for what matters, 4 and more for every write to the kernel")
 	return cmd
 }
@@ -57,8 +59,15 @@ func (o *runOptions) run(ctx context.Context) error {
 			return fmt.Errorf("no --hostname-override, and the host name cannot be read: %w", err)
 		}
 	}
+	// As kube-proxy does it: a machine called Node1 is the Node node1.
+	o.nodeName = strings.ToLower(strings.TrimSpace(o.nodeName))
 	if o.sourceDir == "" {
 		return errors.New("--source-dir is required: the directory with the cluster's objects")
+	}
+	switch kernel.Binding(o.binding) {
+	case kernel.BindAddress, kernel.BindRoute:
+	default:
+		return fmt.Errorf("--vip-binding %q: want %s or %s", o.binding, kernel.BindAddress, kernel.BindRoute)
 	}
 	log, err := newLogger(o.verbosity)
 	if err != nil {
@@ -66,7 +75,7 @@ func (o *runOptions) run(ctx context.Context) error {
 	}
 	defer func() { _ = log.Sync() }()
 
-	k, err := kernel.Open(ctx, kernel.Config{ClusterCIDRs: cidrs})
+	k, err := kernel.Open(ctx, kernel.Config{ClusterCIDRs: cidrs, Binding: kernel.Binding(o.binding)})
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
@@ -50,7 +51,7 @@ func TestB10ClusterIP(t *testing.T) {
 	})
 }
 
-// bound reports whether an address stands on a node's kube-ipvs0.
+// bound reports whether a virtual IP stands on a node's kube-ipvs0, as an address or as a local route.
 func bound(t testing.TB, n *lab.Node, vip netip.Addr) (found bool) {
 	t.Helper()
 	err := n.Do(func() error {
@@ -61,6 +62,16 @@ func bound(t testing.TB, n *lab.Node, vip netip.Addr) (found bool) {
 		list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 		for _, a := range list {
 			if ip, _ := netip.AddrFromSlice(a.IP); ip.Unmap() == vip {
+				found = true
+			}
+		}
+		if err != nil {
+			return err
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: link.Attrs().Index},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		for _, r := range routes {
+			if ip, _ := netip.AddrFromSlice(r.Dst.IP); ip.Unmap() == vip {
 				found = true
 			}
 		}

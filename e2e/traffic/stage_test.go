@@ -119,9 +119,31 @@ func (s *stage) ready(svc lab.Service) {
 	}
 }
 
-// reals lists the real servers of a frontend on a node, "address weight", as moby/ipvs reads them.
+// reals lists the real servers of a frontend on a node, "address weight".
 func reals(t testing.TB, n *lab.Node, vip netip.AddrPort) (list []string) {
 	t.Helper()
+	for addr, d := range destinations(t, n, vip) {
+		list = append(list, fmt.Sprintf("%s %d", addr, d.Weight))
+	}
+	slices.Sort(list)
+	return list
+}
+
+// active counts the active connections of a real server.
+func active(t testing.TB, n *lab.Node, vip netip.AddrPort, real string) int {
+	t.Helper()
+	for addr, d := range destinations(t, n, vip) {
+		if addr.String() == real {
+			return d.ActiveConnections
+		}
+	}
+	return 0
+}
+
+// destinations are the real servers of a frontend as moby/ipvs reads them.
+func destinations(t testing.TB, n *lab.Node, vip netip.AddrPort) map[netip.AddrPort]*mobyipvs.Destination {
+	t.Helper()
+	found := map[netip.AddrPort]*mobyipvs.Destination{}
 	err := n.Do(func() error {
 		h, err := mobyipvs.New("")
 		if err != nil {
@@ -143,7 +165,7 @@ func reals(t testing.TB, n *lab.Node, vip netip.AddrPort) (list []string) {
 			}
 			for _, d := range dests {
 				a, _ := netip.AddrFromSlice(d.Address)
-				list = append(list, fmt.Sprintf("%s %d", netip.AddrPortFrom(a.Unmap(), d.Port), d.Weight))
+				found[netip.AddrPortFrom(a.Unmap(), d.Port)] = d
 			}
 		}
 		return nil
@@ -151,8 +173,7 @@ func reals(t testing.TB, n *lab.Node, vip netip.AddrPort) (list []string) {
 	if err != nil {
 		t.Fatalf("IPVS table of %s: %v", n.Name, err)
 	}
-	slices.Sort(list)
-	return list
+	return found
 }
 
 // wantReals waits until a frontend has exactly these real servers on a node.
