@@ -23,6 +23,21 @@ demo: ## show the main job working: a Service through a real kernel
 test: ## all checks: vet, unit tests with -race, and the kernel tests on a kernel with IPVS
 	$(LAB) test $(if $(CI),--fail-on-skip)
 
+.PHONY: test-route
+test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
+	$(LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
+
+.PHONY: bench
+bench: ## count the instructions that the agent's work costs, on a machine whose clock counts them
+	$(LAB) bench
+
+FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile ipvs/kernel.FuzzProcIPVS ipvs/kernel.FuzzNetlinkMessages
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for a minute
+	set -e; go=$(GO); for f in $(FUZZ); do \
+		$$go test ./pkg/$${f%%.*} -run '^$$' -fuzz "^$${f##*.}$$" -fuzztime 1m; done
+
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails
 	$(WITH_GO) run ./e2e/mutants

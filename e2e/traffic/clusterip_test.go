@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -51,10 +52,23 @@ func TestB10ClusterIP(t *testing.T) {
 	})
 }
 
-// bound reports whether a virtual IP stands on a node's kube-ipvs0, as an address or as a local route.
-func bound(t testing.TB, n *lab.Node, vip netip.Addr) (found bool) {
+// bound asks again when the list changed while it was read.
+func bound(t testing.TB, n *lab.Node, vip netip.Addr) bool {
 	t.Helper()
-	err := n.Do(func() error {
+	for {
+		found, err := onInterface(n, vip)
+		if err == nil {
+			return found
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			t.Fatalf("addresses of kube-ipvs0 on %s: %v", n.Name, err)
+		}
+	}
+}
+
+// onInterface reports whether a virtual IP stands on a node's kube-ipvs0, as an address or as a local route.
+func onInterface(n *lab.Node, vip netip.Addr) (found bool, err error) {
+	err = n.Do(func() error {
 		link, err := netlink.LinkByName("kube-ipvs0")
 		if err != nil {
 			return err
@@ -77,10 +91,7 @@ func bound(t testing.TB, n *lab.Node, vip netip.Addr) (found bool) {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatalf("addresses of kube-ipvs0 on %s: %v", n.Name, err)
-	}
-	return found
+	return found, err
 }
 
 // B17: a pod reaches itself through its own Service.

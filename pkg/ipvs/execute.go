@@ -11,46 +11,94 @@ func Execute(ctx context.Context, plan Plan, write func(context.Context, []Step)
 	out := make([]Outcome, len(plan))
 	failed := map[Key]bool{}
 	for _, phase := range Phases() {
-		var steps []Step
-		var places [][]int
-		first := map[Op]int{}
+		t := turn{plan: plan}
 		for i, s := range plan {
-			if s.Op.Phase() != phase {
-				continue
-			}
-			if failed[s.Key] {
+			switch {
+			case s.Op.Phase() != phase:
+			case failed[s.Key]:
 				out[i].Err = ErrNotTried
-				continue
-			}
-			if j, ok := first[s.Op]; ok {
-				places[j] = append(places[j], i)
-				continue
-			}
-			first[s.Op] = len(steps)
-			steps = append(steps, s)
-			places = append(places, []int{i})
-		}
-		if len(steps) == 0 {
-			continue
-		}
-		added, refused := map[Key]bool{}, map[Key]bool{}
-		for j, o := range write(ctx, steps) {
-			_, adds := steps[j].Op.(AddReal)
-			for _, i := range places[j] {
-				out[i] = o
-				switch k := plan[i].Key; {
-				case adds && o.Err == nil:
-					added[k] = true
-				case adds && !o.Unknown:
-					refused[k] = true
-				case o.Err != nil:
-					failed[k] = true
-				}
+			default:
+				t.add(i)
 			}
 		}
-		for k := range refused {
-			failed[k] = failed[k] || !added[k]
+		if len(t.steps) > 0 {
+			t.tell(write(ctx, t.steps), out, failed)
 		}
 	}
 	return out
+}
+
+// turn is the part of a Plan that is written at a time.
+type turn struct {
+	plan  Plan
+	steps []Step
+	at    []int         // the place of each step in the Plan
+	first map[Op]int    // the step of each Op that several Keys may want
+	more  map[int][]int // further places of a step
+}
+
+// shared reports whether several Keys may want the very same write. All others name their Key.
+func shared(op Op) bool {
+	switch o := op.(type) {
+	case Bind, Unbind:
+		return true
+	case Element:
+		return o.Set.OfAddr()
+	}
+	return false
+}
+
+// add takes up a step of the Plan.
+func (t *turn) add(i int) {
+	s := t.plan[i]
+	if shared(s.Op) {
+		if j, ok := t.first[s.Op]; ok {
+			t.more[j] = append(t.more[j], i)
+			return
+		}
+		if t.first == nil {
+			t.first, t.more = map[Op]int{}, map[int][]int{}
+		}
+		t.first[s.Op] = len(t.steps)
+	}
+	t.steps = append(t.steps, s)
+	t.at = append(t.at, i)
+}
+
+// tell hands out the outcomes and notes which Keys failed.
+func (t *turn) tell(outcomes []Outcome, out []Outcome, failed map[Key]bool) {
+	var refused map[Key]bool // Keys of which a real server was refused
+	for j, o := range outcomes {
+		out[t.at[j]] = o
+		for _, i := range t.more[j] {
+			out[i] = o
+			if o.Err != nil {
+				failed[t.plan[i].Key] = true
+			}
+		}
+		if o.Err == nil {
+			continue
+		}
+		k := t.plan[t.at[j]].Key
+		if _, adds := t.steps[j].Op.(AddReal); !adds || o.Unknown {
+			failed[k] = true
+			continue
+		}
+		if refused == nil {
+			refused = map[Key]bool{}
+		}
+		refused[k] = true
+	}
+	if refused == nil {
+		return
+	}
+	added := map[Key]bool{}
+	for j, o := range outcomes {
+		if _, adds := t.steps[j].Op.(AddReal); adds && o.Err == nil {
+			added[t.steps[j].Key] = true
+		}
+	}
+	for k := range refused {
+		failed[k] = failed[k] || !added[k]
+	}
 }

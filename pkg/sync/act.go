@@ -31,7 +31,6 @@ func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
 			plan = append(plan, ipvs.Step{Key: k, Op: op})
 		}
 	}
-	slices.SortStableFunc(plan, func(a, b ipvs.Step) int { return int(a.Op.Phase()) - int(b.Op.Phase()) })
 	outcomes := l.kernel.Do(ctx, plan)
 	failed := l.note(plan, outcomes)
 	for _, k := range planned {
@@ -48,6 +47,7 @@ func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
 		zap.Duration("took", l.now().Sub(began)), zap.Int("queued", l.queue.len()))
 	if ce := l.log.Check(zap.DebugLevel, "plan"); ce != nil {
 		lines := make([]string, len(plan))
+		slices.SortStableFunc(plan, func(a, b ipvs.Step) int { return int(a.Op.Phase()) - int(b.Op.Phase()) })
 		for i, s := range plan {
 			lines[i] = s.Op.String()
 		}

@@ -91,6 +91,9 @@ func (q *queue) pop(now time.Time, n int) (keys []ipvs.Key) {
 		if len(q.ready[c]) == 0 {
 			q.ready[c] = nil
 		}
+		if class(c) == classUrgent && len(keys) > 0 {
+			break // by themselves: filled up with others, they would wait for those as well
+		}
 	}
 	return keys
 }

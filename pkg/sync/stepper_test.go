@@ -132,6 +132,11 @@ const notBound = "is open and not bound"
 // caused reports whether a write brought a hazard about. A frontend that is opened early, because its virtual
 // server serves already, may be bound a little later: the node's own packets find it either way.
 func (h hazard) caused(by ipvs.Op, before map[hazard]bool) bool {
+	if _, unbinds := by.(ipvs.Unbind); unbinds && h.what == notBound {
+		// Nobody wants the address any more (that it is not wanted is checked elsewhere), so a frontend that an
+		// earlier run left on it may be closed after it: it cannot be reached then.
+		return false
+	}
 	e, ok := by.(ipvs.Element)
 	return !before[h] && !(ok && e.Early && h.what == notBound)
 }

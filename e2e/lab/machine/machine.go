@@ -48,6 +48,7 @@ type Job struct {
 	Kernel   string        // Debian suite whose kernel to boot; default DefaultKernel; naming one means a virtual machine
 	Memory   int           // MiB, default 2048
 	CPUs     int           // default: what the kernel bears
+	Icount   bool          // a clock that counts instructions, 1 ns each: one emulated processor, whatever CPUs says
 	Output   io.Writer     // of the commands, as it comes; default os.Stdout
 	Log      io.Writer     // what the lab itself does; default os.Stderr
 	OnResult func(Result)  // called when a command has ended
@@ -123,7 +124,10 @@ func probe(as []string, guest string) error {
 func Run(ctx context.Context, job Job) (Report, error) {
 	job.defaults()
 	mode, why, err := VM, "job wants the kernel of Debian "+job.Kernel, error(nil)
-	if job.Kernel == "" {
+	switch {
+	case job.Icount:
+		why = "only an emulated processor counts its instructions"
+	case job.Kernel == "":
 		mode, why, err = Choose()
 	}
 	if err != nil {

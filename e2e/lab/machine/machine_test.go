@@ -63,6 +63,10 @@ func TestQemuArgs(t *testing.T) {
 	if i := slices.Index(args, "-smp"); i < 0 || args[i+1] != "3" {
 		t.Errorf("job's processors ignored: %q", args)
 	}
+	args = qemuArgs(Job{Memory: 512, CPUs: 3, Icount: true}, k, unpacked{Vmlinuz: "/k"}, "/i", "/c", true)
+	if line := strings.Join(args, " "); !strings.Contains(line, "-smp 1 ") || !strings.Contains(line, "-accel tcg,thread=single -icount shift=0,sleep=off") {
+		t.Errorf("does not count instructions: %s", line)
+	}
 }
 
 func TestFillUp(t *testing.T) {

@@ -23,6 +23,7 @@ var wantModules = []string{
 	"nft_masq", "nft_nat", "nft_numgen", "nft_queue", "nft_quota", "nft_redir", "nft_reject", "nft_reject_*",
 	"nf_log_syslog", "nfnetlink", "nfnetlink_log",
 	"dummy", "veth", "bridge", "br_netfilter", "sctp", "ipip", "ip6_tunnel", "sch_netem", "inet_diag", "tcp_diag", "udp_diag",
+	"nlmon", // lets a test read what the agent writes
 }
 
 // skipModules match a pattern above, and would only cost time.

@@ -139,6 +139,9 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 // carry a megabyte of output only slowly, and a terminal would change it.
 func qemuArgs(job Job, k Kernel, u unpacked, initrd, console string, kvm bool) []string {
 	cpus := job.CPUs
+	if job.Icount {
+		cpus, kvm = 1, false
+	}
 	if cpus <= 0 {
 		cpus = k.SMP
 		if kvm {
@@ -156,8 +159,14 @@ func qemuArgs(job Job, k Kernel, u unpacked, initrd, console string, kvm bool) [
 	if kvm {
 		return append(args, "-accel", "kvm", "-cpu", "host")
 	}
+	if job.Icount {
+		// An instruction takes 1 ns, and nobody waits for a timer: whoever sleeps wakes at once.
+		args = append(args, "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
+	} else {
+		args = append(args, "-accel", "tcg,thread=multi")
+	}
 	// cmpxchg16b as emulated crashed 6.12 twice.
-	return append(args, "-accel", "tcg,thread=multi", "-cpu", "Haswell,-cx16")
+	return append(args, "-cpu", "Haswell,-cx16")
 }
 
 // kernelLine: an oops is a panic, and a panic ends the machine. The console

@@ -32,8 +32,8 @@ func (c *conntrackDoor) putTuple(attr uint16, src, dst netip.AddrPort, p ipvs.Pr
 		b.nest(ctTupleIP, func() { b.attr(from, src.Addr().AsSlice()); b.attr(to, dst.Addr().AsSlice()) })
 		b.nest(ctTupleProto, func() {
 			b.attr(ctProtoNum, []byte{byte(p)})
-			b.attr(ctProtoSrcPort, portBytes(src.Port()))
-			b.attr(ctProtoDstPort, portBytes(dst.Port()))
+			b.attrPort(ctProtoSrcPort, src.Port())
+			b.attrPort(ctProtoDstPort, dst.Port())
 		})
 	})
 }

@@ -164,7 +164,7 @@ func (m ctMatch) put(b *batch) {
 			b.nest(ctTupleIP, func() { b.attr(dst, addr) })
 			b.nest(ctTupleProto, func() {
 				b.attr(ctProtoNum, []byte{byte(m.key.Proto)})
-				b.attr(ctProtoDstPort, portBytes(m.key.Port))
+				b.attrPort(ctProtoDstPort, m.key.Port)
 			})
 		})
 	}

@@ -95,26 +95,29 @@ func af(a netip.Addr) uint16 {
 	return unix.AF_INET6
 }
 
-// addrBytes is the kernel's union nf_inet_addr: 16 bytes for both families.
-func addrBytes(a netip.Addr) []byte {
+// attrAddr appends the kernel's union nf_inet_addr: 16 bytes for both families.
+func (b *batch) attrAddr(typ uint16, a netip.Addr) {
 	var out [16]byte
 	if a.Is4() {
-		b := a.As4()
-		copy(out[:], b[:])
+		v4 := a.As4()
+		copy(out[:], v4[:])
 	} else {
 		out = a.As16()
 	}
-	return out[:]
+	b.attr(typ, out[:])
 }
 
-func portBytes(p uint16) []byte { return binary.BigEndian.AppendUint16(nil, p) }
+// attrPort appends a port in network byte order.
+func (b *batch) attrPort(typ, p uint16) {
+	b.attr(typ, []byte{byte(p >> 8), byte(p)})
+}
 
 // putKey names a virtual server.
 func putKey(b *batch, k ipvs.Key) {
 	b.attrU16(svcAF, af(k.Addr))
 	b.attrU16(svcProtocol, uint16(k.Proto))
-	b.attr(svcAddr, addrBytes(k.Addr))
-	b.attr(svcPort, portBytes(k.Port))
+	b.attrAddr(svcAddr, k.Addr)
+	b.attrPort(svcPort, k.Port)
 }
 
 // putService names a virtual server and gives its whole configuration.
@@ -141,8 +144,8 @@ func putService(b *batch, o ipvs.AddServer) {
 func putDest(b *batch, k ipvs.Key, addr netip.AddrPort, r *ipvs.Real) {
 	b.nest(attrService, func() { putKey(b, k) })
 	b.nest(attrDest, func() {
-		b.attr(destAddr, addrBytes(addr.Addr()))
-		b.attr(destPort, portBytes(addr.Port()))
+		b.attrAddr(destAddr, addr.Addr())
+		b.attrPort(destPort, addr.Port())
 		// Unsaid, the kernel takes the address for one of the virtual server's family.
 		b.attrU16(destFamily, af(addr.Addr()))
 		if r == nil {

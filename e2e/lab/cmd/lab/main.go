@@ -27,7 +27,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(runCommand(), testCommand(), demoCommand())
+	cmd.AddCommand(runCommand(), testCommand(), demoCommand(), benchCommand())
 	return cmd
 }
 

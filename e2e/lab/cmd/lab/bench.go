@@ -1,0 +1,42 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+)
+
+func benchCommand() *cobra.Command {
+	job := machine.Job{Files: map[string]string{}, Icount: true}
+	cmd := &cobra.Command{
+		Use:   "bench [flags] [-- ARGS...]",
+		Short: "Count the instructions that the agent's work costs",
+		Long: `Count the instructions that the agent's work costs, on a virtual machine whose
+clock counts them: the host's speed and load do not show. The exit status is 1
+when a limit is broken. "lab bench -- --help" lists the sizes.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir, err := os.MkdirTemp("", "ipvs-proxy-bench-")
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir)
+			ctx, out := cmd.Context(), filepath.Join(dir, "bench")
+			if _, err := goRun(ctx, static, slices.Concat([]string{"build", "-o", out}, buildFlags, []string{"./e2e/bench"})...); err != nil {
+				return err
+			}
+			job.Files["bench"] = out
+			job.Commands = []machine.Command{{
+				Name: "bench", Args: append([]string{"bench"}, args...), Env: []string{"LAB_ICOUNT=1"},
+			}}
+			return runJob(ctx, job, os.Stderr)
+		},
+	}
+	cmd.Flags().DurationVar(&job.Timeout, "timeout", 30*time.Minute, "end the machine after this time")
+	cmd.Flags().StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite")
+	return cmd
+}
