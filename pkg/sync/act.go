@@ -204,42 +204,6 @@ func (c *cell) knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 	return want == nil
 }
 
-// view is what the kernel holds for a Key, with the shared facts as far as they are this Key's business: a
-// fact that the Key wants, or one that nobody needs any more.
-func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
-	var v, w ipvs.Frontend
-	if want != nil {
-		w = *want
-	}
-	if c != nil && c.have != nil {
-		v.Server = c.have.Server
-		v.Guard.Owned, v.Guard.Open = c.have.Guard.Owned, c.have.Guard.Open
-	}
-	mine := func(kind factKind, a netip.Addr, wanted bool) bool {
-		f := fact{kind, a}
-		return l.present[f] && (wanted || l.ledger.needs[f] == 0)
-	}
-	// An address of ours carries its guard before and after it is bound, so one without is somebody else's,
-	// except at the first start, when everything on the interface is taken over.
-	ours := !l.adopted || l.present[fact{factVIP, k.Addr}]
-	v.Bind = mine(factBind, k.Addr, w.Bind) && (w.Bind || ours)
-	v.Misbound = l.present[fact{factMisbound, k.Addr}] && l.ledger.needs[fact{factBind, k.Addr}] == 0 && ours
-	v.Guard.VIP = mine(factVIP, k.Addr, w.Guard.VIP)
-	hairpin := func(a netip.Addr, wanted bool) {
-		if mine(factHairpin, a, wanted) {
-			v.Guard.Hairpin = append(v.Guard.Hairpin, a)
-		}
-	}
-	for _, a := range w.Guard.Hairpin {
-		hairpin(a, true)
-	}
-	if !k.HasServer() {
-		hairpin(k.Addr, false)
-	}
-	v.Guard.Hairpin = ipvs.SortAddrs(v.Guard.Hairpin)
-	return &v
-}
-
 // note takes from the outcomes what the kernel now holds of shared facts, and which Keys failed.
 func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error {
 	failed := map[ipvs.Key]error{}
@@ -266,65 +230,6 @@ func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error 
 		}
 	}
 	return failed
-}
-
-func (l *Loop) noteElement(e ipvs.Element) {
-	var f fact
-	switch {
-	case e.Set == ipvs.SetVIPs:
-		f = fact{factVIP, e.Key.Addr}
-	case e.Set == ipvs.SetHairpin:
-		f = fact{factHairpin, e.Key.Addr}
-	case e.Key == ipvs.Adopted:
-		l.adopted = true
-		return
-	default:
-		return
-	}
-	if !e.Remove {
-		l.present[f] = true
-	}
-}
-
-// noteUnsure notes that nobody knows whether an address's shared facts are as they were. Neither their
-// presence nor their absence may be built upon, by whatever Key, before they are read.
-func (l *Loop) noteUnsure(op ipvs.Op) {
-	switch o := op.(type) {
-	case ipvs.Bind:
-		l.unsure[o.Addr] = true
-	case ipvs.Unbind:
-		l.unsure[o.Addr] = true
-	case ipvs.Element:
-		if o.Set.OfAddr() {
-			l.unsure[o.Key.Addr] = true
-		}
-	}
-}
-
-// isUnsure reports whether a Key stands on shared facts that must be read first.
-func (l *Loop) isUnsure(k ipvs.Key) bool {
-	if len(l.unsure) == 0 {
-		return false
-	}
-	unsure := l.unsure[k.Addr]
-	factsOf(k, l.wanted(k), func(f fact) { unsure = unsure || l.unsure[f.addr] })
-	return unsure
-}
-
-// noteGone notes which shared facts an operation took away.
-func (l *Loop) noteGone(op ipvs.Op) {
-	switch o := op.(type) {
-	case ipvs.Unbind:
-		delete(l.present, fact{factBind, o.Addr})
-		delete(l.present, fact{factMisbound, o.Addr})
-	case ipvs.Element:
-		if o.Remove && o.Set == ipvs.SetVIPs {
-			delete(l.present, fact{factVIP, o.Key.Addr})
-		}
-		if o.Remove && o.Set == ipvs.SetHairpin {
-			delete(l.present, fact{factHairpin, o.Key.Addr})
-		}
-	}
 }
 
 // settle brings the mirror of a Key up to date after its plan was carried out.

@@ -23,11 +23,14 @@ type ipvsDoor struct {
 	b      batch
 }
 
-func openIPVS(ctx context.Context) (*ipvsDoor, error) {
+func openIPVS(ctx context.Context, familyName string) (*ipvsDoor, error) {
 	v := &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC)}
 	var err error
 	if v.family, err = resolveFamily(ctx, v.sock, familyName); err != nil {
 		v.sock.close()
+		if errors.Is(err, unix.ENOENT) {
+			err = missingModule("ip_vs", err)
+		}
 		return nil, err
 	}
 	return v, nil

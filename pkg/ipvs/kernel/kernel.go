@@ -59,10 +59,7 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err := mayAdminister(); err != nil {
 		return nil, err
 	}
-	v, err := openIPVS(ctx)
-	if errors.Is(err, unix.ENOENT) {
-		err = missingModule("ip_vs", err)
-	}
+	v, err := openIPVS(ctx, familyName)
 	if err != nil {
 		return nil, err
 	}
