@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -79,16 +80,16 @@ func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machin
 		if data := filepath.Join(rel, "testdata"); exists(data) {
 			job.Files[path.Join(rel, "testdata")] = data
 		}
-		job.Commands = append(job.Commands, testProgram(o, rel, prog))
+		job.Commands = append(job.Commands, testProgram(o, rel, prog, k.only))
 		pkgs = append(pkgs, list[0])
 	}
 	return pkgs
 }
 
-func testProgram(o testOptions, rel, prog string) machine.Command {
+func testProgram(o testOptions, rel, prog, only string) machine.Command {
 	args := []string{prog, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + o.timeout.String()}
-	if o.run != "" {
-		args = append(args, "-test.run="+o.run)
+	if run := cmp.Or(o.run, only); run != "" {
+		args = append(args, "-test.run="+run)
 	}
 	return machine.Command{
 		Name: rel, Args: args, Dir: rel,

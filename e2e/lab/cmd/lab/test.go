@@ -18,12 +18,16 @@ import (
 type kernelPackage struct {
 	dir  string
 	host bool // has tests that run on any host, too
+	// only names the tests that need the kernel, where the others would take long in an emulated machine;
+	// empty: all of them.
+	only string
 }
 
 var kernelPackages = []kernelPackage{
-	{"./e2e/lab", true},
-	{"./e2e/traffic", false},
-	{"./pkg/ipvs/kernel", true},
+	{dir: "./e2e/lab", host: true},
+	{dir: "./e2e/traffic"},
+	{dir: "./pkg/ipvs/kernel", host: true},
+	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
 }
 
 type testOptions struct {

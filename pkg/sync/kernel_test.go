@@ -1,0 +1,279 @@
+package sync
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
+)
+
+var realSequences = flag.Int("real.sequences", 500, "how many histories TestModelOnKernel walks")
+
+// The first thread cannot end and would keep its namespace: the main goroutine holds on to it.
+func init() { runtime.LockOSThread() }
+
+// TestModelOnKernel walks random histories on the real kernel: objects come, change and go, another program
+// changes what is ours, writes fail or their acknowledgement gets lost, the process starts anew. At rest the
+// kernel holds exactly what the objects ask for, and the foreign virtual server is as it was. All histories
+// share one kernel, so each begins with what the last one left.
+func TestModelOnKernel(t *testing.T) {
+	if os.Getenv("IPVS_PROXY_LAB") == "" {
+		t.Skip("needs a kernel with IPVS: make test runs this in the lab")
+	}
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test, and the namespace with it
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := *modelSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("%d histories from seed %d", *realSequences, seed)
+	h := newRealNode(t)
+	for i := range uint64(*realSequences) {
+		if h.walk(seed + i); t.Failed() {
+			t.Fatalf("history %d, seed %d (its start is what the histories from seed %d left)", i, seed+i, seed)
+		}
+	}
+	t.Logf("%d events, %d writes by the loop, %d by another program", h.events, h.writes, h.tampered)
+}
+
+// realNode is a loop on the real kernel, and the objects that it should serve.
+type realNode struct {
+	*walker // its world, and its random objects
+	t       *testing.T
+	real    *kernel.Kernel // the loop's
+	other   *kernel.Kernel // another program's
+	lossy   *rand.Rand     // writes fail while it is set
+	model   *cluster.Model
+	loop    *Loop
+	now     time.Time
+
+	events, writes, tampered int
+}
+
+func newRealNode(t *testing.T) *realNode {
+	h := &realNode{walker: &walker{world: newWorld()}, t: t, now: time.Now()}
+	for _, k := range []**kernel.Kernel{&h.real, &h.other} {
+		opened, err := kernel.Open(context.Background(), kernel.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(opened.Close)
+		*k = opened
+	}
+	foreign := ipvs.Key{Addr: foreignAddr, Port: 80, Proto: ipvs.TCP}
+	if o := h.other.Do(context.Background(), ipvs.Plan{{Key: foreign, Op: ipvs.AddServer{Key: foreign, Scheduler: "wlc"}}}); o[0].Err != nil {
+		t.Fatal(o[0].Err)
+	}
+	h.start()
+	h.pass(0)
+	if _, err := h.other.Base(context.Background()); err != nil { // finds the interface that stands by now
+		t.Fatal(err)
+	}
+	return h
+}
+
+// start starts a process that knows the objects and nothing else.
+func (h *realNode) start() {
+	h.model = completeModel(h.objects()...)
+	h.loop = New(h, h.model, zap.NewNop(), modelOptions)
+	h.loop.now = func() time.Time { return h.now }
+}
+
+// The loop's kernel is the real one, with writes that fail.
+
+func (h *realNode) Base(ctx context.Context) (ipvs.BaseReport, error) { return h.real.Base(ctx) }
+
+func (h *realNode) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	return h.real.Observe(ctx, keys)
+}
+
+func (h *realNode) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error {
+	return h.real.Scan(ctx, f)
+}
+
+func (h *realNode) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+	return h.real.Detect(ctx, f)
+}
+
+func (h *realNode) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
+	h.writes += len(plan)
+	if h.lossy == nil {
+		return h.real.Do(ctx, plan)
+	}
+	return ipvs.Execute(ctx, plan, func(ctx context.Context, steps []ipvs.Step) []ipvs.Outcome {
+		out := make([]ipvs.Outcome, len(steps))
+		for i, s := range steps {
+			switch h.lossy.IntN(6) {
+			case 0:
+				out[i].Err = unix.EIO
+			case 1:
+				out[i] = ipvs.Outcome{Err: unix.ETIMEDOUT, Unknown: true}
+			case 2: // written, and the acknowledgement is lost
+				h.real.Do(ctx, ipvs.Plan{s})
+				out[i] = ipvs.Outcome{Err: unix.ETIMEDOUT, Unknown: true}
+			default:
+				out[i] = h.real.Do(ctx, ipvs.Plan{s})[0]
+			}
+		}
+		return out
+	})
+}
+
+// pass lets the loop do what is due within some time.
+func (h *realNode) pass(d time.Duration) {
+	for end := h.now.Add(d); ; {
+		for n := 0; !h.loop.step(context.Background()); n++ {
+			if n == 1000 {
+				h.t.Fatal("the loop does not come to rest")
+			}
+		}
+		next := h.now.Add(max(h.loop.idleFor(h.now), time.Millisecond))
+		if next.After(end) {
+			h.now = end
+			return
+		}
+		h.now = next
+	}
+}
+
+// walk goes through the history of a seed and compares at its end.
+func (h *realNode) walk(seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 2))
+	var said []string
+	for range 4 + r.IntN(6) {
+		h.events++
+		switch kind := pick(r, []string{"service", "service", "delete service", "slice", "slice", "delete slice", "restart", "tamper", "tamper", "writes fail", "time"}); kind {
+		case "service":
+			s := h.randomService(r)
+			h.services[s.Name] = s
+			give(h.model, s)
+			said = append(said, fmt.Sprint(kind, " ", s.Name, s.Spec.ClusterIPs, portsOf(s)))
+		case "slice":
+			s := h.randomSlice(r)
+			h.slices[s.Name] = s
+			give(h.model, s)
+			said = append(said, fmt.Sprint(kind, " ", s.Name, " ", endpointsOf(s)))
+		case "delete service":
+			name := pick(r, serviceNames)
+			delete(h.services, name)
+			h.model.DeleteService("default", name)
+			said = append(said, kind+" "+name)
+		case "delete slice":
+			name := pick(r, sliceNames)
+			delete(h.slices, name)
+			h.model.DeleteSlice("default", name)
+			said = append(said, kind+" "+name)
+		case "restart":
+			h.start()
+			said = append(said, kind)
+		case "tamper":
+			said = append(said, h.tamper(r))
+		case "writes fail":
+			h.lossy = r
+			said = append(said, kind)
+		case "time":
+			h.pass(pick(r, []time.Duration{time.Millisecond, 300 * time.Millisecond, 11 * time.Second}))
+			said = append(said, kind)
+		}
+		if r.IntN(3) > 0 {
+			h.pass(0)
+		}
+	}
+	h.lossy = nil
+	h.pass(restTime)
+	if diffs := h.differences(); len(diffs) > 0 {
+		h.t.Errorf("at rest: %s\nafter:\n  %s", strings.Join(diffs, "; "), strings.Join(said, "\n  "))
+	}
+}
+
+// tamper has another program change something of ours: any one thing that the kernel holds.
+func (h *realNode) tamper(r *rand.Rand) string {
+	var ops []ipvs.Op
+	err := h.other.Scan(context.Background(), func(k ipvs.Key, o ipvs.Observed) {
+		if k.Addr == foreignAddr || k == ipvs.Adopted {
+			return
+		}
+		if o.Have.Server.Exists() {
+			ops = append(ops, ipvs.DelServer{Key: k}, ipvs.SetServer{Key: k, Scheduler: "wlc"})
+		}
+		for _, real := range o.Have.Server.Reals {
+			ops = append(ops, ipvs.DelReal{Key: k, Addr: real.Addr}, ipvs.SetReal{Key: k, Real: ipvs.Real{Addr: real.Addr, Weight: 7}})
+		}
+		if o.Have.Guard.Open {
+			ops = append(ops, ipvs.Element{Set: ipvs.SetOpen, Key: k, Remove: true})
+		}
+		if o.Have.Guard.VIP {
+			ops = append(ops, ipvs.Element{Set: ipvs.SetVIPs, Key: k, Remove: true})
+		}
+		if o.Have.Bind {
+			ops = append(ops, ipvs.Unbind{Addr: k.Addr})
+		}
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if len(ops) == 0 {
+		return "tamper: nothing there"
+	}
+	op := pick(r, ops)
+	h.tampered++
+	if o := h.other.Do(context.Background(), ipvs.Plan{{Op: op}}); o[0].Err != nil {
+		h.t.Fatalf("tamper: %v", o[0].Err)
+	}
+	return "tamper: " + op.String()
+}
+
+// differences holds what the kernel has against what the objects ask for.
+func (h *realNode) differences() []string {
+	have := fake.New()
+	err := h.other.Scan(context.Background(), func(k ipvs.Key, o ipvs.Observed) {
+		if o.Have.Server.Exists() {
+			have.Servers[k] = o.Have.Server
+		}
+		for set, there := range map[ipvs.Set]bool{ipvs.SetOwned: o.Have.Guard.Owned, ipvs.SetOpen: o.Have.Guard.Open,
+			ipvs.SetVIPs: o.Have.Guard.VIP, ipvs.SetHairpin: len(o.Have.Guard.Hairpin) > 0} {
+			if there {
+				have.Sets[set][k] = true
+			}
+		}
+		if o.Have.Bind {
+			have.Addrs[k.Addr] = true
+		}
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	foreign := ipvs.Key{Addr: foreignAddr, Port: 80, Proto: ipvs.TCP}
+	spared := func(k ipvs.Key) bool {
+		return k == foreign && have.Servers[k].Scheduler == "wlc" || !k.HasServer() && slices.Contains([]netip.Addr{foreignAddr}, k.Addr)
+	}
+	if _, ok := have.Servers[foreign]; !ok {
+		return []string{"the foreign virtual server is gone"}
+	}
+	return expect(newModel(h.objects()...), modelOptions).compare(have, spared)
+}
