@@ -102,3 +102,24 @@ func dropAddrs(k *fake.Kernel) {
 		}
 	}
 }
+
+// An address whose guard somebody removed, and whose Service goes before that was mended, is still ours.
+func TestUnguardedAddressIsStillOurs(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.synced()
+		r.start()
+		r.tamper(func() {
+			clear(r.kernel.Sets[ipvs.SetVIPs])
+			clear(r.kernel.Servers)
+		})
+		r.model.DeleteService("default", "web")
+		time.Sleep(time.Minute)
+		r.tamper(func() {
+			if len(r.kernel.Addrs) > 0 {
+				t.Errorf("left behind:\n%s", dumpOf(r.kernel))
+			}
+		})
+	})
+}

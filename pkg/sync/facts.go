@@ -55,6 +55,7 @@ func (l *Loop) noteGone(op ipvs.Op) {
 	case ipvs.Unbind:
 		delete(l.present, fact{factBind, o.Addr})
 		delete(l.present, fact{factMisbound, o.Addr})
+		delete(l.wantedBound, o.Addr)
 	case ipvs.Element:
 		if o.Remove && o.Set == ipvs.SetVIPs {
 			delete(l.present, fact{factVIP, o.Key.Addr})
@@ -82,7 +83,7 @@ func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
 	}
 	// An address of ours carries its guard before and after it is bound, so one without is somebody else's,
 	// except at the first start, when everything on the interface is taken over.
-	ours := !l.adopted || l.present[fact{factVIP, k.Addr}]
+	ours := !l.adopted || l.present[fact{factVIP, k.Addr}] || l.wantedBound[k.Addr]
 	v.Bind = mine(factBind, k.Addr, w.Bind) && (w.Bind || ours)
 	v.Misbound = l.present[fact{factMisbound, k.Addr}] && l.ledger.needs[fact{factBind, k.Addr}] == 0 && ours
 	v.Guard.VIP = mine(factVIP, k.Addr, w.Guard.VIP)

@@ -27,7 +27,7 @@ import (
 
 var (
 	modelSeed      = flag.Uint64("model.seed", 0, "seed of the first sequence of TestModel; 0: another one each time")
-	modelSequences = flag.Int("model.sequences", defaultSequences, "how many sequences TestModel walks")
+	modelSequences = flag.Int("model.sequences", 100_000, "how many sequences TestModel walks")
 )
 
 // TestModel walks random histories: changes of the cluster, tampering, failing writes and reads, crashes,
