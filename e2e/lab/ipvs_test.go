@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/ipvs"
@@ -24,6 +26,14 @@ func virtualServer(t *testing.T, n *Node, family int, weights map[*Pod]int) neti
 	if err := n.addAddr(lo, netip.PrefixFrom(vip, vip.BitLen())); err != nil {
 		t.Fatal(err)
 	}
+	// IPv6 makes an address's local route a little later; until then the packets would be forwarded.
+	Eventually(t, 10*time.Second, "the virtual IP is local", func() error {
+		routes, err := n.nl.RouteGet(vip.AsSlice())
+		if err == nil && (len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL) {
+			err = fmt.Errorf("routes %v", routes)
+		}
+		return err
+	})
 	err = n.Do(func() error {
 		h, err := ipvs.New("")
 		if err != nil {
