@@ -42,6 +42,7 @@ func TestAudit(t *testing.T) {
 		"opening":                func(k *fake.Kernel) { delete(k.Sets[ipvs.SetOpen], key) },
 		"guard of the address":   func(k *fake.Kernel) { clear(k.Sets[ipvs.SetVIPs]) },
 		"hairpin":                func(k *fake.Kernel) { clear(k.Sets[ipvs.SetHairpin]) },
+		"an address too many":    func(k *fake.Kernel) { k.Addrs[netip.MustParseAddr("10.96.0.99")] = true },
 		"address":                func(k *fake.Kernel) { dropAddrs(k) },
 		"an element too many":    func(k *fake.Kernel) { k.Sets[ipvs.SetOpen][ipvs.Key{Addr: key.Addr, Port: 81, Proto: ipvs.TCP}] = true },
 		"everything but servers": func(k *fake.Kernel) { clear(k.Sets[ipvs.SetOwned]); clear(k.Sets[ipvs.SetOpen]); dropAddrs(k) },
@@ -57,7 +58,6 @@ func TestAudit(t *testing.T) {
 				foreign := ipvs.Key{Addr: netip.MustParseAddr("172.16.0.1"), Port: 80, Proto: ipvs.TCP}
 				r.tamper(func() {
 					r.kernel.Servers[foreign] = ipvs.Server{Scheduler: "wlc"}
-					r.kernel.Addrs[foreign.Addr] = true
 				})
 				wantLines(t, "nothing tampered with", r.writes(func() { time.Sleep(time.Minute) }))
 				before := dumpOf(r.kernel)

@@ -55,7 +55,6 @@ func (l *Loop) noteGone(op ipvs.Op) {
 	case ipvs.Unbind:
 		delete(l.present, fact{factBind, o.Addr})
 		delete(l.present, fact{factMisbound, o.Addr})
-		delete(l.wantedBound, o.Addr)
 	case ipvs.Element:
 		if o.Remove && o.Set == ipvs.SetVIPs {
 			delete(l.present, fact{factVIP, o.Key.Addr})
@@ -81,11 +80,10 @@ func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
 		f := fact{kind, a}
 		return l.present[f] && (wanted || l.ledger.needs[f] == 0)
 	}
-	// An address of ours carries its guard before and after it is bound, so one without is somebody else's,
-	// except at the first start, when everything on the interface is taken over.
-	ours := !l.adopted || l.present[fact{factVIP, k.Addr}] || l.wantedBound[k.Addr]
-	v.Bind = mine(factBind, k.Addr, w.Bind) && (w.Bind || ours)
-	v.Misbound = l.present[fact{factMisbound, k.Addr}] && l.ledger.needs[fact{factBind, k.Addr}] == 0 && ours
+	// The interface is ours by its name: whatever stands on it and nobody needs goes, as with kube-proxy. Left
+	// there without its guard, it would lead to the node's own listeners.
+	v.Bind = mine(factBind, k.Addr, w.Bind)
+	v.Misbound = l.present[fact{factMisbound, k.Addr}] && l.ledger.needs[fact{factBind, k.Addr}] == 0
 	v.Guard.VIP = mine(factVIP, k.Addr, w.Guard.VIP)
 	hairpin := func(a netip.Addr, wanted bool) {
 		if mine(factHairpin, a, wanted) {

@@ -43,9 +43,6 @@ func (l *Loop) decide(id cluster.ID) (also []cluster.ID) {
 	touched, beaten := l.ledger.replace(id, frag)
 	class := l.classOf(id, classChange)
 	for _, k := range touched {
-		if want := l.ledger.want(k); want != nil && want.Bind {
-			l.wantedBound[k.Addr] = true
-		}
 		if l.started {
 			l.queue.add(k, class)
 		}

@@ -88,9 +88,6 @@ type Loop struct {
 	cells  map[ipvs.Key]*cell
 	// present are the shared facts that the kernel holds, as far as is known.
 	present map[fact]bool
-	// wantedBound are the addresses that this process has wanted on the interface and not taken off since: they
-	// are ours, even when somebody removed the guard that says so.
-	wantedBound map[netip.Addr]bool
 	// unsure are the addresses of shared facts whose last write failed or got lost: present may be wrong.
 	unsure  map[netip.Addr]bool
 	queue   *queue
@@ -124,11 +121,9 @@ func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 		cells:   map[ipvs.Key]*cell{},
 		present: map[fact]bool{},
 		unsure:  map[netip.Addr]bool{},
-
-		wantedBound: map[netip.Addr]bool{},
-		queue:       newQueue(),
-		told:        map[cluster.ID]string{},
-		refused:     map[netip.Addr]map[cluster.ID]struct{}{},
+		queue:   newQueue(),
+		told:    map[cluster.ID]string{},
+		refused: map[netip.Addr]map[cluster.ID]struct{}{},
 	}
 }
 
