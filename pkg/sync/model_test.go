@@ -26,7 +26,7 @@ import (
 )
 
 var (
-	modelSeed      = flag.Uint64("model.seed", 0, "seed of the first sequence of TestModel; 0: another one each time")
+	modelSeed      = flag.Uint64("model.seed", 1, "seed of the first sequence of TestModel and TestModelOnKernel; 0: another one each time")
 	modelSequences = flag.Int("model.sequences", 100_000, "how many sequences TestModel walks")
 )
 
