@@ -25,6 +25,14 @@ type runOptions struct {
 	scheduler   string
 	binding     string
 	verbosity   int
+
+	localMode     string
+	podBridge     string
+	podInterfaces string
+	masqueradeAll bool
+	nodePorts     []string
+	externalIPs   []string
+	protected     []string
 }
 
 func newRun() *cobra.Command {
@@ -44,13 +52,24 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 	f.StringVar(&o.clusterCIDR, "cluster-cidr", "", "address ranges of the cluster's pods, one or one a family with a comma between; other sources are masqueraded on their way to a ClusterIP")
 	f.StringVar(&o.scheduler, "ipvs-scheduler", "rr", "scheduler of the virtual servers: rr, wrr, lc, wlc, lblc, lblcr, sed, nq, …")
 	f.StringVar(&o.binding, "vip-binding", string(kernel.BindAddress), "how virtual IPs stand on kube-ipvs0: address, or route (a local route, which costs the kernel the same for 10,000 as for 10)")
+	f.StringVar(&o.localMode, "detect-local-mode", "ClusterCIDR", "how pods are told from other clients: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix")
+	f.StringVar(&o.podBridge, "pod-bridge-interface", "", "with BridgeInterface: the bridge through which this node's pods send")
+	f.StringVar(&o.podInterfaces, "pod-interface-name-prefix", "", "with InterfaceNamePrefix: how the names of the interfaces begin through which this node's pods send")
+	f.BoolVar(&o.masqueradeAll, "masquerade-all", false, "masquerade every client on its way to a ClusterIP, pods as well")
+	f.StringSliceVar(&o.nodePorts, "nodeport-addresses", nil, "the node's addresses on which node ports are served: address ranges, or one of primary, all and localhost; all of them where it is not given")
+	f.StringSliceVar(&o.externalIPs, "external-ip-cidrs", nil, "address ranges from which spec.externalIPs of Services are served; none where it is not given: whoever may write a Service could take any address")
+	f.StringSliceVar(&o.protected, "protected-cidrs", nil, "address ranges that no Service may have as an external address: other nodes', the API server's")
 	f.IntVarP(&o.verbosity, "v", "v", 0, "log level: 0 for what matters, 4 and more for every write to the kernel")
 	return cmd
 }
 
 // run joins the parts: source, loop, kernel.
 func (o *runOptions) run(ctx context.Context) error {
-	cidrs, err := parseCIDRs(o.clusterCIDR)
+	kcfg, err := o.kernelConfig()
+	if err != nil {
+		return err
+	}
+	sopt, warnings, err := o.syncOptions()
 	if err != nil {
 		return err
 	}
@@ -64,18 +83,16 @@ func (o *runOptions) run(ctx context.Context) error {
 	if o.sourceDir == "" {
 		return errors.New("--source-dir is required: the directory with the cluster's objects")
 	}
-	switch kernel.Binding(o.binding) {
-	case kernel.BindAddress, kernel.BindRoute:
-	default:
-		return fmt.Errorf("--vip-binding %q: want %s or %s", o.binding, kernel.BindAddress, kernel.BindRoute)
-	}
 	log, err := newLogger(o.verbosity)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
 
-	k, err := kernel.Open(ctx, kernel.Config{ClusterCIDRs: cidrs, Binding: kernel.Binding(o.binding)})
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	k, err := kernel.Open(ctx, kcfg)
 	if err != nil {
 		return err
 	}
@@ -83,12 +100,68 @@ func (o *runOptions) run(ctx context.Context) error {
 
 	model := cluster.NewModel(cluster.Options{NodeName: o.nodeName})
 	source := cluster.NewDirectory(o.sourceDir, model, func(err error) { log.Warn("source", zap.Error(err)) })
-	loop := sync.New(k, model, log, sync.Options{Compile: sync.CompileOptions{Scheduler: o.scheduler}})
+	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", o.nodeName), zap.String("source", o.sourceDir),
 		zap.String("clusterCIDR", o.clusterCIDR))
 	err = together(ctx, source.Run, loop.Run)
 	log.Info("stopped, the kernel stays as it is")
 	return err
+}
+
+// kernelConfig is what the constant part of the kernel's state depends on.
+func (o *runOptions) kernelConfig() (cfg kernel.Config, err error) {
+	cfg = kernel.Config{Binding: kernel.Binding(o.binding), MasqueradeAll: o.masqueradeAll}
+	switch cfg.Binding {
+	case kernel.BindAddress, kernel.BindRoute:
+	default:
+		return cfg, fmt.Errorf("--vip-binding %q: want %s or %s", o.binding, kernel.BindAddress, kernel.BindRoute)
+	}
+	cidrs, err := parseCIDRs(o.clusterCIDR)
+	if err != nil {
+		return cfg, err
+	}
+	switch o.localMode {
+	case "ClusterCIDR":
+		cfg.ClusterCIDRs = cidrs
+	case "NodeCIDR":
+	case "BridgeInterface":
+		if cfg.PodInterface = o.podBridge; cfg.PodInterface == "" {
+			return cfg, errors.New("--detect-local-mode BridgeInterface needs --pod-bridge-interface")
+		}
+	case "InterfaceNamePrefix":
+		if o.podInterfaces == "" {
+			return cfg, errors.New("--detect-local-mode InterfaceNamePrefix needs --pod-interface-name-prefix")
+		}
+		cfg.PodInterface = o.podInterfaces + "*"
+	default:
+		return cfg, fmt.Errorf("--detect-local-mode %q: want ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix", o.localMode)
+	}
+	return cfg, nil
+}
+
+// syncOptions is what decides what Services become.
+func (o *runOptions) syncOptions() (opt sync.Options, warnings []string, err error) {
+	opt = sync.Options{Compile: sync.CompileOptions{Scheduler: o.scheduler}, NodePods: o.localMode == "NodeCIDR"}
+	if opt.Compile.NodePorts, warnings, err = sync.ParseNodePortAddresses(o.nodePorts); err != nil {
+		return opt, nil, fmt.Errorf("--nodeport-addresses: %w", err)
+	}
+	if opt.Compile.ExternalIPs, err = parseRanges("--external-ip-cidrs", o.externalIPs); err != nil {
+		return opt, nil, err
+	}
+	opt.Compile.Protected, err = parseRanges("--protected-cidrs", o.protected)
+	return opt, warnings, err
+}
+
+// parseRanges reads a list of address ranges.
+func parseRanges(flag string, list []string) (out []netip.Prefix, err error) {
+	for _, t := range list {
+		p, err := netip.ParsePrefix(strings.TrimSpace(t))
+		if err != nil {
+			return nil, fmt.Errorf("%s %q is not an address range like 192.0.2.0/24: %w", flag, t, err)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }
 
 // together runs functions until ctx ends or one of them fails, and waits for all.

@@ -50,6 +50,8 @@ func diffGuard(ops []Op, k Key, have, want Guard, serves bool) []Op {
 	}
 	element(SetOwned, k, have.Owned, want.Owned)
 	element(SetVIPs, AddrKey(k.Addr), have.VIP, want.VIP)
+	element(SetMasqueraded, k, have.Sources&SourcesMasqueraded != 0, want.Sources&SourcesMasqueraded != 0)
+	element(SetKept, k, have.Sources&SourcesKept != 0, want.Sources&SourcesKept != 0)
 	element(SetOpen, k, have.Open, want.Open)
 	merge(have.Hairpin, want.Hairpin, netip.Addr.Compare, func(h, w *netip.Addr) {
 		switch {

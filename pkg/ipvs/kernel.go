@@ -3,6 +3,7 @@ package ipvs
 import (
 	"context"
 	"errors"
+	"net/netip"
 )
 
 // Kernel is a node's kernel as the sync loop sees it. It is used by one goroutine at a time.
@@ -25,13 +26,29 @@ type Kernel interface {
 	// Do writes a Plan, phase by phase, and says of every Step how it ended. When a Step of a Key fails,
 	// the Key's Steps of later phases are not tried. Equal Ops of several Keys are one write.
 	Do(context.Context, Plan) []Outcome
+	// Local reads what of the node itself decides what Services become on it.
+	Local(context.Context) (Local, error)
+	// LocalChanged has a token when Local may give something new.
+	LocalChanged() <-chan struct{}
+	// SetPods says which sources are pods: on the way to a ClusterIP they keep their address. It takes effect
+	// with the next Base.
+	SetPods([]netip.Prefix) error
+}
+
+// Local is what a node is, beside what its objects say.
+type Local struct {
+	// Addrs are the addresses of the node's interfaces other than ours: no loopback, no link-local ones, none
+	// that cannot be used yet. Sorted and unique.
+	Addrs []netip.Addr
+	// NoIPv6: IPv6 is switched off on the node.
+	NoIPv6 bool
 }
 
 // BaseReport says what Base found and did.
 type BaseReport struct {
 	// Wrote lists the writes, as a person would type them; empty on a node that was right.
 	Wrote []string
-	// LinkCreated: the interface is new, so whatever was known of its addresses is void.
+	// LinkCreated: the interface is new or was down, so whatever was known of its addresses is void.
 	LinkCreated bool
 	// TableCreated: the nftables table is new, so whatever was known of its elements is void.
 	TableCreated bool

@@ -61,16 +61,19 @@ type Plan []Step
 // Set names a pair of nftables sets of our table, one a family (owned4 and owned6, …).
 type Set string
 
-// The sets. Owned and Open hold {address . protocol . port}, VIPs and Hairpin addresses.
+// The sets. VIPs and Hairpin hold addresses, the others {address . protocol . port}.
 const (
 	SetOwned   Set = "owned"
 	SetOpen    Set = "open"
 	SetVIPs    Set = "vips"
 	SetHairpin Set = "hairpin"
+	// SetMasqueraded and SetKept are the frontends whose Sources are those.
+	SetMasqueraded Set = "masqueraded"
+	SetKept        Set = "kept"
 )
 
 // Sets are all of them.
-var Sets = []Set{SetOwned, SetOpen, SetVIPs, SetHairpin}
+var Sets = []Set{SetOwned, SetOpen, SetVIPs, SetHairpin, SetMasqueraded, SetKept}
 
 // OfAddr reports whether the set's elements are bare addresses.
 func (s Set) OfAddr() bool { return s == SetVIPs || s == SetHairpin }

@@ -125,12 +125,32 @@ type Guard struct {
 	Owned bool
 	// Open lets new connections through to the virtual server: it has endpoints.
 	Open bool
-	// VIP refuses every port of the address that is not open. Shared by the Keys of one address.
+	// VIP refuses every port of the address that is not open. Shared by the Keys of one address. Without it
+	// only the Key itself is refused while it is not open: the address is the node's own, or another
+	// program's.
 	VIP bool
+	// Sources says as whom clients are seen by the real servers.
+	Sources Sources
 	// Hairpin are the addresses of this node's pods behind the Key, whose connections to themselves are
 	// masqueraded. Sorted and unique. Shared by the Keys that the pod stands behind.
 	Hairpin []netip.Addr
 }
+
+// Sources says whose address a connection carries to the real server. The node's own connections and a pod's
+// to itself are masqueraded in any case: nothing else would bring their replies back.
+type Sources uint8
+
+// These are bits because the kernel holds them apart: both may be read, never wanted.
+const (
+	// SourcesByOrigin: pods keep their address, clients from outside the cluster are masqueraded, as the
+	// configuration tells them apart. The way of a ClusterIP.
+	SourcesByOrigin Sources = 0
+	// SourcesMasqueraded: every client is, so that replies come back through this node wherever the real
+	// server stands. The way of external frontends.
+	SourcesMasqueraded Sources = 1
+	// SourcesKept: every client keeps its address. The way of externalTrafficPolicy Local.
+	SourcesKept Sources = 2
+)
 
 // Frontend is all that the kernel holds for a Key. It is not changed once made, so it may be shared.
 type Frontend struct {
@@ -150,6 +170,7 @@ func (f *Frontend) Equal(o *Frontend) bool {
 	}
 	return f.Bind == o.Bind && f.Misbound == o.Misbound && f.Server.sameConfig(o.Server) && slices.Equal(f.Server.Reals, o.Server.Reals) &&
 		f.Guard.Owned == o.Guard.Owned && f.Guard.Open == o.Guard.Open && f.Guard.VIP == o.Guard.VIP &&
+		f.Guard.Sources == o.Guard.Sources &&
 		slices.Equal(f.Guard.Hairpin, o.Guard.Hairpin)
 }
 

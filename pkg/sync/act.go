@@ -282,6 +282,7 @@ func together(have, want *ipvs.Frontend) *ipvs.Frontend {
 	fe := *want
 	fe.Guard.Owned = want.Guard.Owned || have.Guard.Owned
 	fe.Guard.Open = want.Guard.Open || have.Guard.Open
+	fe.Guard.Sources = want.Guard.Sources | have.Guard.Sources
 	fe.Server.Reals = ipvs.SortReals(append(slices.Clone(want.Server.Reals), extraReals(have, want)...))
 	return &fe
 }

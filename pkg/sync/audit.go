@@ -24,9 +24,15 @@ type audit struct {
 }
 
 // sighting says in which pass the parts of a Key were last seen as they should be, or written by us.
-type sighting struct{ server, owned, open uint32 }
+type sighting struct{ server, owned, open, masqueraded, kept uint32 }
 
-func (a *audit) sighted() sighting { return sighting{a.pass, a.pass, a.pass} }
+func (a *audit) sighted() sighting { return sighting{a.pass, a.pass, a.pass, a.pass, a.pass} }
+
+// missed reports whether a part that a Key should have was not seen in a pass.
+func (s sighting) missed(have *ipvs.Frontend, pass uint32) bool {
+	return have.Server.Exists() && s.server != pass || have.Guard.Owned && s.owned != pass || have.Guard.Open && s.open != pass ||
+		have.Guard.Sources&ipvs.SourcesMasqueraded != 0 && s.masqueraded != pass || have.Guard.Sources&ipvs.SourcesKept != 0 && s.kept != pass
+}
 
 // auditPart does a part of a pass when it is time for one, and reports whether the pass goes on.
 func (l *Loop) auditPart(ctx context.Context) (more bool) {
@@ -88,6 +94,17 @@ func (l *Loop) compare(k ipvs.Key, piece *ipvs.Frontend) {
 			c.seen.open = pass
 		}
 	}
+	if s := piece.Guard.Sources; s != 0 {
+		if c == nil || c.have == nil || c.have.Guard.Sources&s != s {
+			l.differs(k)
+		}
+		if c != nil && s&ipvs.SourcesMasqueraded != 0 {
+			c.seen.masqueraded = pass
+		}
+		if c != nil && s&ipvs.SourcesKept != 0 {
+			c.seen.kept = pass
+		}
+	}
 	factsOf(k, piece, func(f fact) {
 		l.audits.facts[f] = true
 		if !l.present[f] {
@@ -119,11 +136,7 @@ func (l *Loop) missing() {
 			l.doubt(k)
 			continue
 		}
-		if c.have == nil {
-			continue
-		}
-		if c.have.Server.Exists() && c.seen.server != pass || c.have.Guard.Owned && c.seen.owned != pass ||
-			c.have.Guard.Open && c.seen.open != pass {
+		if c.have != nil && c.seen.missed(c.have, pass) {
 			l.differs(k)
 		}
 	}

@@ -185,7 +185,7 @@ func (sc scenario) run(t *testing.T, n int) (e ending) {
 		sc.prepare(s)
 	}
 	s.opt = sc.opt
-	want := expect(newModel(sc.after...), s.opt)
+	want := expect(newModel(sc.after...), s.kernel.Node, s.opt)
 	foreign := map[ipvs.Key]ipvs.Server{}
 	for k, server := range s.kernel.Servers {
 		if server.Scheduler == foreignServer.Scheduler && sc.opt.Compile.Scheduler == "" {

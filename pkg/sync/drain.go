@@ -50,11 +50,11 @@ func (l *Loop) reap(k ipvs.Key, c *cell, want *ipvs.Frontend, seen ipvs.Observed
 // leftEverySlice: no slice of the Service names the endpoint any more, ready or not. While one does, the
 // pod may still be finishing what it has half closed.
 func (l *Loop) leftEverySlice(k ipvs.Key, addr netip.AddrPort) bool {
-	claims := l.ledger.claims[k]
-	if len(claims) == 0 {
+	owner := l.ledger.owner(k)
+	if owner == nil {
 		return true
 	}
-	_, eps := l.model.Get(claims[0].Service)
+	_, eps := l.model.Get(owner.Service)
 	for _, ep := range eps {
 		if ep.Addr == addr.Addr() && ep.Port == addr.Port() {
 			return false

@@ -119,7 +119,7 @@ func faultOnce(t *testing.T, change string, before, after []any, other *corev1.S
 		return f
 	}
 	after = append(slices.Clone(after), other, slice(other, "10.244.2.20"))
-	want := expect(newModel(after...), s.opt)
+	want := expect(newModel(after...), s.kernel.Node, s.opt)
 	known := hazards(s.kernel, nil)
 	s.door.after = func(op ipvs.Op) {
 		if want.wantsBack(op) {
@@ -176,7 +176,7 @@ func TestTamperingWhilePartsAreMissing(t *testing.T) {
 			s.pass(2 * time.Second)
 			tamper(s)
 			s.pass(70 * time.Second)
-			want := expect(m, s.opt)
+			want := expect(m, s.kernel.Node, s.opt)
 			delete(want.sets[ipvs.SetOwned], ipvs.Adopted) // not before all is known
 			if diffs := want.compare(s.kernel, nobody); len(diffs) > 0 {
 				t.Errorf("not put back: %s", strings.Join(diffs, "; "))
@@ -221,7 +221,7 @@ func TestWhatIsUnsureIsNotBuiltUpon(t *testing.T) {
 				s.settle()
 				s.door.fault = nil
 				s.pass(2 * time.Second)
-				if diffs := expect(s.model, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
+				if diffs := expect(s.model, s.kernel.Node, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
 					t.Errorf("2 s after the fault's end: %s", strings.Join(diffs, "; "))
 				}
 			})

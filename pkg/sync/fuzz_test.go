@@ -121,7 +121,7 @@ func FuzzCompile(f *testing.F) {
 		b := bytesOf(data)
 		m := newModel(b.service(), b.slice("one"), b.slice("two"))
 		svc, eps := m.Get(idOf("web"))
-		frag := Compile(svc, eps, m.Node(), CompileOptions{Scheduler: "rr"})
+		frag := Compile(svc, eps, Site{Node: m.Node()}, CompileOptions{Scheduler: "rr"})
 		var last *KeyClaim
 		for i := range frag.Claims {
 			c := &frag.Claims[i]
@@ -131,7 +131,7 @@ func FuzzCompile(f *testing.F) {
 			last = c
 			inOrder(t, c.Key, c.Claim.Want)
 		}
-		if again := Compile(svc, eps, m.Node(), CompileOptions{Scheduler: "rr"}); !slices.EqualFunc(frag.Claims, again.Claims,
+		if again := Compile(svc, eps, Site{Node: m.Node()}, CompileOptions{Scheduler: "rr"}); !slices.EqualFunc(frag.Claims, again.Claims,
 			func(a, b KeyClaim) bool { return a.Key == b.Key && a.Claim.Want.Equal(b.Claim.Want) }) {
 			t.Error("compiled twice, it differs")
 		}
@@ -142,7 +142,7 @@ func FuzzCompile(f *testing.F) {
 		m.SetSynced()
 		m.SetComplete()
 		s.pass(restTime)
-		if diffs := expect(m, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
+		if diffs := expect(m, s.kernel.Node, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
 			t.Errorf("the kernel does not take it: %v", diffs)
 		}
 	})

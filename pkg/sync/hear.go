@@ -13,12 +13,18 @@ import (
 
 // hear takes what changed in the cluster and decides anew for the Services concerned.
 func (l *Loop) hear() {
-	dirty, _, synced := l.model.Take()
+	dirty, nodeChanged, synced := l.model.Take()
 	l.synced = l.synced || synced
 	if !l.complete && l.model.Complete() {
 		l.complete, l.started = true, false // read the kernel again, for what may now be removed
 	}
 	l.dirty = append(l.dirty, dirty...)
+	if !l.local.known {
+		return // nothing can be decided before the node's addresses are known
+	}
+	if nodeChanged || slices.Contains(dirty, kubernetes) {
+		l.settleSite(l.site.Local)
+	}
 	n := min(len(l.dirty), sliceServices)
 	for _, id := range l.dirty[:n] {
 		// What follows from it for other Services is decided at once: between the two the kernel would be
@@ -37,19 +43,19 @@ const sliceServices = 128
 
 // decide compiles a Service and queues the Keys whose wanted state changed. It returns other Services that
 // must be decided anew because a virtual IP came or went that is an endpoint of theirs.
-func (l *Loop) decide(id cluster.ID) (also []cluster.ID) {
+func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	frag, problems := l.compile(id)
 	watch := l.vipsBefore(id, frag)
-	touched, beaten := l.ledger.replace(id, frag)
+	touched, beaten, also := l.ledger.replace(id, frag) // who won or lost a Key has to say so
+	if frag.Sensitive {
+		l.sensitive[id] = struct{}{}
+	} else {
+		delete(l.sensitive, id)
+	}
 	class := l.classOf(id, classChange)
 	for _, k := range touched {
 		if l.started {
 			l.queue.add(k, class)
-		}
-		for _, c := range l.ledger.claims[k] {
-			if c.Service != id { // it may have won or lost the Key, and has to say so
-				also = append(also, c.Service)
-			}
 		}
 	}
 	for _, a := range l.ledger.freed {
@@ -96,10 +102,10 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []string) {
 	}
 	svc, eps := l.model.Get(id)
 	for {
-		frag = Compile(svc, eps, l.model.Node(), l.opt.Compile)
-		bad := l.vipsAmong(svc, frag)
+		frag = Compile(svc, eps, l.site, l.opt.Compile)
+		bad := l.vipsAmong(frag)
 		if len(bad) == 0 {
-			return frag, problems
+			return frag, append(problems, frag.Problems...)
 		}
 		for _, a := range bad {
 			if l.refused[a] == nil {
@@ -118,11 +124,15 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []string) {
 	}
 }
 
-// vipsAmong lists the real servers of a Service that are virtual IPs of ours.
-func (l *Loop) vipsAmong(svc *cluster.Service, f Fragment) (vips []netip.Addr) {
+// vipsAmong lists the real servers of a Service that are virtual IPs of ours, or would be.
+func (l *Loop) vipsAmong(f Fragment) (vips []netip.Addr) {
+	own := func(a netip.Addr) bool {
+		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
+		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP
+	}
 	for _, c := range f.Claims {
 		for _, r := range c.Claim.Want.Server.Reals {
-			if a := r.Addr.Addr(); l.ledger.isVIP(a) || slices.Contains(svc.ClusterIPs, a) {
+			if a := r.Addr.Addr(); l.ledger.isVIP(a) || own(a) {
 				vips = append(vips, a)
 			}
 		}

@@ -120,6 +120,21 @@ func (h *realNode) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend))
 	return h.real.Detect(ctx, f)
 }
 
+func (h *realNode) Local(ctx context.Context) (ipvs.Local, error) { return h.real.Local(ctx) }
+
+func (h *realNode) LocalChanged() <-chan struct{} { return h.real.LocalChanged() }
+
+func (h *realNode) SetPods(pods []netip.Prefix) error { return h.real.SetPods(pods) }
+
+// local is what the node is by now.
+func (h *realNode) local() ipvs.Local {
+	l, err := h.other.Local(context.Background())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return l
+}
+
 func (h *realNode) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 	h.writes += len(plan)
 	if h.lossy == nil {
@@ -256,7 +271,8 @@ func (h *realNode) differences() []string {
 			have.Servers[k] = o.Have.Server
 		}
 		for set, there := range map[ipvs.Set]bool{ipvs.SetOwned: o.Have.Guard.Owned, ipvs.SetOpen: o.Have.Guard.Open,
-			ipvs.SetVIPs: o.Have.Guard.VIP, ipvs.SetHairpin: len(o.Have.Guard.Hairpin) > 0} {
+			ipvs.SetVIPs: o.Have.Guard.VIP, ipvs.SetHairpin: len(o.Have.Guard.Hairpin) > 0,
+			ipvs.SetMasqueraded: o.Have.Guard.Sources&ipvs.SourcesMasqueraded != 0, ipvs.SetKept: o.Have.Guard.Sources&ipvs.SourcesKept != 0} {
 			if there {
 				have.Sets[set][k] = true
 			}
@@ -275,5 +291,5 @@ func (h *realNode) differences() []string {
 	if _, ok := have.Servers[foreign]; !ok {
 		return []string{"the foreign virtual server is gone"}
 	}
-	return expect(newModel(h.objects()...), modelOptions).compare(have, spared)
+	return expect(newModel(h.objects()...), h.local(), modelOptions).compare(have, spared)
 }

@@ -68,13 +68,28 @@ type lost struct {
 	owner cluster.ID
 }
 
+// holder is a Service that has an address as its ClusterIP.
+type holder struct {
+	created int64
+	service cluster.ID
+}
+
+func (h holder) compare(o holder) int {
+	return cmp.Or(cmp.Compare(h.created, o.created), h.service.Compare(o.service))
+}
+
 // ledger knows who owns which Key: the only state that crosses Services. Every change costs the size of the
-// Service concerned.
+// Service concerned, and where an address is contested, that of the others with claims on it.
 type ledger struct {
-	claims    map[ipvs.Key][]Claim // sorted, [0] owns; nearly always one
+	claims    map[ipvs.Key][]Claim // sorted; nearly always one
 	byService map[cluster.ID][]ipvs.Key
-	needs     map[fact]int       // how many owning claims need a shared fact
-	reals     map[netip.Addr]int // how many times an address is a real server's, in any claim
+	// holding are the Services that have an address as their ClusterIP, sorted. The first one owns every port
+	// of the address: nobody else may have even a free one (B60).
+	holding map[netip.Addr][]holder
+	// external are the Keys of an address that are claimed as anything but a ClusterIP.
+	external map[netip.Addr]map[ipvs.Key]struct{}
+	needs    map[fact]int       // how many owning claims need a shared fact
+	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim
 	// freed are the addresses of shared facts that nobody needs any more since the last look.
 	freed []netip.Addr
 }
@@ -83,37 +98,161 @@ func newLedger() *ledger {
 	return &ledger{
 		claims:    map[ipvs.Key][]Claim{},
 		byService: map[cluster.ID][]ipvs.Key{},
+		holding:   map[netip.Addr][]holder{},
+		external:  map[netip.Addr]map[ipvs.Key]struct{}{},
 		needs:     map[fact]int{},
 		reals:     map[netip.Addr]int{},
 	}
 }
 
-// want is what the owner of a Key wants; nil when nobody claims it.
-func (l *ledger) want(k ipvs.Key) *ipvs.Frontend {
-	if cs := l.claims[k]; len(cs) > 0 {
-		return cs[0].Want
+// owner is the claim that a Key goes to; nil when nobody may have it.
+func (l *ledger) owner(k ipvs.Key) *Claim {
+	cs := l.claims[k]
+	if len(cs) == 0 {
+		return nil
+	}
+	h := l.holder(k.Addr)
+	if h == (holder{}) {
+		return &cs[0]
+	}
+	for i := range cs {
+		if cs[i].Service == h.service {
+			return &cs[i]
+		}
 	}
 	return nil
 }
 
+// want is what the owner of a Key wants; nil when nobody does.
+func (l *ledger) want(k ipvs.Key) *ipvs.Frontend {
+	if c := l.owner(k); c != nil {
+		return c.Want
+	}
+	return nil
+}
+
+// holders are the Services with an address as their ClusterIP.
+func (l *ledger) holders(a netip.Addr) (ids []cluster.ID) {
+	for _, h := range l.holding[a] {
+		ids = append(ids, h.service)
+	}
+	return ids
+}
+
 // replace puts a Service's new Fragment in the place of its old one. It returns the Keys whose wanted state
-// changed and the claims of this Service that lose to another's.
-func (l *ledger) replace(id cluster.ID, f Fragment) (touched []ipvs.Key, beaten []lost) {
-	for _, k := range l.byService[id] {
-		if !slices.ContainsFunc(f.Claims, func(c KeyClaim) bool { return c.Key == k }) {
-			if l.set(id, k, nil) {
-				touched = append(touched, k)
+// changed, the claims of this Service that lose to another's, and the other Services with claims on Keys that
+// changed hands.
+func (l *ledger) replace(id cluster.ID, f Fragment) (touched []ipvs.Key, beaten []lost, others []cluster.ID) {
+	concerned := l.concerned(id, f)
+	before := make([]*ipvs.Frontend, len(concerned))
+	held := make([]holder, len(concerned))
+	for i, k := range concerned {
+		before[i], held[i] = l.want(k), l.holder(k.Addr)
+	}
+	l.write(id, f)
+	for i, k := range concerned {
+		after := l.want(k)
+		if before[i] == after && held[i] == l.holder(k.Addr) {
+			continue
+		}
+		for _, c := range l.claims[k] {
+			if c.Service != id {
+				others = append(others, c.Service)
 			}
+		}
+		if before[i] == after {
+			continue
+		}
+		touched = append(touched, k)
+		factsOf(k, before[i], func(f fact) { l.count(f, -1) })
+		factsOf(k, after, func(f fact) { l.count(f, +1) })
+	}
+	for _, c := range f.Claims {
+		if o := l.owner(c.Key); o == nil || o.Service != id {
+			owner := l.claims[c.Key][0].Service
+			if h := l.holder(c.Key.Addr); h != (holder{}) {
+				owner = h.service
+			}
+			beaten = append(beaten, lost{c.Key, id, owner})
+		}
+	}
+	return touched, beaten, others
+}
+
+// holder is the Service that owns an address as its ClusterIP; zero: nobody does.
+func (l *ledger) holder(a netip.Addr) holder {
+	if hs := l.holding[a]; len(hs) > 0 {
+		return hs[0]
+	}
+	return holder{}
+}
+
+// concerned lists the Keys whose owner may change with a Fragment, in canonical order: those that the Service
+// has and gets, and where it gains or loses an address as its ClusterIP, whatever is claimed of that address.
+func (l *ledger) concerned(id cluster.ID, f Fragment) []ipvs.Key {
+	keys := slices.Clone(l.byService[id])
+	for _, c := range f.Claims {
+		keys = append(keys, c.Key)
+	}
+	for _, a := range l.clusterIPs(id, f) {
+		for k := range l.external[a] {
+			keys = append(keys, k)
+		}
+		for _, h := range l.holding[a] {
+			if h.service == id {
+				continue
+			}
+			for _, k := range l.byService[h.service] {
+				if k.Addr == a {
+					keys = append(keys, k)
+				}
+			}
+		}
+	}
+	slices.SortFunc(keys, ipvs.Key.Compare)
+	return slices.Compact(keys)
+}
+
+// clusterIPs lists the addresses that a Service has as its ClusterIPs, and those that it gets.
+func (l *ledger) clusterIPs(id cluster.ID, f Fragment) (addrs []netip.Addr) {
+	note := func(a netip.Addr) {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	var last netip.Addr // the Keys are sorted by address
+	for _, k := range l.byService[id] {
+		if k.Addr != last && slices.ContainsFunc(l.holding[k.Addr], func(h holder) bool { return h.service == id }) {
+			note(k.Addr)
+		}
+		last = k.Addr
+	}
+	for _, c := range f.Claims {
+		if c.Claim.Rank == rankClusterIP {
+			note(c.Key.Addr)
+		}
+	}
+	return addrs
+}
+
+// write puts a Service's claims in the place of its old ones.
+func (l *ledger) write(id cluster.ID, f Fragment) {
+	for _, k := range l.byService[id] {
+		if _, stays := slices.BinarySearchFunc(f.Claims, k, func(c KeyClaim, k ipvs.Key) int { return c.Key.Compare(k) }); !stays {
+			l.set(id, k, nil)
 		}
 	}
 	keys := make([]ipvs.Key, 0, len(f.Claims))
 	for _, c := range f.Claims {
 		keys = append(keys, c.Key)
-		if l.set(id, c.Key, &c.Claim) {
-			touched = append(touched, c.Key)
-		}
-		if owner := l.claims[c.Key][0].Service; owner != id {
-			beaten = append(beaten, lost{c.Key, id, owner})
+		l.set(id, c.Key, &c.Claim)
+	}
+	for _, a := range l.clusterIPs(id, Fragment{}) {
+		l.release(id, a)
+	}
+	for _, c := range f.Claims {
+		if c.Claim.Rank == rankClusterIP {
+			l.hold(c.Key.Addr, holder{c.Claim.Created, id})
 		}
 	}
 	if len(keys) == 0 {
@@ -121,12 +260,30 @@ func (l *ledger) replace(id cluster.ID, f Fragment) (touched []ipvs.Key, beaten 
 	} else {
 		l.byService[id] = keys
 	}
-	return touched, beaten
 }
 
-// set replaces a Service's claim on a Key and reports whether what is wanted of the Key changed.
-func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) bool {
-	before := l.want(k)
+// hold notes that a Service has an address as its ClusterIP.
+func (l *ledger) hold(a netip.Addr, h holder) {
+	hs := l.holding[a]
+	if at, found := slices.BinarySearchFunc(hs, h, holder.compare); !found {
+		l.holding[a] = slices.Insert(slices.Clone(hs), at, h)
+	}
+}
+
+// release notes that it has not.
+func (l *ledger) release(id cluster.ID, a netip.Addr) {
+	hs := l.holding[a]
+	if !slices.ContainsFunc(hs, func(h holder) bool { return h.service == id }) {
+		return
+	}
+	hs = slices.DeleteFunc(slices.Clone(hs), func(h holder) bool { return h.service == id })
+	if l.holding[a] = hs; len(hs) == 0 {
+		delete(l.holding, a)
+	}
+}
+
+// set replaces a Service's claim on a Key.
+func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 	cs := l.claims[k]
 	if i := slices.IndexFunc(cs, func(c Claim) bool { return c.Service == id }); i >= 0 {
 		l.countReals(cs[i].Want, -1)
@@ -145,13 +302,21 @@ func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) bool {
 	} else {
 		l.claims[k] = cs
 	}
-	after := l.want(k)
-	if before == after {
-		return false
+	l.setExternal(k, slices.ContainsFunc(cs, func(c Claim) bool { return c.Rank != rankClusterIP }))
+}
+
+func (l *ledger) setExternal(k ipvs.Key, is bool) {
+	keys := l.external[k.Addr]
+	switch {
+	case is && keys == nil:
+		l.external[k.Addr] = map[ipvs.Key]struct{}{k: {}}
+	case is:
+		keys[k] = struct{}{}
+	case keys != nil:
+		if delete(keys, k); len(keys) == 0 {
+			delete(l.external, k.Addr)
+		}
 	}
-	factsOf(k, before, func(f fact) { l.count(f, -1) })
-	factsOf(k, after, func(f fact) { l.count(f, +1) })
-	return true
 }
 
 func (l *ledger) count(f fact, by int) {

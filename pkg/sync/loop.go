@@ -22,12 +22,15 @@ type Model interface {
 	Complete() bool
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	Problems(cluster.ID) []cluster.Problem
+	Services() []cluster.ID
 	Node() cluster.Node
 }
 
 // Options of a Loop. Zero values mean the defaults.
 type Options struct {
 	Compile CompileOptions
+	// NodePods takes the Node's own pod ranges for the addresses of pods (detectLocalMode NodeCIDR).
+	NodePods bool
 	// DrainDeadline is how long a draining real server may keep its connections; 15 min by default.
 	DrainDeadline time.Duration
 	// DrainPoll is how often a draining real server is looked at; 5 s by default.
@@ -93,9 +96,13 @@ type Loop struct {
 	queue   *queue
 	told    map[cluster.ID]string                  // the problems last logged of a Service
 	refused map[netip.Addr]map[cluster.ID]struct{} // Services with an endpoint that is a virtual IP
-	audits  audit
-	trash   trash
-	forget  forgetting
+	// sensitive are the Services for which it matters which addresses the node has.
+	sensitive map[cluster.ID]struct{}
+	site      Site
+	local     localState
+	audits    audit
+	trash     trash
+	forget    forgetting
 
 	base     state
 	warned   string // the warnings of the set-up that were logged last
@@ -117,13 +124,15 @@ type state struct {
 func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	return &Loop{
 		kernel: kernel, model: model, log: log, opt: opt.withDefaults(), now: time.Now,
-		ledger:  newLedger(),
-		cells:   map[ipvs.Key]*cell{},
-		present: map[fact]bool{},
-		unsure:  map[netip.Addr]bool{},
-		queue:   newQueue(),
-		told:    map[cluster.ID]string{},
-		refused: map[netip.Addr]map[cluster.ID]struct{}{},
+		ledger:    newLedger(),
+		cells:     map[ipvs.Key]*cell{},
+		present:   map[fact]bool{},
+		unsure:    map[netip.Addr]bool{},
+		queue:     newQueue(),
+		told:      map[cluster.ID]string{},
+		sensitive: map[cluster.ID]struct{}{},
+		local:     localState{news: true},
+		refused:   map[netip.Addr]map[cluster.ID]struct{}{},
 	}
 }
 
@@ -144,6 +153,8 @@ func (l *Loop) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-l.model.Changed():
+		case <-l.kernel.LocalChanged():
+			l.local.news = true
 		case <-timer.C:
 		}
 	}
@@ -153,11 +164,12 @@ func (l *Loop) Run(ctx context.Context) error {
 // step does the next slice of work and reports whether nothing is left to do now. The audit gets its turn
 // after each slice, so that constant change does not keep it from looking.
 func (l *Loop) step(ctx context.Context) (idle bool) {
+	l.lookLocal(ctx)
 	l.hear()
 	l.ensureBase(ctx)
 	l.start(ctx)
 	if !l.started || !l.base.ok {
-		return len(l.dirty) == 0
+		return len(l.dirty) == 0 || !l.local.known
 	}
 	keys := l.queue.pop(l.now(), sliceKeys)
 	if len(keys) > 0 {
@@ -175,6 +187,9 @@ func (l *Loop) step(ctx context.Context) (idle bool) {
 // idleFor is how long nothing needs doing, unless the cluster changes.
 func (l *Loop) idleFor(now time.Time) time.Duration {
 	next := l.base.next
+	if l.local.news && l.local.next.Before(next) {
+		next = l.local.next
+	}
 	if l.started && l.base.ok {
 		for _, t := range []time.Time{l.queue.next(now), l.audits.next, l.forget.due()} {
 			if !t.IsZero() && t.Before(next) {
@@ -191,6 +206,7 @@ func (l *Loop) ensureBase(ctx context.Context) {
 	if now.Before(l.base.next) {
 		return
 	}
+	l.local.news = true // IPv6 may have been switched without a word
 	r, err := l.kernel.Base(ctx)
 	if ctx.Err() != nil {
 		return
@@ -217,7 +233,7 @@ func (l *Loop) ensureBase(ctx context.Context) {
 
 // start reads the kernel, once the base stands and the cluster is known.
 func (l *Loop) start(ctx context.Context) {
-	if l.started || !l.base.ok || !l.synced || len(l.dirty) > 0 {
+	if l.started || !l.base.ok || !l.synced || !l.local.known || len(l.dirty) > 0 {
 		return
 	}
 	if err := l.scan(ctx); err != nil {

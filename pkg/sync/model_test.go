@@ -124,7 +124,7 @@ type event struct {
 // eventKinds, each as often as it shall come.
 var eventKinds = func() (kinds []string) {
 	for kind, weight := range map[string]int{
-		"service": 8, "delete service": 2, "slice": 8, "delete slice": 1, "node": 1, "connections": 2, "time": 4,
+		"service": 8, "delete service": 2, "slice": 8, "delete slice": 1, "node": 1, "addresses": 1, "connections": 2, "time": 4,
 		"restart": 2, "crash": 2, "writes fail": 2, "reads fail": 1, "tamper": 4, "foreign": 1, "rest": 1,
 	} {
 		kinds = append(kinds, slices.Repeat([]string{kind}, weight)...)
@@ -324,7 +324,7 @@ func (w *walker) claimed(k ipvs.Key) bool {
 
 func (w *walker) expected() *expected {
 	if w.want == nil {
-		w.want = expect(newModel(w.objects()...), w.opt)
+		w.want = expect(newModel(w.objects()...), w.kernel.Node, w.opt)
 	}
 	return w.want
 }
@@ -357,7 +357,7 @@ func addrOf(op ipvs.Op) netip.Addr {
 }
 
 // modelOptions make the times of a history short, and with them the number of audits.
-var modelOptions = Options{BasePeriod: 25 * time.Second, DrainDeadline: 40 * time.Second}
+var modelOptions = Options{Compile: CompileOptions{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, BasePeriod: 25 * time.Second, DrainDeadline: 40 * time.Second}
 
 // restTime has room for a look at the base, an audit and what drains without connections.
 const restTime = 45 * time.Second
@@ -422,7 +422,8 @@ func (w *walker) happen(e event) {
 		s := w.randomService(r)
 		w.services[s.Name] = s
 		give(w.model, s)
-		w.say("%s %s %v ports %v affinity %s created %d", s.Name, s.Spec.Type, s.Spec.ClusterIPs, portsOf(s), s.Spec.SessionAffinity, s.CreationTimestamp.Unix())
+		w.say("%s %s %v ports %v affinity %s balancer %v external %v %s created %d", s.Name, s.Spec.Type, s.Spec.ClusterIPs, portsOf(s), s.Spec.SessionAffinity,
+			s.Status.LoadBalancer.Ingress, s.Spec.ExternalIPs, s.Spec.ExternalTrafficPolicy, s.CreationTimestamp.Unix())
 	case "delete service":
 		name := pick(r, serviceNames)
 		delete(w.services, name)
@@ -445,6 +446,14 @@ func (w *walker) happen(e event) {
 		} else {
 			give(w.model, w.node)
 		}
+	case "addresses":
+		local := randomLocal(r)
+		w.say("%v", local)
+		for _, a := range slices.Concat(vips6, locals4, []string{"10.244.1.5", "fd10:244:1::5"}) {
+			// The loop hears of it a little later. The last two are pods behind node ports.
+			w.tampered[netip.MustParseAddr(a)] = true
+		}
+		w.kernel.SetNode(local)
 	case "connections":
 		w.connect(r)
 	case "time":
@@ -482,9 +491,13 @@ var (
 	pods4        = []string{"10.244.1.5@node1", "10.244.2.10@node2", "10.244.2.11", "10.96.0.11"} // the last one is a virtual IP as well
 	pods6        = []string{"fd10:244:1::5@node1", "fd10:244:2::10@node2"}
 	allPorts     = []corev1.ServicePort{
-		{Name: "a", Port: 80, Protocol: corev1.ProtocolTCP}, {Name: "b", Port: 443, Protocol: corev1.ProtocolTCP},
-		{Name: "c", Port: 53, Protocol: corev1.ProtocolTCP}, {Name: "d", Port: 53, Protocol: corev1.ProtocolUDP},
+		{Name: "a", Port: 80, Protocol: corev1.ProtocolTCP, NodePort: 30080}, {Name: "b", Port: 443, Protocol: corev1.ProtocolTCP},
+		{Name: "c", Port: 53, Protocol: corev1.ProtocolTCP}, {Name: "d", Port: 53, Protocol: corev1.ProtocolUDP, NodePort: 30053},
 	}
+	// The last but one is the ClusterIP of another, the last one the API server's or the node's own.
+	external4 = []string{"203.0.113.1", "203.0.113.2", "10.96.0.11", "192.0.2.1"}
+	// Addresses that the node may have beside its own: one may be a load balancer's as well.
+	locals4 = []string{"192.0.2.1", "192.0.2.2", "203.0.113.2", "10.244.1.1"}
 )
 
 // randomService is a Service as new, or as it was and changed in one thing.
@@ -514,6 +527,23 @@ func (w *walker) randomService(r *rand.Rand) *corev1.Service {
 		func(s *corev1.Service) {
 			s.Labels = pick(r, []map[string]string{nil, nil, {"app": "x"}, {"service.kubernetes.io/service-proxy-name": "another"}})
 		},
+		func(s *corev1.Service) {
+			s.Spec.ExternalTrafficPolicy = pick(r, []corev1.ServiceExternalTrafficPolicy{corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal})
+			policy := pick(r, []corev1.ServiceInternalTrafficPolicy{corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal})
+			s.Spec.InternalTrafficPolicy = &policy
+		},
+		func(s *corev1.Service) {
+			s.Status.LoadBalancer.Ingress = nil
+			if r.IntN(3) > 0 {
+				s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: pick(r, external4)}}
+			}
+		},
+		func(s *corev1.Service) {
+			s.Spec.ExternalIPs = nil
+			if r.IntN(3) == 0 {
+				s.Spec.ExternalIPs = []string{pick(r, external4)}
+			}
+		},
 		func(s *corev1.Service) { s.CreationTimestamp = metav1.Unix(1000+int64(r.IntN(3)), 0) },
 	}
 	old := w.services[name]
@@ -523,7 +553,7 @@ func (w *walker) randomService(r *rand.Rand) *corev1.Service {
 			f(s)
 		}
 		if r.IntN(4) > 0 { // mostly one that is ours
-			s.Labels, s.Spec.Type = nil, corev1.ServiceTypeClusterIP
+			s.Labels, s.Spec.Type = nil, pick(r, []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer})
 		}
 		return s
 	}
@@ -570,6 +600,18 @@ func randomNode(r *rand.Rand) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{corev1.LabelTopologyZone: pick(r, []string{"a", "b"})}}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: pick(r, []string{"192.0.2.1", "192.0.2.2"})}}
 	return n
+}
+
+// randomLocal are addresses that the node may have.
+func randomLocal(r *rand.Rand) (l ipvs.Local) {
+	for _, a := range locals4 {
+		if r.IntN(2) == 0 {
+			l.Addrs = append(l.Addrs, netip.MustParseAddr(a))
+		}
+	}
+	l.Addrs = ipvs.SortAddrs(l.Addrs)
+	l.NoIPv6 = r.IntN(4) == 0
+	return l
 }
 
 func portsOf(s *corev1.Service) (out []string) {

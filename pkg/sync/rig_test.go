@@ -74,6 +74,20 @@ func (l *locked) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 	return l.k.Do(ctx, plan)
 }
 
+func (l *locked) Local(ctx context.Context) (ipvs.Local, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.Local(ctx)
+}
+
+func (l *locked) LocalChanged() <-chan struct{} { return l.k.LocalChanged() }
+
+func (l *locked) SetPods(pods []netip.Prefix) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.SetPods(pods)
+}
+
 // tamper changes the fake kernel while a loop runs.
 func (r *rig) tamper(f func()) {
 	synctest.Wait()

@@ -45,7 +45,7 @@ func (l *Loop) scan(ctx context.Context) error {
 // ours decides whether a virtual server or its records may be changed: what the kernel says is owned, what
 // is wanted, and at the very first start what stands on our interface.
 func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
-	return have.Guard.Owned || have.Guard.Open || l.ledger.want(k) != nil ||
+	return have.Guard.Owned || have.Guard.Open || have.Guard.Sources != 0 || l.ledger.want(k) != nil ||
 		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}])
 }
 
@@ -80,7 +80,11 @@ func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[fact]bool) {
 func (l *Loop) queueDifferences() {
 	// Whether they differ is found out slice by slice: a Key that is right costs a comparison.
 	for _, k := range sorted(l.ledger.claims) {
-		l.queue.add(k, l.classOf(l.ledger.claims[k][0].Service, classBulk))
+		owner := l.ledger.owner(k)
+		if owner == nil {
+			continue
+		}
+		l.queue.add(k, l.classOf(owner.Service, classBulk))
 		if k.Proto == ipvs.UDP {
 			l.forget.add(k) // what an earlier run may have left undone
 		}

@@ -154,7 +154,7 @@ func hazards(k *fake.Kernel, foreign map[ipvs.Key]ipvs.Server) map[hazard]bool {
 		if !slices.ContainsFunc(k.Servers[key].Reals, takes) {
 			found[hazard{"is open without a real server that takes connections", key}] = true
 		}
-		if !k.Addrs[key.Addr] {
+		if !k.Addrs[key.Addr] && !slices.Contains(k.Node.Addrs, key.Addr) {
 			found[hazard{notBound, key}] = true
 		}
 	}
@@ -262,28 +262,43 @@ type expected struct {
 // nobody spares no virtual server.
 func nobody(ipvs.Key) bool { return false }
 
+// siteOf is the Site of a node with such objects and addresses.
+func siteOf(m *cluster.Model, local ipvs.Local, opt CompileOptions) Site {
+	_, eps := m.Get(kubernetes)
+	var servers []netip.Addr
+	for _, ep := range eps {
+		servers = append(servers, ep.Addr)
+	}
+	return newSite(m.Node(), local, ipvs.SortAddrs(servers), opt)
+}
+
 // expect says in the simplest way what the kernel should hold for a cluster: every Service compiled, every
-// Key to the oldest that claims it, everything added up.
-func expect(m *cluster.Model, opt Options) *expected {
+// Key to the oldest that claims it, every address to the oldest whose ClusterIP it is, everything added up.
+func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 	opt = opt.withDefaults()
+	site := siteOf(m, local, opt.Compile)
 	vips := map[netip.Addr]bool{}
 	for _, id := range m.Services() {
 		svc, _ := m.Get(id)
-		for _, c := range Compile(svc, nil, m.Node(), opt.Compile).Claims {
-			vips[c.Key.Addr] = true
+		for _, c := range Compile(svc, nil, site, opt.Compile).Claims {
+			vips[c.Key.Addr] = vips[c.Key.Addr] || c.Claim.Want.Guard.VIP
 		}
 	}
 	claims := map[ipvs.Key][]Claim{}
+	holding := map[netip.Addr][]Claim{}
 	for _, id := range m.Services() {
 		svc, all := m.Get(id)
 		var eps []cluster.Endpoint
 		for _, ep := range all {
-			if !vips[ep.Addr] && !slices.Contains(svc.ClusterIPs, ep.Addr) {
+			if !vips[ep.Addr] {
 				eps = append(eps, ep)
 			}
 		}
-		for _, c := range Compile(svc, eps, m.Node(), opt.Compile).Claims {
+		for _, c := range Compile(svc, eps, site, opt.Compile).Claims {
 			claims[c.Key] = append(claims[c.Key], c.Claim)
+			if c.Claim.Rank == rankClusterIP {
+				holding[c.Key.Addr] = append(holding[c.Key.Addr], c.Claim)
+			}
 		}
 	}
 	e := &expected{servers: map[ipvs.Key]ipvs.Server{}, sets: map[ipvs.Set]map[ipvs.Key]bool{}, addrs: map[netip.Addr]bool{}}
@@ -291,11 +306,19 @@ func expect(m *cluster.Model, opt Options) *expected {
 		e.sets[s] = map[ipvs.Key]bool{}
 	}
 	e.sets[ipvs.SetOwned][ipvs.Adopted] = true
-	for k, cs := range claims {
-		owner := slices.MinFunc(cs, func(a, b Claim) int {
+	first := func(cs []Claim) Claim {
+		return slices.MinFunc(cs, func(a, b Claim) int {
 			return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Created, b.Created), a.Service.Compare(b.Service))
 		})
-		e.add(k, owner.Want)
+	}
+	for k, cs := range claims {
+		if hs := holding[k.Addr]; len(hs) > 0 {
+			holder := first(hs).Service
+			if cs = slices.DeleteFunc(cs, func(c Claim) bool { return c.Service != holder }); len(cs) == 0 {
+				continue
+			}
+		}
+		e.add(k, first(cs).Want)
 	}
 	return e
 }
@@ -318,6 +341,12 @@ func (e *expected) add(k ipvs.Key, fe *ipvs.Frontend) {
 	}
 	for _, a := range fe.Guard.Hairpin {
 		e.sets[ipvs.SetHairpin][ipvs.AddrKey(a)] = true
+	}
+	switch fe.Guard.Sources {
+	case ipvs.SourcesMasqueraded:
+		e.sets[ipvs.SetMasqueraded][k] = true
+	case ipvs.SourcesKept:
+		e.sets[ipvs.SetKept][k] = true
 	}
 }
 

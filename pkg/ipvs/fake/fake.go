@@ -34,8 +34,13 @@ type Kernel struct {
 	Log []ipvs.Op
 	// Stale are conntrack entries that bypass a virtual server, counted by its Key; Forget deletes them.
 	Stale map[ipvs.Key]int
+	// Node is what Local gives.
+	Node ipvs.Local
+	// Pods are the ranges last set.
+	Pods []netip.Prefix
 
 	detected []ipvs.Key // what Detect has not delivered yet
+	changed  chan struct{}
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -48,6 +53,7 @@ func New() *Kernel {
 		Sets:       emptySets(),
 		Addrs:      map[netip.Addr]bool{},
 		Misbound:   map[netip.Addr]bool{},
+		changed:    make(chan struct{}, 1),
 		Schedulers: []string{"rr", "wrr", "lc", "wlc", "sh", "mh"},
 	}
 }
@@ -67,6 +73,32 @@ func (k *Kernel) DropLink() {
 
 // DropTable deletes the nftables table, as another program might.
 func (k *Kernel) DropTable() { k.Table, k.Sets = false, emptySets() }
+
+// Local gives Node.
+func (k *Kernel) Local(context.Context) (ipvs.Local, error) {
+	if err := k.readable(); err != nil {
+		return ipvs.Local{}, err
+	}
+	return k.Node, nil
+}
+
+// LocalChanged has a token after SetNode.
+func (k *Kernel) LocalChanged() <-chan struct{} { return k.changed }
+
+// SetNode changes what Local gives, as the node's administrator might.
+func (k *Kernel) SetNode(l ipvs.Local) {
+	k.Node = l
+	select {
+	case k.changed <- struct{}{}:
+	default:
+	}
+}
+
+// SetPods keeps the ranges.
+func (k *Kernel) SetPods(pods []netip.Prefix) error {
+	k.Pods = pods
+	return nil
+}
 
 func (k *Kernel) readable() error {
 	if k.FailRead != nil {
@@ -179,6 +211,12 @@ func (k *Kernel) all() map[ipvs.Key]ipvs.Observed {
 	}
 	for key := range k.Sets[ipvs.SetHairpin] {
 		at(key).Guard.Hairpin = []netip.Addr{key.Addr}
+	}
+	for key := range k.Sets[ipvs.SetMasqueraded] {
+		at(key).Guard.Sources |= ipvs.SourcesMasqueraded
+	}
+	for key := range k.Sets[ipvs.SetKept] {
+		at(key).Guard.Sources |= ipvs.SourcesKept
 	}
 	for a := range k.Addrs {
 		at(ipvs.AddrKey(a)).Bind = true

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,8 +19,14 @@ import (
 // Config is what the constant part of the kernel's state depends on.
 type Config struct {
 	// ClusterCIDRs are the addresses of the cluster's pods. Sources outside them are masqueraded on their
-	// way to a ClusterIP; without any, only the node's own connections are.
+	// way to a ClusterIP; without any way to know pods, only the node's own connections are. SetPods changes
+	// them.
 	ClusterCIDRs []netip.Prefix
+	// PodInterface is the interface through which this node's pods send, or the beginning of the names of
+	// such interfaces where it ends in "*". With it, ClusterCIDRs do not count.
+	PodInterface string
+	// MasqueradeAll masquerades every client on its way to a ClusterIP.
+	MasqueradeAll bool
 	// Binding is how virtual IPs stand on the interface; empty means BindAddress.
 	Binding Binding
 }
@@ -32,6 +39,7 @@ type Kernel struct {
 	nft       *nftDoor
 	conntrack *conntrackDoor
 	detector  *detector
+	watch     *watcher
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -59,6 +67,9 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err := mayAdminister(); err != nil {
 		return nil, err
 	}
+	if name := strings.TrimSuffix(cfg.PodInterface, "*"); len(name) >= unix.IFNAMSIZ {
+		return nil, fmt.Errorf("name of the pods' interface %q is longer than %d characters", cfg.PodInterface, unix.IFNAMSIZ-1)
+	}
 	v, err := openIPVS(ctx, familyName)
 	if err != nil {
 		return nil, err
@@ -66,6 +77,9 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector()}
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
+	}
+	if err == nil {
+		k.watch, err = watch()
 	}
 	if err != nil {
 		k.Close()
@@ -84,6 +98,9 @@ func (k *Kernel) Close() {
 	}
 	if k.nft != nil {
 		k.nft.close()
+	}
+	if k.watch != nil {
+		k.watch.close()
 	}
 }
 

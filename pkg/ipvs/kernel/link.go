@@ -93,7 +93,8 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 		if err := l.h.LinkSetUp(link); err != nil {
 			return wrote, created, fmt.Errorf("set interface %s up: %w", linkName, err)
 		}
-		wrote = append(wrote, "ip link set "+linkName+" up")
+		// When it went down, its IPv6 addresses and routes went for good.
+		wrote, created = append(wrote, "ip link set "+linkName+" up"), true
 	}
 	return wrote, created, nil
 }
@@ -143,6 +144,7 @@ func (l *linkDoor) bindings(ctx context.Context) (map[netip.Addr]bool, error) {
 type standing struct {
 	addr   netip.Addr
 	index  int
+	usable bool // packets to it are taken
 	global bool // usable as a source anywhere
 }
 
@@ -185,8 +187,8 @@ func parseStanding(msg []byte) (s standing, err error) {
 	if s.addr = local; !local.IsValid() {
 		s.addr = addr
 	}
-	unusable := uint32(unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED)
-	s.global = msg[3] == unix.RT_SCOPE_UNIVERSE && flags&unusable == 0
+	s.usable = flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
+	s.global = s.usable && msg[3] == unix.RT_SCOPE_UNIVERSE && flags&unix.IFA_F_DEPRECATED == 0
 	return s, err
 }
 

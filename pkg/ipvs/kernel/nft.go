@@ -26,6 +26,7 @@ type nftDoor struct {
 	sock  *socket
 	b     batch
 	table *nftables.Table
+	cfg   Config
 	rules []rule
 }
 
@@ -37,6 +38,7 @@ func newNFT(cfg Config) (*nftDoor, error) {
 	return &nftDoor{
 		sock:  newSocket(unix.NETLINK_NETFILTER),
 		table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet},
+		cfg:   cfg,
 		rules: rs,
 	}, nil
 }

@@ -145,6 +145,10 @@ func addElement(g *ipvs.Guard, s ipvs.Set, k ipvs.Key) {
 		g.VIP = true
 	case ipvs.SetHairpin:
 		g.Hairpin = []netip.Addr{k.Addr}
+	case ipvs.SetMasqueraded:
+		g.Sources |= ipvs.SourcesMasqueraded
+	case ipvs.SetKept:
+		g.Sources |= ipvs.SourcesKept
 	}
 }
 

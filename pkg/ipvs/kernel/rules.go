@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -219,6 +220,8 @@ func guardRules(rb *ruleBuilder) {
 		rb.add(chainCheck, "a virtual IP answers to ping", l4proto(f.icmp), accept)
 		rb.add(chainCheck, "refuse what no Service serves", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false),
 			f.destination(), f.lookup(ipvs.SetOpen, true), verdict(expr.VerdictGoto, chainRefuse))
+		rb.add(chainCheck, "refuse a frontend on the node's own address that has no endpoints", f.is(), f.destination(),
+			f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), verdict(expr.VerdictGoto, chainRefuse))
 	}
 	// A reset, not ICMP: over IPv6 a connecting socket ignores ICMP until it retransmits, 1 s later, and
 	// the kernel limits the rate of ICMP.
@@ -232,13 +235,36 @@ func guardRules(rb *ruleBuilder) {
 // match what is owned, which outlives what is open: a connection that was let in keeps its translation.
 func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
 	masquerade := &expr.Masq{FullyRandom: true}
-	owned := []any{f.is(), f.original(), f.lookup(ipvs.SetOwned, false)}
+	original := func(s ipvs.Set) []any { return []any{f.is(), f.original(), f.lookup(s, false)} }
+	owned := original(ipvs.SetOwned)
+	rb.add(chainPost, "clients of external frontends: replies must come back through this node", original(ipvs.SetMasqueraded), masquerade)
 	rb.add(chainPost, "the node's own connections never leave with a virtual IP as source", owned,
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, masquerade)
-	if outside := f.outside(cfg.ClusterCIDRs); len(outside) > 0 {
-		rb.add(chainPost, "clients outside the cluster: replies must come back through this node", owned, outside, masquerade)
-	}
 	rb.add(chainPost, "hairpin: a pod that reaches itself", owned,
 		f.addr(f.srcOff, reg0), f.addr(f.dstOff, reg0+f.regs), f.lookup(ipvs.SetHairpin, false), masquerade)
+	others, some := f.others(cfg)
+	if !some {
+		return
+	}
+	rb.add(chainPost, "externalTrafficPolicy Local keeps the client's address", original(ipvs.SetKept), verdict(expr.VerdictReturn, ""))
+	rb.add(chainPost, "clients outside the cluster: replies must come back through this node", owned, others, masquerade)
+}
+
+// others matches the clients that are to be masqueraded on their way to a ClusterIP. False: none are.
+func (f fam) others(cfg Config) (match []any, some bool) {
+	switch {
+	case cfg.MasqueradeAll:
+		return nil, true
+	case cfg.PodInterface != "":
+		name := []byte(cfg.PodInterface)
+		if prefix, ok := bytes.CutSuffix(name, []byte("*")); ok {
+			name = prefix
+		} else {
+			name = append(name, make([]byte, unix.IFNAMSIZ-len(name))...)
+		}
+		return []any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: name}}, true
+	}
+	match = f.outside(cfg.ClusterCIDRs)
+	return match, len(match) > 0
 }

@@ -1,0 +1,76 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Local reads the addresses of the node's other interfaces, and whether it has IPv6.
+func (k *Kernel) Local(ctx context.Context) (local ipvs.Local, err error) {
+	ours, err := k.link.findIndex()
+	if err != nil {
+		return local, err
+	}
+	k.watch.ours.Store(int32(ours))
+	all, err := k.link.addresses(ctx, 0)
+	if err != nil {
+		return local, err
+	}
+	for _, s := range all {
+		if s.index != ours && s.usable && !s.addr.IsLoopback() && !s.addr.IsLinkLocalUnicast() {
+			local.Addrs = append(local.Addrs, s.addr)
+		}
+	}
+	local.Addrs = ipvs.SortAddrs(local.Addrs)
+	local.NoIPv6, err = noIPv6()
+	return local, err
+}
+
+// LocalChanged has a token when what Local gives may have changed.
+func (k *Kernel) LocalChanged() <-chan struct{} { return k.watch.changed }
+
+// findIndex looks for our interface; 0: there is none yet.
+func (l *linkDoor) findIndex() (int, error) {
+	link, err := l.h.LinkByName(linkName)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("find interface %s: %w", linkName, err)
+	}
+	return link.Attrs().Index, nil
+}
+
+// noIPv6 reports whether the node has IPv6 switched off: not in the kernel at all, or disabled everywhere.
+func noIPv6() (bool, error) {
+	off, err := os.ReadFile(sysctlRoot + "net/ipv6/conf/all/disable_ipv6")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("is IPv6 switched on: %w", err)
+	}
+	return strings.TrimSpace(string(off)) != "0", nil
+}
+
+// SetPods takes the ranges of addresses whose clients keep theirs on the way to a ClusterIP, in place of those
+// of Config. They take effect with the next Base.
+func (k *Kernel) SetPods(pods []netip.Prefix) error {
+	cfg := k.nft.cfg
+	cfg.ClusterCIDRs = pods
+	rs, err := rules(cfg)
+	if err != nil {
+		return err
+	}
+	k.nft.cfg, k.nft.rules = cfg, rs
+	return nil
+}

@@ -1,0 +1,124 @@
+package sync
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// allowed takes from a field's addresses those that the Service may have on this node, and notes why it may
+// not have the others.
+func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.Addr) string) []netip.Addr {
+	ok := addrs[:0:0]
+	for i, a := range addrs {
+		switch why := refuse(a); {
+		case a.Is6() && c.site.Local.NoIPv6: // said once for the node
+		case why != "":
+			c.f.Problems = append(c.f.Problems, fmt.Sprintf("%s: %s %s: not served", field, a, why))
+		case ok == nil && len(addrs) == 1:
+			return addrs
+		default:
+			if ok == nil {
+				ok = make([]netip.Addr, 0, len(addrs)-i)
+			}
+			ok = append(ok, a)
+		}
+	}
+	return ok
+}
+
+// refuseClusterIP: a Service that had the node's own address would cut the node off.
+func (c *compiler) refuseClusterIP(a netip.Addr) string {
+	if slices.Contains(c.site.Node.Addrs, a) {
+		return "is an address of this node"
+	}
+	return ""
+}
+
+// refuseExternal says why no Service may have an address from outside the range of ClusterIPs (B61).
+func (c *compiler) refuseExternal(a netip.Addr) string {
+	switch {
+	case slices.Contains(c.site.Node.Addrs, a):
+		return "is an address of this node"
+	case slices.Contains(c.site.APIServers, a):
+		return "is an address of the API server"
+	case inAny(c.opt.Protected, a):
+		return "is in a protected range"
+	case !c.hasFamily(a):
+		return "is of a family that the Service does not have"
+	}
+	return ""
+}
+
+// refuseExternalIP: whoever may write a Service could take any address, so they are served only by leave
+// (CVE-2020-8554).
+func (c *compiler) refuseExternalIP(a netip.Addr) string {
+	if !inAny(c.opt.ExternalIPs, a) {
+		return "is not in the ranges that --external-ip-cidrs allows"
+	}
+	return c.refuseExternal(a)
+}
+
+// hasFamily reports whether the Service has ClusterIPs of an address's family.
+func (c *compiler) hasFamily(a netip.Addr) bool {
+	return slices.ContainsFunc(c.svc.ClusterIPs, func(ip netip.Addr) bool { return ip.Is4() == a.Is4() })
+}
+
+func inAny(ranges []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// NodePortAddresses says on which of the node's addresses node ports are served. The zero value: on all of
+// them, as in kube-proxy's ipvs mode; loopback is never among them, since IPVS takes no packet from there.
+type NodePortAddresses struct {
+	// Primary: on the first address of each family that the Node object has.
+	Primary bool
+	// Nowhere4 and Nowhere6: on none of the family, but for Ranges.
+	Nowhere4, Nowhere6 bool
+	// Ranges are those that count. A family with none counts as a whole, unless it is served nowhere.
+	Ranges []netip.Prefix
+}
+
+func (n NodePortAddresses) selects(a netip.Addr, primaries []netip.Addr) bool {
+	if n.Primary {
+		first := slices.IndexFunc(primaries, func(p netip.Addr) bool { return p.Is4() == a.Is4() })
+		return first >= 0 && primaries[first] == a
+	}
+	ofFamily := func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }
+	if slices.ContainsFunc(n.Ranges, ofFamily) {
+		return inAny(n.Ranges, a)
+	}
+	return a.Is4() && !n.Nowhere4 || a.Is6() && !n.Nowhere6
+}
+
+// ParseNodePortAddresses reads the setting nodePortAddresses: CIDRs, or one of the words primary, all and
+// localhost by itself. CIDRs of one family alone mean all addresses of the other. The warnings say what is
+// accepted and serves nothing.
+func ParseNodePortAddresses(list []string) (n NodePortAddresses, warnings []string, err error) {
+	const nothing = "IPVS takes no packet from the loopback interface, so node ports are not served there"
+	for _, s := range list {
+		switch s {
+		case "primary", "all", "localhost":
+			if len(list) > 1 {
+				return n, nil, fmt.Errorf("%q stands by itself, not among %q", s, list)
+			}
+			n.Primary = s == "primary"
+			if s == "localhost" {
+				n.Nowhere4, n.Nowhere6 = true, true
+				warnings = append(warnings, "node ports on localhost: "+nothing)
+			}
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p.Addr().Is4In6() {
+			return n, nil, fmt.Errorf("%q is neither an address range like 192.0.2.0/24 nor one of primary, all and localhost", s)
+		}
+		if p = p.Masked(); p.Addr().IsLoopback() {
+			n.Nowhere4, n.Nowhere6 = n.Nowhere4 || p.Addr().Is4(), n.Nowhere6 || p.Addr().Is6()
+			warnings = append(warnings, fmt.Sprintf("node ports on %s: %s", p, nothing))
+			continue
+		}
+		n.Ranges = append(n.Ranges, p)
+	}
+	return n, warnings, nil
+}

@@ -1,0 +1,140 @@
+package sync
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Site is the place for which Services are compiled: this node, and what must be kept safe on it.
+type Site struct {
+	Node cluster.Node
+	// Local are the addresses of the node's interfaces other than ours, and whether it has IPv6.
+	Local ipvs.Local
+	// NodePorts are the addresses on which node ports are served, sorted.
+	NodePorts []netip.Addr
+	// APIServers are the endpoints of the Service default/kubernetes, sorted.
+	APIServers []netip.Addr
+}
+
+// kubernetes is the API server's own Service.
+var kubernetes = cluster.ID{Namespace: "default", Name: "kubernetes"}
+
+// newSite puts a Site together.
+func newSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt CompileOptions) Site {
+	s := Site{Node: node, Local: local, APIServers: apiServers}
+	for _, a := range local.Addrs {
+		if opt.NodePorts.selects(a, node.Addrs) {
+			s.NodePorts = append(s.NodePorts, a)
+		}
+	}
+	return s
+}
+
+// equal reports whether two Sites give every Service the same Fragment.
+func (s Site) equal(o Site) bool {
+	return s.Node.Name == o.Node.Name && s.Node.Zone == o.Node.Zone && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
+		s.Local.NoIPv6 == o.Local.NoIPv6 && slices.Equal(s.Local.Addrs, o.Local.Addrs) &&
+		slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
+}
+
+// isLocal reports whether an address stands on another interface of the node.
+func (s Site) isLocal(a netip.Addr) bool {
+	_, found := slices.BinarySearchFunc(s.Local.Addrs, a, netip.Addr.Compare)
+	return found
+}
+
+// localPeriod is the least time between two looks at the node's addresses: they come and go in bursts.
+const localPeriod = 100 * time.Millisecond
+
+// lookLocal reads what the node itself is, when something may have changed.
+func (l *Loop) lookLocal(ctx context.Context) {
+	select {
+	case <-l.kernel.LocalChanged():
+		l.local.news = true
+	default:
+	}
+	now := l.now()
+	if !l.local.news || now.Before(l.local.next) {
+		return
+	}
+	local, err := l.kernel.Local(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		l.local.next = now.Add(backoff(l.local.tries))
+		l.local.tries++
+		l.log.Error("reading the node's addresses failed, trying again", zap.Error(err))
+		return
+	}
+	if was := l.site.Local; l.local.known && was.NoIPv6 != local.NoIPv6 || !l.local.known && local.NoIPv6 {
+		l.log.Info("IPv6 on this node", zap.Bool("switchedOff", local.NoIPv6))
+	}
+	l.local = localState{known: true, next: now.Add(localPeriod)}
+	l.settleSite(local)
+}
+
+// localState says how the reading of the node's addresses stands.
+type localState struct {
+	known bool // they were read once
+	news  bool // they may have changed
+	tries uint8
+	next  time.Time
+}
+
+// settleSite makes the Site anew and has the Services decided again that it matters to.
+func (l *Loop) settleSite(local ipvs.Local) {
+	site := newSite(l.model.Node(), local, l.apiServers(), l.opt.Compile)
+	old := l.site
+	if l.opt.NodePods && !slices.Equal(old.Node.PodCIDRs, site.Node.PodCIDRs) {
+		if err := l.kernel.SetPods(site.Node.PodCIDRs); err != nil {
+			l.log.Error("the Node's pod ranges cannot be used", zap.Stringers("podCIDRs", site.Node.PodCIDRs), zap.Error(err))
+		}
+		l.base.next = l.now()
+	}
+	if l.site = site; site.equal(old) {
+		return
+	}
+	if old.Local.NoIPv6 != local.NoIPv6 || old.Node.Name != site.Node.Name || old.Node.Zone != site.Node.Zone {
+		l.again(l.model.Services())
+		return
+	}
+	affected := slices.Collect(maps.Keys(l.sensitive))
+	for _, addrs := range [][]netip.Addr{old.Local.Addrs, site.Local.Addrs, old.Node.Addrs, site.Node.Addrs} {
+		for _, a := range addrs { // whose ClusterIP is or was the node's own
+			affected = append(affected, l.ledger.holders(a)...)
+		}
+	}
+	slices.SortFunc(affected, cluster.ID.Compare)
+	l.again(slices.Compact(affected))
+}
+
+// again has Services decided once more.
+func (l *Loop) again(ids []cluster.ID) {
+	waiting := make(map[cluster.ID]bool, len(l.dirty))
+	for _, id := range l.dirty {
+		waiting[id] = true
+	}
+	for _, id := range ids {
+		if !waiting[id] {
+			l.dirty = append(l.dirty, id)
+		}
+	}
+}
+
+// apiServers are the API server's addresses as its own Service has them.
+func (l *Loop) apiServers() (addrs []netip.Addr) {
+	_, eps := l.model.Get(kubernetes)
+	for _, ep := range eps {
+		addrs = append(addrs, ep.Addr)
+	}
+	return ipvs.SortAddrs(addrs)
+}
