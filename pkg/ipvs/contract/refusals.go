@@ -20,14 +20,11 @@ type refusal struct {
 }
 
 // Refusals tries what a kernel may refuse and returns its answers, a line each:
-// "operation | precondition | errno". A kernel's answers are kept in testdata of package kernel; the fake's
-// must be the same.
+// "family protocol operation | precondition | errno". A kernel's answers are kept in testdata of package
+// kernel; the fake's must be the same.
 func Refusals(t *testing.T, open func(t *testing.T) ipvs.Kernel) string {
 	var out strings.Builder
 	for _, c := range suites() {
-		if c.key.Proto != ipvs.TCP {
-			continue
-		}
 		for _, r := range c.table() {
 			k := open(t)
 			if !r.noBase {
@@ -44,7 +41,7 @@ func Refusals(t *testing.T, open func(t *testing.T) ipvs.Kernel) string {
 			if after := dumpOf(t, k); o.Err != nil && before != after {
 				t.Errorf("%s was refused (%v) and yet changed\n%s\nto\n%s", r.op, o.Err, before, after)
 			}
-			fmt.Fprintf(&out, "%s %s | %s | %s\n", c.family, nameOf(r.op), r.when, errnoName(o.Err))
+			fmt.Fprintf(&out, "%s %s %s | %s | %s\n", c.family, strings.ToUpper(c.key.Proto.String()), nameOf(r.op), r.when, errnoName(o.Err))
 		}
 	}
 	return out.String()
@@ -87,14 +84,14 @@ func dumpOf(t *testing.T, k ipvs.Kernel) string {
 	return out.String()
 }
 
-// table lists what is tried in one family.
+// table lists what is tried in one family with one protocol, each on a kernel of its own.
 func (c *suite) table() []refusal {
 	rr := ipvs.AddServer{Key: c.key, Scheduler: "rr"}
 	add := ipvs.AddReal{Key: c.key, Real: c.real(0, 1)}
 	owned := ipvs.Element{Set: ipvs.SetOwned, Key: c.key}
-	bind, unbind := ipvs.Bind{Addr: c.key.Addr}, ipvs.Unbind{Addr: c.key.Addr}
 	gone := func(e ipvs.Element) ipvs.Element { e.Remove = true; return e }
 	there, whole := []ipvs.Op{rr}, []ipvs.Op{rr, add}
+	sibling := c.sibling()
 	rs := []refusal{
 		{op: ipvs.SetServer(rr), when: "no server"},
 		{op: ipvs.DelServer{Key: c.key}, when: "no server"},
@@ -114,14 +111,41 @@ func (c *suite) table() []refusal {
 		{op: ipvs.SetReal(add), when: "the same", before: whole},
 		{op: ipvs.AddReal{Key: c.key, Real: c.real(0, 65535)}, when: "weight 65535", before: there},
 		{op: ipvs.AddReal{Key: c.key, Real: ipvs.Real{Addr: netip.AddrPortFrom(c.pods[0].Addr(), 0), Weight: 1}}, when: "port 0", before: there},
-		{op: bind, when: "not bound"}, {op: bind, when: "bound", before: []ipvs.Op{bind}},
-		{op: unbind, when: "not bound"}, {op: unbind, when: "bound", before: []ipvs.Op{bind}},
-		{op: bind, when: "no interface", noBase: true}, {op: unbind, when: "no interface", noBase: true},
 		{op: owned, when: "missing"}, {op: owned, when: "exists", before: []ipvs.Op{owned}},
 		{op: gone(owned), when: "missing"}, {op: gone(owned), when: "exists", before: []ipvs.Op{owned}},
 		{op: owned, when: "no table", noBase: true}, {op: gone(owned), when: "no table", noBase: true},
 		{op: ipvs.Forget{Key: c.key}, when: "nothing to forget"},
+		{op: rr, when: "another protocol has the port", before: sibling},
+		{op: ipvs.DelServer{Key: c.key}, when: "another protocol has the port", before: sibling},
+		{op: add, when: "another protocol has the port", before: sibling},
+		{op: gone(owned), when: "another protocol has the port", before: sibling},
 	}
+	if c.key.Proto == ipvs.TCP {
+		rs = append(rs, c.addressTable()...)
+	}
+	return rs
+}
+
+// sibling makes a virtual server at the same address and port with another protocol.
+func (c *suite) sibling() []ipvs.Op {
+	key := c.key
+	key.Proto = ipvs.UDP
+	if c.key.Proto == ipvs.UDP {
+		key.Proto = ipvs.TCP
+	}
+	return []ipvs.Op{ipvs.AddServer{Key: key, Scheduler: "rr"}, ipvs.Element{Set: ipvs.SetOwned, Key: key}}
+}
+
+// addressTable lists what has to do with addresses alone, so that one protocol is enough: an address on the
+// interface has none, and the kernel judges that of a real server without looking at it (ip_vs_new_dest).
+func (c *suite) addressTable() []refusal {
+	bind, unbind := ipvs.Bind{Addr: c.key.Addr}, ipvs.Unbind{Addr: c.key.Addr}
+	rs := []refusal{
+		{op: bind, when: "not bound"}, {op: bind, when: "bound", before: []ipvs.Op{bind}},
+		{op: unbind, when: "not bound"}, {op: unbind, when: "bound", before: []ipvs.Op{bind}},
+		{op: bind, when: "no interface", noBase: true}, {op: unbind, when: "no interface", noBase: true},
+	}
+	there := []ipvs.Op{ipvs.AddServer{Key: c.key, Scheduler: "rr"}}
 	for _, bad := range c.badReals() {
 		r := ipvs.AddReal{Key: c.key, Real: ipvs.Real{Addr: netip.AddrPortFrom(bad.addr, 8080), Weight: 1}}
 		rs = append(rs, refusal{op: r, when: bad.what, before: there}, refusal{op: ipvs.SetReal(r), when: bad.what, before: there},
