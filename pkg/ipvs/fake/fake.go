@@ -128,11 +128,10 @@ func (k *Kernel) Observe(_ context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.
 	if err := k.readable(); err != nil {
 		return nil, err
 	}
-	all := k.all()
 	out := map[ipvs.Key]ipvs.Observed{}
 	for _, key := range keys {
 		for _, key := range []ipvs.Key{key, ipvs.AddrKey(key.Addr)} {
-			if o, ok := all[key]; ok {
+			if o := k.look(key); o.Have != nil {
 				out[key] = o
 			}
 		}
@@ -185,47 +184,51 @@ const detectPart = 3
 
 func (k *Kernel) all() map[ipvs.Key]ipvs.Observed {
 	out := map[ipvs.Key]ipvs.Observed{}
-	at := func(key ipvs.Key) *ipvs.Frontend {
-		o := out[key]
-		if o.Have == nil {
-			o.Have = &ipvs.Frontend{}
-			out[key] = o
+	at := func(key ipvs.Key) { out[key] = k.look(key) }
+	for key := range k.Servers {
+		at(key)
+	}
+	for _, set := range k.Sets {
+		for key := range set {
+			at(key)
 		}
-		return o.Have
 	}
-	for key, s := range k.Servers {
-		s.Reals = slices.Clone(s.Reals)
-		at(key).Server = s
-		o := out[key]
-		o.Conns = maps.Clone(k.Conns[key])
-		out[key] = o
-	}
-	for key := range k.Sets[ipvs.SetOwned] {
-		at(key).Guard.Owned = true
-	}
-	for key := range k.Sets[ipvs.SetOpen] {
-		at(key).Guard.Open = true
-	}
-	for key := range k.Sets[ipvs.SetVIPs] {
-		at(key).Guard.VIP = true
-	}
-	for key := range k.Sets[ipvs.SetHairpin] {
-		at(key).Guard.Hairpin = []netip.Addr{key.Addr}
-	}
-	for key := range k.Sets[ipvs.SetMasqueraded] {
-		at(key).Guard.Sources |= ipvs.SourcesMasqueraded
-	}
-	for key := range k.Sets[ipvs.SetKept] {
-		at(key).Guard.Sources |= ipvs.SourcesKept
-	}
-	for a := range k.Addrs {
-		at(ipvs.AddrKey(a)).Bind = true
-	}
-	for a := range k.Misbound {
-		f := at(ipvs.AddrKey(a))
-		f.Bind, f.Misbound = false, true
+	for _, addrs := range []map[netip.Addr]bool{k.Addrs, k.Misbound} {
+		for a := range addrs {
+			at(ipvs.AddrKey(a))
+		}
 	}
 	return out
+}
+
+// look reads one Key at a cost that does not depend on how many there are.
+func (k *Kernel) look(key ipvs.Key) ipvs.Observed {
+	s, served := k.Servers[key]
+	s.Reals = slices.Clone(s.Reals)
+	f := &ipvs.Frontend{Server: s}
+	f.Guard.Owned, f.Guard.Open = k.Sets[ipvs.SetOwned][key], k.Sets[ipvs.SetOpen][key]
+	if k.Sets[ipvs.SetMasqueraded][key] {
+		f.Guard.Sources |= ipvs.SourcesMasqueraded
+	}
+	if k.Sets[ipvs.SetKept][key] {
+		f.Guard.Sources |= ipvs.SourcesKept
+	}
+	if !key.HasServer() {
+		f.Guard.VIP = k.Sets[ipvs.SetVIPs][key]
+		if k.Sets[ipvs.SetHairpin][key] {
+			f.Guard.Hairpin = []netip.Addr{key.Addr}
+		}
+		f.Misbound = k.Misbound[key.Addr]
+		f.Bind = k.Addrs[key.Addr] && !f.Misbound
+	}
+	if f.Equal(&ipvs.Frontend{}) {
+		return ipvs.Observed{}
+	}
+	o := ipvs.Observed{Have: f}
+	if served {
+		o.Conns = maps.Clone(k.Conns[key])
+	}
+	return o
 }
 
 // Do writes a Plan.
