@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +31,7 @@ func (n *Node) State() string {
 		title string
 		text  func() (string, error)
 	}{
-		{"IPVS", ipvsTable},
+		{"IPVS", n.ipvsTable},
 		{"addresses", n.addresses},
 		{"routes", n.routes},
 		{"nft list ruleset", nftRuleset},
@@ -66,49 +65,17 @@ func firstLines(s string, n int) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// ipvsTable prints the table of this thread's namespace in the manner of
-// ipvsadm -Sn, with counters.
-func ipvsTable() (string, error) {
-	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err != nil {
-		return "", fmt.Errorf("no IPVS in this kernel: %w", err)
-	}
-	h, err := ipvs.New("")
-	if err != nil {
-		return "", err
-	}
-	defer h.Close()
-	services, err := h.GetServices()
-	if err != nil {
-		return "", fmt.Errorf("virtual servers: %w", err)
-	}
+// ipvsTable prints the table in the manner of ipvsadm -Sn, with counters.
+func (n *Node) ipvsTable() (string, error) {
+	servers, err := n.VirtualServers()
 	var b strings.Builder
-	for _, s := range services {
-		frontend := fmt.Sprintf("%s %s", protocol(s.Protocol), net.JoinHostPort(s.Address.String(), fmt.Sprint(s.Port)))
-		fmt.Fprintf(&b, "-A %s -s %s flags %#x timeout %d conns %d\n", frontend, s.SchedName, s.Flags, s.Timeout, s.Stats.Connections)
-		dests, err := h.GetDestinations(s)
-		if err != nil {
-			return b.String(), fmt.Errorf("destinations of %s: %w", frontend, err)
-		}
-		for _, d := range dests {
-			fmt.Fprintf(&b, "    -r %s -w %d forward %#x active %d inactive %d conns %d\n",
-				net.JoinHostPort(d.Address.String(), fmt.Sprint(d.Port)), d.Weight,
-				d.ConnectionFlags&ipvs.ConnFwdMask, d.ActiveConnections, d.InactiveConnections, d.Stats.Connections)
+	for _, s := range servers {
+		fmt.Fprintln(&b, s)
+		for _, r := range s.Reals {
+			fmt.Fprintf(&b, "    %s\n", r)
 		}
 	}
-	return b.String(), nil
-}
-
-func protocol(p uint16) string {
-	switch p {
-	case unix.IPPROTO_TCP:
-		return "tcp"
-	case unix.IPPROTO_UDP:
-		return "udp"
-	case unix.IPPROTO_SCTP:
-		return "sctp"
-	default:
-		return fmt.Sprintf("protocol %d", p)
-	}
+	return b.String(), err
 }
 
 func (n *Node) addresses() (string, error) {

@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -75,6 +77,69 @@ func TestSpreadUneven(t *testing.T) {
 	})
 	if state := w.Node(1).State(); !containsAll(state, "-A tcp 10.96.0.99:80 -s wrr", "-r 10.244.1.10:8080 -w 3", "-A tcp [fd00:96::99]:80") {
 		t.Errorf("the state of node1 lacks its virtual servers:\n%s", state)
+	}
+}
+
+// What was put into the table by hand is read back, and a connection is counted while it stands.
+func TestVirtualServers(t *testing.T) {
+	w := New(t)
+	n, a, c := w.Node(1), w.Pod("pod-a"), w.Pod("pod-c")
+	w.ServeHTTP(t, 8080, c)
+	to := virtualServer(t, n, 6, map[*Pod]int{c: 3})
+	err := n.Do(func() error {
+		h, err := ipvs.New("")
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		udp := &ipvs.Service{Address: net.IPv4(10, 96, 0, 53).To4(), AddressFamily: unix.AF_INET, Netmask: 0xffffffff, Protocol: unix.IPPROTO_UDP,
+			Port: 53, SchedName: ipvs.SourceHashing, Flags: 0x1 | 0x8, Timeout: 600} // persistent, sh-fallback
+		return errors.Join(h.NewService(udp),
+			h.NewDestination(udp, &ipvs.Destination{Address: a.V4.AsSlice(), AddressFamily: unix.AF_INET, Port: 5353, Weight: 0}),
+			h.NewService(&ipvs.Service{FWMark: 7, AddressFamily: unix.AF_INET, Netmask: 0xffffffff, SchedName: ipvs.RoundRobin}))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	real := RealServer{Addr: at(c.Host, 6, 8080), Weight: 3}
+	tcp := VirtualServer{Addr: to, Protocol: "TCP", Scheduler: "wrr", Reals: []RealServer{real}}
+	want := []VirtualServer{
+		{Addr: netip.MustParseAddrPort("10.96.0.53:53"), Protocol: "UDP", Scheduler: "sh", Flags: 0x9, Timeout: 600,
+			Reals: []RealServer{{Addr: netip.AddrPortFrom(a.V4, 5353)}}},
+		tcp,
+		{Mark: 7, Scheduler: "rr"},
+	}
+	read := func() []VirtualServer {
+		got, err := n.VirtualServers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	compared := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
+	if diff := cmp.Diff(want, read(), compared); diff != "" {
+		t.Error(diff)
+	}
+	held := make(chan Reply, 1)
+	go func() { held <- w.Pod("pod-b").Ask(to, Wait(2*time.Second), Timeout(20*time.Second)) }()
+	Eventually(t, 5*time.Second, "the connection counts", func() error {
+		if s := read()[1]; s.Reals[0].Active != 1 {
+			return fmt.Errorf("%s: %s", s, s.Reals)
+		}
+		return nil
+	})
+	if r := <-held; r.Verdict != Answered {
+		t.Error(r)
+	}
+	Eventually(t, 10*time.Second, "the closed connection counts, and in all", func() error {
+		s := read()[1]
+		if r := s.Reals[0]; r.Active != 0 || r.Inactive != 1 || r.Connections != 1 || s.Connections != 1 {
+			return fmt.Errorf("%s: %s", s, s.Reals)
+		}
+		return nil
+	})
+	if got, err := w.Node(2).VirtualServers(); err != nil || len(got) > 0 {
+		t.Errorf("the other node: %v, %v", got, err)
 	}
 }
 

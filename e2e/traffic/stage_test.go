@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	mobyipvs "github.com/moby/ipvs"
-
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -122,8 +120,8 @@ func (s *stage) ready(svc lab.Service) {
 // reals lists the real servers of a frontend on a node, "address weight".
 func reals(t testing.TB, n *lab.Node, vip netip.AddrPort) (list []string) {
 	t.Helper()
-	for addr, d := range destinations(t, n, vip) {
-		list = append(list, fmt.Sprintf("%s %d", addr, d.Weight))
+	for addr, r := range destinations(t, n, vip) {
+		list = append(list, fmt.Sprintf("%s %d", addr, r.Weight))
 	}
 	slices.Sort(list)
 	return list
@@ -132,46 +130,29 @@ func reals(t testing.TB, n *lab.Node, vip netip.AddrPort) (list []string) {
 // active counts the active connections of a real server.
 func active(t testing.TB, n *lab.Node, vip netip.AddrPort, real string) int {
 	t.Helper()
-	for addr, d := range destinations(t, n, vip) {
+	for addr, r := range destinations(t, n, vip) {
 		if addr.String() == real {
-			return d.ActiveConnections
+			return r.Active
 		}
 	}
 	return 0
 }
 
-// destinations are the real servers of a frontend as moby/ipvs reads them.
-func destinations(t testing.TB, n *lab.Node, vip netip.AddrPort) map[netip.AddrPort]*mobyipvs.Destination {
+// destinations are the real servers of a frontend, whatever its protocol.
+func destinations(t testing.TB, n *lab.Node, vip netip.AddrPort) map[netip.AddrPort]lab.RealServer {
 	t.Helper()
-	found := map[netip.AddrPort]*mobyipvs.Destination{}
-	err := n.Do(func() error {
-		h, err := mobyipvs.New("")
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		services, err := h.GetServices()
-		if err != nil {
-			return err
-		}
-		for _, svc := range services {
-			a, _ := netip.AddrFromSlice(svc.Address)
-			if netip.AddrPortFrom(a.Unmap(), svc.Port) != vip {
-				continue
-			}
-			dests, err := h.GetDestinations(svc)
-			if err != nil {
-				return err
-			}
-			for _, d := range dests {
-				a, _ := netip.AddrFromSlice(d.Address)
-				found[netip.AddrPortFrom(a.Unmap(), d.Port)] = d
-			}
-		}
-		return nil
-	})
+	servers, err := n.VirtualServers()
 	if err != nil {
-		t.Fatalf("IPVS table of %s: %v", n.Name, err)
+		t.Fatal(err)
+	}
+	found := map[netip.AddrPort]lab.RealServer{}
+	for _, s := range servers {
+		if s.Addr != vip {
+			continue
+		}
+		for _, r := range s.Reals {
+			found[r.Addr] = r
+		}
 	}
 	return found
 }
