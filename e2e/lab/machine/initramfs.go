@@ -53,24 +53,13 @@ func (im image) file(name, host string) error {
 
 // tree adds a file of the host, or a directory with all in it.
 func (im image) tree(name, host string) error {
-	return filepath.WalkDir(host, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(host, p)
-		if err != nil {
-			return err
-		}
-		fi, err := os.Stat(p)
-		if err != nil {
-			return err
-		}
+	return walkFiles(host, func(file, rel string, fi fs.FileInfo) error {
 		in := path.Join(name, filepath.ToSlash(rel))
 		if fi.IsDir() {
 			im.put(cpio.Directory(clean(in), 0o755))
 			return nil
 		}
-		return im.file(in, p)
+		return im.file(in, file)
 	})
 }
 

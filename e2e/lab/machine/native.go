@@ -56,18 +56,7 @@ func runNative(ctx context.Context, s *session, dir string) error {
 
 // copyTree copies a file or a directory, following links.
 func copyTree(to, from string) error {
-	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, p)
-		if err != nil {
-			return err
-		}
-		fi, err := os.Stat(p)
-		if err != nil {
-			return err
-		}
+	return walkFiles(from, func(file, rel string, fi fs.FileInfo) error {
 		dst := filepath.Join(to, rel)
 		if fi.IsDir() {
 			return os.MkdirAll(dst, 0o755)
@@ -75,7 +64,7 @@ func copyTree(to, from string) error {
 		if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
 			return err
 		}
-		return copyFile(dst, p, fi.Mode().Perm())
+		return copyFile(dst, file, fi.Mode().Perm())
 	})
 }
 
