@@ -26,13 +26,14 @@ type runOptions struct {
 	binding     string
 	verbosity   int
 
-	localMode     string
-	podBridge     string
-	podInterfaces string
-	masqueradeAll bool
-	nodePorts     []string
-	externalIPs   []string
-	protected     []string
+	localMode        string
+	podBridge        string
+	podInterfaces    string
+	masqueradeAll    bool
+	nodePorts        []string
+	externalIPs      []string
+	protected        []string
+	serviceProxyName string
 }
 
 func newRun() *cobra.Command {
@@ -59,6 +60,7 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 	f.StringSliceVar(&o.nodePorts, "nodeport-addresses", nil, "the node's addresses on which node ports are served: address ranges, or one of primary, all and localhost; all of them where it is not given")
 	f.StringSliceVar(&o.externalIPs, "external-ip-cidrs", nil, "address ranges from which spec.externalIPs of Services are served; none where it is not given: whoever may write a Service could take any address")
 	f.StringSliceVar(&o.protected, "protected-cidrs", nil, "address ranges that no Service may have as an external address: other nodes', the API server's")
+	f.StringVar(&o.serviceProxyName, "service-proxy-name", "", "serve exactly the Services whose label service.kubernetes.io/service-proxy-name has this value; where it is not given, those without the label")
 	f.IntVarP(&o.verbosity, "v", "v", 0, "log level: 0 for what matters, 4 and more for every write to the kernel")
 	return cmd
 }
@@ -98,7 +100,7 @@ func (o *runOptions) run(ctx context.Context) error {
 	}
 	defer k.Close()
 
-	model := cluster.NewModel(cluster.Options{NodeName: o.nodeName})
+	model := cluster.NewModel(cluster.Options{NodeName: o.nodeName, ServiceProxyName: o.serviceProxyName})
 	source := cluster.NewDirectory(o.sourceDir, model, func(err error) { log.Warn("source", zap.Error(err)) })
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", o.nodeName), zap.String("source", o.sourceDir),
