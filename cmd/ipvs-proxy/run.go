@@ -24,6 +24,7 @@ type runOptions struct {
 	clusterCIDR string
 	scheduler   string
 	binding     string
+	setup       setupFlags
 	verbosity   int
 
 	localMode        string
@@ -61,6 +62,7 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 	f.StringSliceVar(&o.externalIPs, "external-ip-cidrs", nil, "address ranges from which spec.externalIPs of Services are served; none where it is not given: whoever may write a Service could take any address")
 	f.StringSliceVar(&o.protected, "protected-cidrs", nil, "address ranges that no Service may have as an external address: other nodes', the API server's")
 	f.StringVar(&o.serviceProxyName, "service-proxy-name", "", "serve exactly the Services whose label service.kubernetes.io/service-proxy-name has this value; where it is not given, those without the label")
+	o.setup.add(cmd)
 	f.IntVarP(&o.verbosity, "v", "v", 0, "log level: 0 for what matters, 4 and more for every write to the kernel")
 	return cmd
 }
@@ -94,7 +96,7 @@ func (o *runOptions) run(ctx context.Context) error {
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	k, err := kernel.Open(ctx, kcfg)
+	k, err := kernel.Open(ctx, o.setup.config(kcfg))
 	if err != nil {
 		return err
 	}

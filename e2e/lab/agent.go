@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // stopTime is how long an agent may take to end after SIGTERM.
@@ -81,6 +83,9 @@ func (w *World) RunAgent(n *Node, c *Cluster, out io.Writer, args ...string) (*A
 func (a *Agent) run(started chan<- error) {
 	runtime.LockOSThread()
 	err := a.Node.enter()
+	if err == nil && a.Node.ReadOnlySysctls {
+		err = readOnlySysctls()
+	}
 	if err == nil {
 		err = a.cmd.Start()
 	}
@@ -90,6 +95,28 @@ func (a *Agent) run(started chan<- error) {
 	}
 	a.err = a.cmd.Wait()
 	close(a.done)
+}
+
+// readOnlySysctls makes /proc/sys read-only for this thread, which must end
+// with it, and for what it starts.
+func readOnlySysctls() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("new mount namespace: %w", err)
+	}
+	const dir = "/proc/sys"
+	for _, m := range []struct {
+		from, to string
+		flags    uintptr
+	}{
+		{"", "/", unix.MS_REC | unix.MS_PRIVATE},
+		{dir, dir, unix.MS_BIND},
+		{"", dir, unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY},
+	} {
+		if err := unix.Mount(m.from, m.to, "", m.flags, ""); err != nil {
+			return fmt.Errorf("read-only %s: mount on %s: %w", dir, m.to, err)
+		}
+	}
+	return nil
 }
 
 func (a *Agent) String() string {

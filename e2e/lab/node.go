@@ -11,7 +11,10 @@ import (
 // Node is a node of the cluster.
 type Node struct {
 	*Host
-	Index              int // 1 for node1
+	Index int // 1 for node1
+	// ReadOnlySysctls: agents that are started from now on may not write
+	// /proc/sys, as in a container that is not privileged.
+	ReadOnlySysctls    bool
 	PodCIDR4, PodCIDR6 netip.Prefix
 	Gateway4, Gateway6 netip.Addr // of cni0
 	cni0, eth0         netlink.Link

@@ -29,6 +29,9 @@ type Config struct {
 	MasqueradeAll bool
 	// Binding is how virtual IPs stand on the interface; empty means BindAddress.
 	Binding Binding
+	// StrictARP keeps the node from answering and asking for virtual IPs by ARP: a load balancer on the same
+	// wire that announces some of them (MetalLB, kube-vip) needs it.
+	StrictARP bool
 }
 
 // Kernel is the kernel of this network namespace. It implements ipvs.Kernel and, like it, is for one
@@ -40,6 +43,7 @@ type Kernel struct {
 	conntrack *conntrackDoor
 	detector  *detector
 	watch     *watcher
+	settings  []Setting
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -74,7 +78,7 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector()}
+	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg)}
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
 	}
@@ -119,7 +123,7 @@ func mayAdminister() error {
 
 // Base sees to interface, nftables table and sysctls.
 func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
-	r.Wrote, r.Warnings = ensureSysctls()
+	ensureSettings(sysctlRoot, k.settings, &r)
 	wrote, created, err := k.link.ensure()
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
 	if err != nil {

@@ -6,47 +6,95 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // sysctlRoot is where this network namespace's settings are.
 const sysctlRoot = "/proc/sys/"
 
-// sysctl is a setting that the traffic needs.
-type sysctl struct{ name, value, why string }
-
-var sysctls = []sysctl{
-	{"net/ipv4/vs/conntrack", "1", "masquerading sees no IPVS connection without it"},
-	{"net/ipv4/vs/expire_nodest_conn", "1", "clients of a removed endpoint would hang instead of moving"},
-	{"net/ipv4/vs/expire_quiescent_template", "1", "affinity would keep clients on a draining endpoint"},
-	{"net/ipv4/ip_forward", "1", "IPv4 packets would not reach endpoints on other nodes"},
-	{"net/ipv6/conf/all/forwarding", "1", "IPv6 packets would not reach endpoints on other nodes"},
+// Setting is a sysctl that the traffic depends on.
+type Setting struct {
+	Name string // as below /proc/sys
+	Want string // its value
+	Else string // what is wrong with the traffic while it has another one
 }
 
-// ensureSysctls reads each setting and writes it only where it differs. A setting that cannot be written is
-// reported and does not stop the rest: the node may have been set up by other means, and what works
-// without it should work.
-func ensureSysctls() (wrote []string, warnings []error) {
-	for _, s := range sysctls {
-		changed, err := s.ensure()
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.name, "net/ipv6/"):
-			// IPv6 is switched off on this node.
-		case err != nil:
-			warnings = append(warnings, fmt.Errorf("sysctl %s=%s: %w; without it %s", s.name, s.value, err, s.why))
-		case changed:
-			wrote = append(wrote, "sysctl -w "+s.name+"="+s.value)
-		}
+// Settings lists the sysctls that a configuration asks for. Two are left out on purpose: route_localnet would
+// open what listens on the node's loopback to its network, and conn_reuse_mode has the right value where the
+// kernel is new enough (5.9).
+func Settings(cfg Config) []Setting {
+	list := []Setting{
+		{"net/ipv4/vs/conntrack", "1", "masquerading sees no IPVS connection"},
+		{"net/ipv4/vs/expire_nodest_conn", "1", "clients of a removed endpoint hang instead of moving"},
+		{"net/ipv4/vs/expire_quiescent_template", "1", "affinity keeps clients on a draining endpoint"},
+		{"net/ipv4/ip_forward", "1", "IPv4 packets do not reach endpoints on other nodes"},
+		{"net/ipv6/conf/all/forwarding", "1", "IPv6 packets do not reach endpoints on other nodes"},
 	}
-	return wrote, warnings
+	if cfg.StrictARP {
+		// The kernel takes the larger of this value and the interface's own.
+		list = append(list,
+			Setting{"net/ipv4/conf/all/arp_ignore", "1", "the node answers ARP for virtual IPs on every interface"},
+			Setting{"net/ipv4/conf/all/arp_announce", "2", "the node's ARP requests name virtual IPs as its own address"})
+	}
+	return list
 }
 
-func (s sysctl) ensure() (changed bool, err error) {
-	have, err := os.ReadFile(sysctlRoot + s.name)
+// Read reports the setting's value and whether it is right. A setting of IPv6 is right where IPv6 is switched
+// off; its value is then empty.
+func (s Setting) Read() (have string, right bool, err error) { return s.read(sysctlRoot) }
+
+func (s Setting) read(root string) (have string, right bool, err error) {
+	b, err := os.ReadFile(root + s.Name)
+	if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.Name, "net/ipv6/") {
+		return "", true, nil
+	}
 	if err != nil {
-		return false, err
+		return "", false, fmt.Errorf("sysctl %s, which should be %s, cannot be read: %w", s.Name, s.Want, err)
 	}
-	if strings.TrimSpace(string(have)) == s.value {
+	have = strings.TrimSpace(string(b))
+	return have, have == s.Want, nil
+}
+
+// Writable asks the kernel whether the setting may be written, without writing it. It is nil when it may.
+func (s Setting) Writable() error {
+	// Effective rights, which is what a write needs, and the mount's: containers see /proc/sys read-only.
+	return unix.Faccessat(unix.AT_FDCWD, sysctlRoot+s.Name, unix.W_OK, unix.AT_EACCESS)
+}
+
+// ensure reads the setting and writes it only where it is wrong. Its error says what follows for the traffic.
+func (s Setting) ensure(root string) (wrote bool, err error) {
+	have, right, err := s.read(root)
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("%w; where it is wrong, %s", err, s.Else)
+	case right:
 		return false, nil
 	}
-	return true, os.WriteFile(sysctlRoot+s.name, []byte(s.value), 0)
+	// It exists, so it is not to be created: the error then speaks of the write.
+	f, err := os.OpenFile(root+s.Name, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(s.Want)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return false, fmt.Errorf("sysctl %s is %s, should be %s and cannot be written: %w; until it is, %s", s.Name, have, s.Want, err, s.Else)
+	}
+	return true, nil
+}
+
+// ensureSettings sees to each setting. One that cannot be written is reported and does not stop the rest: the
+// node may be set up by other means, and what works without it should work.
+func ensureSettings(root string, list []Setting, r *ipvs.BaseReport) {
+	for _, s := range list {
+		wrote, err := s.ensure(root)
+		if err != nil {
+			r.Warnings = append(r.Warnings, err)
+		}
+		if wrote {
+			r.Wrote = append(r.Wrote, "sysctl -w "+s.Name+"="+s.Want)
+		}
+	}
 }
