@@ -126,7 +126,7 @@ func (c *compiler) claim(rank uint8, addrs []netip.Addr, number uint16, port clu
 // frontend is a frontend with some real servers.
 func (c *compiler) frontend(a netip.Addr, b *backends) *ipvs.Frontend {
 	fe := &ipvs.Frontend{
-		Server: ipvs.Server{Scheduler: c.opt.Scheduler, Reals: b.reals},
+		Server: ipvs.Server{Scheduler: c.site.scheduler(c.opt.Scheduler), Reals: b.reals},
 		Guard:  ipvs.Guard{Owned: true, Open: len(b.reals) > 0, Hairpin: b.hairpin},
 	}
 	if c.svc.AffinitySeconds > 0 {

@@ -2,6 +2,8 @@ package sync
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"slices"
@@ -22,6 +24,8 @@ type Site struct {
 	NodePorts []netip.Addr
 	// APIServers are the endpoints of the Service default/kubernetes, sorted.
 	APIServers []netip.Addr
+	// Lacking are the schedulers that the kernel does not have: rr serves in their place.
+	Lacking map[string]bool
 }
 
 // kubernetes is the API server's own Service.
@@ -42,7 +46,7 @@ func newSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt C
 func (s Site) equal(o Site) bool {
 	return s.Node.Name == o.Node.Name && s.Node.Zone == o.Node.Zone && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
 		s.Local.NoIPv6 == o.Local.NoIPv6 && slices.Equal(s.Local.Addrs, o.Local.Addrs) &&
-		slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
+		maps.Equal(s.Lacking, o.Lacking) && slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
 }
 
 // isLocal reports whether an address stands on another interface of the node.
@@ -93,6 +97,7 @@ type localState struct {
 // settleSite makes the Site anew and has the Services decided again that it matters to.
 func (l *Loop) settleSite(local ipvs.Local) {
 	site := newSite(l.model.Node(), local, l.apiServers(), l.opt.Compile)
+	site.Lacking = l.site.Lacking
 	old := l.site
 	if l.opt.NodePods && !slices.Equal(old.Node.PodCIDRs, site.Node.PodCIDRs) {
 		if err := l.kernel.SetPods(site.Node.PodCIDRs); err != nil {
@@ -128,6 +133,38 @@ func (l *Loop) again(ids []cluster.ID) {
 			l.dirty = append(l.dirty, id)
 		}
 	}
+}
+
+// noteLacking takes from a failed write that the kernel does not have a scheduler. It is asked for it only once
+// in a process: until then somebody may have loaded it.
+func (l *Loop) noteLacking(op ipvs.Op, err error) {
+	var scheduler string
+	switch o := op.(type) {
+	case ipvs.AddServer:
+		scheduler = o.Scheduler
+	case ipvs.SetServer:
+		scheduler = o.Scheduler
+	}
+	// The kernel answers ENOENT to both for an unknown scheduler only: a missing virtual server is ESRCH.
+	if !errors.Is(err, fs.ErrNotExist) || scheduler == "" || scheduler == fallbackScheduler || l.site.Lacking[scheduler] {
+		return
+	}
+	l.log.Error("the kernel lacks a scheduler: rr serves in its place until the next start", zap.String("scheduler", scheduler), zap.Error(err))
+	lacking := map[string]bool{scheduler: true}
+	maps.Copy(lacking, l.site.Lacking)
+	l.site.Lacking = lacking
+	l.again(l.model.Services())
+}
+
+// fallbackScheduler is the one that every kernel with IPVS has.
+const fallbackScheduler = "rr"
+
+// scheduler is what the kernel has of a scheduler that is asked for.
+func (s Site) scheduler(name string) string {
+	if s.Lacking[name] {
+		return fallbackScheduler
+	}
+	return name
 }
 
 // apiServers are the API server's addresses as its own Service has them.

@@ -55,13 +55,27 @@ func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 			if err != nil {
 				o.Err = fmt.Errorf("%s: %w", op, err)
 			} else if r := replies[i]; r.err != nil {
-				o = ipvs.Outcome{Err: fmt.Errorf("%s: %w", op, r.err), Unknown: r.unknown}
+				o = ipvs.Outcome{Err: fmt.Errorf("%s: %w", op, explain(op, r)), Unknown: r.unknown}
 			}
 			out = append(out, o)
 		}
 		ops = ops[n:]
 	}
 	return out
+}
+
+// explain names the kernel module where an error means that it is missing.
+func explain(op ipvs.Op, r reply) error {
+	if r.unknown || r.err != unix.ENOENT {
+		return r.err
+	}
+	switch o := op.(type) {
+	case ipvs.AddServer:
+		return missingModule("ip_vs_"+o.Scheduler, r.err)
+	case ipvs.SetServer:
+		return missingModule("ip_vs_"+o.Scheduler, r.err)
+	}
+	return r.err
 }
 
 // put appends one operation to the batch.

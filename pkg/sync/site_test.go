@@ -1,0 +1,152 @@
+package sync
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+func addrsOf(list ...string) (out []netip.Addr) {
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return ipvs.SortAddrs(out)
+}
+
+// TestNodePortAddresses: which of a node's addresses serve node ports, for each setting (B11).
+func TestNodePortAddresses(t *testing.T) {
+	have := addrsOf("192.0.2.1", "192.0.2.2", "10.244.1.1", "2001:db8::1", "fd10:244:1::1")
+	primaries := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1")}
+	all4, all6 := []string{"192.0.2.1", "192.0.2.2", "10.244.1.1"}, []string{"2001:db8::1", "fd10:244:1::1"}
+	for _, c := range []struct {
+		setting  string
+		want     []string
+		warnings int
+	}{
+		{"", slices.Concat(all4, all6), 0},
+		{"all", slices.Concat(all4, all6), 0},
+		{"primary", []string{"192.0.2.2", "2001:db8::1"}, 0},
+		{"localhost", nil, 1},
+		{"192.0.2.0/24", append([]string{"192.0.2.1", "192.0.2.2"}, all6...), 0},
+		{"2001:db8::/32", append([]string{"2001:db8::1"}, all4...), 0},
+		{"192.0.2.1/24,fd10::/16", []string{"192.0.2.1", "192.0.2.2", "fd10:244:1::1"}, 0},
+		{"127.0.0.0/8", all6, 1},
+		{"127.0.0.0/8,192.0.2.2/32", append([]string{"192.0.2.2"}, all6...), 1},
+		{"::1/128,127.0.0.1/32", nil, 2},
+		{"0.0.0.0/0", slices.Concat(all4, all6), 0},
+	} {
+		n, warnings, err := ParseNodePortAddresses(slices.DeleteFunc(strings.Split(c.setting, ","), func(s string) bool { return s == "" }))
+		if err != nil || len(warnings) != c.warnings {
+			t.Errorf("%q: %v, warnings %q, want %d", c.setting, err, warnings, c.warnings)
+		}
+		var got []netip.Addr
+		for _, a := range have {
+			if n.selects(a, primaries) {
+				got = append(got, a)
+			}
+		}
+		if !slices.Equal(got, addrsOf(c.want...)) {
+			t.Errorf("%q selects %v, want %v", c.setting, got, c.want)
+		}
+	}
+	for _, bad := range []string{"eth0", "192.0.2.0", "all,192.0.2.0/24", "::ffff:192.0.2.0/120"} {
+		if _, _, err := ParseNodePortAddresses(strings.Split(bad, ",")); err == nil || !strings.Contains(err.Error(), "192.0.2.0") && !strings.Contains(err.Error(), bad) {
+			t.Errorf("%q: %v, want an error that says it", bad, err)
+		}
+	}
+}
+
+// A scheduler that the kernel lacks: rr serves, live connections or not, and nobody is asked twice (B43).
+func TestMissingSchedulerFallsBack(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.opt.Compile.Scheduler = "nonesuch"
+		web := service("web", "10.96.0.1", 80)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.synced()
+		r.start()
+		time.Sleep(5 * time.Second)
+		key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Proto: ipvs.TCP}
+		r.tamper(func() {
+			if s := r.kernel.Servers[key]; s.Scheduler != "rr" || len(s.Reals) != 1 {
+				t.Errorf("%s is %+v, want rr with its endpoint", key, s)
+			}
+		})
+		other := service("other", "10.96.0.2", 80)
+		asked := 0
+		r.tamper(func() {
+			r.kernel.Fail = func(op ipvs.Op) error {
+				if o, ok := op.(ipvs.AddServer); ok && o.Scheduler == "nonesuch" {
+					asked++
+				}
+				return nil
+			}
+		})
+		r.set(other, slice(other, "10.244.2.11"))
+		time.Sleep(time.Second)
+		if asked > 0 {
+			t.Errorf("asked for it %d times more", asked)
+		}
+	})
+}
+
+// B42: without IPv6 a Service keeps its IPv4 side, and gets the other one as soon as IPv6 is switched on.
+func TestIPv6SwitchedOff(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.kernel.Node.NoIPv6 = true
+		web := service("web", "10.96.0.1", 80)
+		web.Spec.ClusterIPs = []string{"10.96.0.1", "fd00:96::1"}
+		only6 := service("only6", "fd00:96::2", 80)
+		r.set(web, slice(web, "10.244.2.10"), only6, slice(only6, "fd10:244:2::10"))
+		r.synced()
+		r.start()
+		six := func() (n int) {
+			r.tamper(func() {
+				for k := range r.kernel.Servers {
+					if k.Addr.Is6() {
+						n++
+					}
+				}
+			})
+			return n
+		}
+		if n := six(); n > 0 || len(r.kernel.Servers) != 1 {
+			t.Errorf("%d IPv6 virtual servers of %d", n, len(r.kernel.Servers))
+		}
+		r.tamper(func() { r.kernel.SetNode(ipvs.Local{}) })
+		time.Sleep(time.Second)
+		if n := six(); n != 2 {
+			t.Errorf("switched on: %d IPv6 virtual servers, want 2", n)
+		}
+		r.tamper(func() { r.kernel.SetNode(ipvs.Local{NoIPv6: true}) })
+		time.Sleep(time.Second)
+		if n := six(); n != 0 {
+			t.Errorf("switched off again: %d IPv6 virtual servers", n)
+		}
+	})
+}
+
+// detectLocalMode NodeCIDR: the Node's own ranges are those of its pods, and are followed.
+func TestNodePodRanges(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.opt.NodePods = true
+		r.synced()
+		r.start()
+		for _, cidr := range []string{"10.244.1.0/24", "10.244.7.0/24"} {
+			n := &corev1.Node{}
+			n.Name, n.Spec.PodCIDRs = thisNode, []string{cidr}
+			r.model.SetNode(n)
+			time.Sleep(time.Second)
+			r.tamper(func() {
+				if want := []netip.Prefix{netip.MustParsePrefix(cidr)}; !slices.Equal(r.kernel.Pods, want) {
+					t.Errorf("pods are %v, want %v", r.kernel.Pods, want)
+				}
+			})
+		}
+	})
+}
