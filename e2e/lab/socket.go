@@ -150,6 +150,12 @@ func waitConnected(conn *os.File, deadline time.Time) error {
 	}
 	var result error
 	err = rc.Write(func(fd uintptr) bool {
+		// Only what wakes a sleeping client counts. Asked for too early, SO_ERROR also tells of ICMP errors that
+		// the kernel takes for passing ones, and of which a client that waits hears nothing.
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(ready, 0); n == 0 || err == unix.EINTR {
+			return false
+		}
 		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		switch {
 		case err != nil:
