@@ -21,7 +21,7 @@ type Verdict int
 
 const (
 	Answered    Verdict = iota
-	Refused             // ECONNREFUSED: a reset or an ICMP error in place of a connection
+	Refused             // ECONNREFUSED, ENOPROTOOPT: a reset or an ICMP error in place of a connection
 	TimedOut            // no answer in time
 	Reset               // the connection stood and was reset
 	Unreachable         // EHOSTUNREACH, ENETUNREACH
@@ -71,7 +71,7 @@ func verdict(err error) Verdict {
 	switch {
 	case err == nil:
 		return Answered
-	case is(unix.ECONNREFUSED):
+	case is(unix.ECONNREFUSED, unix.ENOPROTOOPT):
 		return Refused
 	case is(os.ErrDeadlineExceeded, unix.ETIMEDOUT):
 		return TimedOut
@@ -93,6 +93,7 @@ type question struct {
 	from    netip.Addr
 	port    uint16
 	path    string
+	proto   int // of the socket; 0 is TCP
 }
 
 // AskOption changes one question.
@@ -112,6 +113,9 @@ func FromPort(p uint16) AskOption { return func(q *question) { q.port = p } }
 
 // Path is what is asked for, in place of "/".
 func Path(p string) AskOption { return func(q *question) { q.path = p } }
+
+// OverSCTP asks over SCTP in place of TCP, see Host.AskSCTP.
+func OverSCTP() AskOption { return func(q *question) { q.proto = unix.IPPROTO_SCTP } }
 
 func newQuestion(opts []AskOption) *question {
 	q := &question{timeout: DefaultTimeout, path: "/"}
@@ -157,7 +161,7 @@ func (h *Host) Ask(to netip.AddrPort, opts ...AskOption) Reply {
 }
 
 func (h *Host) ask(to netip.AddrPort, q *question, start time.Time) (r Reply) {
-	conn, port, err := h.dial(q.source(to.Addr()), to, start.Add(q.timeout))
+	conn, port, err := h.dial(q.proto, q.source(to.Addr()), to, start.Add(q.timeout))
 	r.LocalPort = port
 	if err != nil {
 		r.Err = fmt.Errorf("%s to %s: %w", h.Name, to, err)
@@ -199,12 +203,12 @@ func parseAnswer(status int, body []byte) (pod string, source netip.Addr, err er
 	return pod, source, nil
 }
 
-// Connect opens a TCP connection and closes it, asking nothing: Answered means
-// that it stood. For refusals this is the cheap way.
+// Connect opens a connection and closes it, asking nothing: Answered means that
+// it stood. For refusals this is the cheap way.
 func (h *Host) Connect(to netip.AddrPort, opts ...AskOption) Reply {
 	q := newQuestion(opts)
 	start := time.Now()
-	conn, port, err := h.dial(q.source(to.Addr()), to, start.Add(q.timeout))
+	conn, port, err := h.dial(q.proto, q.source(to.Addr()), to, start.Add(q.timeout))
 	r := Reply{Verdict: verdict(err), LocalPort: port, Took: time.Since(start)}
 	if err != nil {
 		r.Err = fmt.Errorf("%s to %s: %w", h.Name, to, err)

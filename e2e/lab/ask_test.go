@@ -21,7 +21,12 @@ const timeoutOfControls = 1500 * time.Millisecond
 // serveRaw hands each connection to a port to f.
 func serveRaw(t *testing.T, h *Host, port uint16, f func(net.Conn)) {
 	t.Helper()
-	ln, err := h.listen(netip.Addr{}, port)
+	acceptRaw(t, h, 0, netip.Addr{}, port, f)
+}
+
+func acceptRaw(t *testing.T, h *Host, proto int, addr netip.Addr, port uint16, f func(net.Conn)) {
+	t.Helper()
+	ln, err := h.listen(proto, addr, port)
 	if err != nil {
 		t.Fatal(err)
 	}

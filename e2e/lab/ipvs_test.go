@@ -14,13 +14,19 @@ import (
 )
 
 // virtualServer makes a weighted round robin by hand on a node: its addresses
-// on lo, port 80 to port 8080 of the pods.
+// on lo, TCP port 80 to port 8080 of the pods.
 func virtualServer(t *testing.T, n *Node, family int, weights map[*Pod]int) netip.AddrPort {
 	t.Helper()
-	vip, af, mask := netip.MustParseAddr("10.96.0.99"), uint16(unix.AF_INET), uint32(0xffffffff)
-	if family == 6 {
-		vip, af, mask = netip.MustParseAddr("fd00:96::99"), unix.AF_INET6, 128
-	}
+	vip := localVIP(t, n, family)
+	addServer(t, n, unix.IPPROTO_TCP, vip, weights)
+	return vip
+}
+
+// localVIP has a node take an address for its own.
+func localVIP(t *testing.T, n *Node, family int) netip.AddrPort {
+	t.Helper()
+	t.Helper()
+	vip := netip.MustParseAddr(map[int]string{4: "10.96.0.99", 6: "fd00:96::99"}[family])
 	lo, err := n.nl.LinkByName("lo")
 	if err != nil {
 		t.Fatal(err)
@@ -36,14 +42,23 @@ func virtualServer(t *testing.T, n *Node, family int, weights map[*Pod]int) neti
 		}
 		return err
 	})
-	err = n.Do(func() error {
+	return netip.AddrPortFrom(vip, 80)
+}
+
+func addServer(t *testing.T, n *Node, proto uint16, vip netip.AddrPort, weights map[*Pod]int) {
+	t.Helper()
+	family, af, mask := 4, uint16(unix.AF_INET), uint32(0xffffffff)
+	if vip.Addr().Is6() {
+		family, af, mask = 6, unix.AF_INET6, 128
+	}
+	err := n.Do(func() error {
 		h, err := ipvs.New("")
 		if err != nil {
 			return err
 		}
 		defer h.Close()
-		s := &ipvs.Service{Address: vip.AsSlice(), AddressFamily: af, Netmask: mask,
-			Protocol: unix.IPPROTO_TCP, Port: 80, SchedName: ipvs.WeightedRoundRobin}
+		s := &ipvs.Service{Address: vip.Addr().AsSlice(), AddressFamily: af, Netmask: mask,
+			Protocol: proto, Port: vip.Port(), SchedName: ipvs.WeightedRoundRobin}
 		if err := h.NewService(s); err != nil {
 			return err
 		}
@@ -59,7 +74,6 @@ func virtualServer(t *testing.T, n *Node, family int, weights map[*Pod]int) neti
 	if err != nil {
 		t.Fatalf("virtual server %s on %s: %v", vip, n.Name, err)
 	}
-	return netip.AddrPortFrom(vip, 80)
 }
 
 // An uneven weight must show as an uneven spread.

@@ -34,9 +34,14 @@ func (h *Host) ServeHTTP(name string, port uint16, addrs ...netip.Addr) (stop fu
 	if len(addrs) == 0 {
 		addrs = []netip.Addr{{}}
 	}
+	return h.serve(0, name, port, addrs)
+}
+
+// serve answers HTTP over a protocol, 0 for TCP.
+func (h *Host) serve(proto int, name string, port uint16, addrs []netip.Addr) (stop func(), err error) {
 	s := &server{name: name, done: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	for _, a := range addrs {
-		ln, err := h.listen(a, port)
+		ln, err := h.listen(proto, a, port)
 		if err != nil {
 			s.stop()
 			return nil, fmt.Errorf("%s serving HTTP on port %d of %s (address %s): %w", name, port, h.Name, a, err)

@@ -43,14 +43,15 @@ func sockaddr(ap netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(ap.Port()), Addr: ap.Addr().As16()}
 }
 
-// listen opens a listening socket. An invalid address stands for the wildcard
-// of both families on one socket; [::] itself is IPv6 only.
-func (h *Host) listen(addr netip.Addr, port uint16) (net.Listener, error) {
+// listen opens a listening socket of a protocol, 0 for TCP. An invalid address
+// stands for the wildcard of both families on one socket; [::] itself is IPv6
+// only.
+func (h *Host) listen(proto int, addr netip.Addr, port uint16) (net.Listener, error) {
 	dual := !addr.IsValid()
 	if dual {
 		addr = netip.IPv6Unspecified()
 	}
-	fd, err := h.socket(domain(addr), unix.SOCK_STREAM, 0)
+	fd, err := h.socket(domain(addr), unix.SOCK_STREAM, proto)
 	if err != nil {
 		return nil, err
 	}
@@ -64,12 +65,8 @@ func (h *Host) listen(addr netip.Addr, port uint16) (net.Listener, error) {
 
 func bindListen(fd int, at netip.AddrPort, dual bool) error {
 	if at.Addr().Is6() {
-		v6only := 1
-		if dual {
-			v6only = 0
-		}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, v6only); err != nil {
-			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
+		if err := v6only(fd, !dual); err != nil {
+			return err
 		}
 	}
 	// A server that comes back finds connections of the last one in TIME_WAIT.
@@ -82,14 +79,30 @@ func bindListen(fd int, at netip.AddrPort, dual bool) error {
 	return os.NewSyscallError("listen", unix.Listen(fd, 1024))
 }
 
-// dial opens a TCP connection from a local address (its zero parts are the
-// kernel's choice). It returns the local port as soon as there is one.
-func (h *Host) dial(from, to netip.AddrPort, deadline time.Time) (conn *os.File, port uint16, err error) {
-	fd, err := h.socket(domain(to.Addr()), unix.SOCK_STREAM, 0)
+func v6only(fd int, only bool) error {
+	value := 0
+	if only {
+		value = 1
+	}
+	return os.NewSyscallError("setsockopt IPV6_V6ONLY", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, value))
+}
+
+// dial opens a connection of a protocol, 0 for TCP, from a local address (its
+// zero parts are the kernel's choice). It returns the local port as soon as
+// there is one.
+func (h *Host) dial(proto int, from, to netip.AddrPort, deadline time.Time) (conn *os.File, port uint16, err error) {
+	fd, err := h.socket(domain(to.Addr()), unix.SOCK_STREAM, proto)
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := bindFrom(fd, from); err != nil {
+	if to.Addr().Is6() {
+		// SCTP tells its peer all addresses of the socket, and an IPv6 socket has those of IPv4, too.
+		err = v6only(fd, true)
+	}
+	if err == nil {
+		err = bindFrom(fd, from)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil, 0, err
 	}
