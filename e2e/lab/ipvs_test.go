@@ -27,21 +27,7 @@ func localVIP(t *testing.T, n *Node, family int) netip.AddrPort {
 	t.Helper()
 	t.Helper()
 	vip := netip.MustParseAddr(map[int]string{4: "10.96.0.99", 6: "fd00:96::99"}[family])
-	lo, err := n.nl.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.addAddr(lo, netip.PrefixFrom(vip, vip.BitLen())); err != nil {
-		t.Fatal(err)
-	}
-	// IPv6 makes an address's local route a little later; until then the packets would be forwarded.
-	Eventually(t, 10*time.Second, "the virtual IP is local", func() error {
-		routes, err := n.nl.RouteGet(vip.AsSlice())
-		if err == nil && (len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL) {
-			err = fmt.Errorf("routes %v", routes)
-		}
-		return err
-	})
+	takeAddr(t, n, vip)
 	return netip.AddrPortFrom(vip, 80)
 }
 

@@ -172,13 +172,32 @@ func (w *World) buildClient() error {
 		return err
 	}
 	w.Client = h
-	eth0, err := w.attach(h, 100)
-	if err != nil || w.cfg.ClientVia < 0 {
+	if _, err = w.attach(h, 100); err != nil || w.cfg.ClientVia < 0 {
 		return err
 	}
-	via := w.Node(w.cfg.ClientVia)
-	if err := h.addRoute(eth0, ServiceCIDR4, via.V4); err != nil {
+	return w.ClientViaNode(w.cfg.ClientVia)
+}
+
+// ClientViaNode has the client reach all virtual IPs through another node (1 for node1), from its next packet on:
+// a router outside that chooses another of several ways.
+func (w *World) ClientViaNode(i int) error {
+	if i < 1 || i > len(w.Nodes) {
+		return fmt.Errorf("the client goes via node %d, but there are %d nodes", i, len(w.Nodes))
+	}
+	eth0, err := w.Client.up("eth0")
+	if err != nil {
 		return err
 	}
-	return h.addRoute(eth0, ServiceCIDR6, via.V6)
+	via := w.Node(i)
+	for _, p := range virtualRanges {
+		gw := via.V4
+		if p.Addr().Is6() {
+			gw = via.V6
+		}
+		r := &netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: ipNet(p), Gw: gw.AsSlice()}
+		if err := w.Client.nl.RouteReplace(r); err != nil {
+			return fmt.Errorf("the client's route to %s via %s: %w", p, via.Name, err)
+		}
+	}
+	return nil
 }

@@ -4,7 +4,7 @@
 //	wire (bridge br0)  172.28.128.0/24  fd28:128::/64
 //	  ├── node1 eth0 .11 ── cni0 10.244.1.1 ── pod-a 10.244.1.10, pod-b .11
 //	  ├── node2 eth0 .12 ── cni0 10.244.2.1 ── pod-c 10.244.2.10
-//	  └── client eth0 .100, with routes for the Service ranges via a node
+//	  └── client eth0 .100, with routes for the ranges of virtual IPs via a node
 //
 // IPVS, nftables, conntrack and the sysctls under net/ belong to a namespace,
 // so one kernel carries many nodes. Everything goes through netlink in this
@@ -35,7 +35,16 @@ var (
 	ServiceCIDR6 = netip.MustParsePrefix("fd00:96::/112")
 	ClusterCIDR4 = netip.MustParsePrefix("10.244.0.0/16")
 	ClusterCIDR6 = netip.MustParsePrefix("fd10:244::/32")
+
+	// Addresses that somebody outside hands out: a load balancer's, and those of externalIPs.
+	LoadBalancerCIDR4 = netip.MustParsePrefix("203.0.113.0/24")
+	LoadBalancerCIDR6 = netip.MustParsePrefix("fd20:113::/64")
+	ExternalCIDR4     = netip.MustParsePrefix("198.51.100.0/24")
+	ExternalCIDR6     = netip.MustParsePrefix("fd20:51::/64")
 )
+
+// virtualRanges are those to which the client has routes via a node.
+var virtualRanges = []netip.Prefix{ServiceCIDR4, ServiceCIDR6, LoadBalancerCIDR4, LoadBalancerCIDR6, ExternalCIDR4, ExternalCIDR6}
 
 const maxNodes = 8
 
@@ -51,7 +60,8 @@ type Config struct {
 	// the nodes: the control for traffic between pods of one bridge.
 	NoBridgeNetfilter bool
 	// ClientVia is the node (1 = node1) through which the client reaches the
-	// Service ranges; 0 means 1, -1 means that it has no such routes.
+	// ranges of Services, load balancers and external addresses; 0 means 1, -1
+	// means that it has no such routes. ClientViaNode changes it.
 	ClientVia int
 }
 

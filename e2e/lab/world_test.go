@@ -5,9 +5,11 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 func at(h *Host, family int, port uint16) netip.AddrPort {
@@ -191,23 +193,60 @@ func TestConfigRefused(t *testing.T) {
 
 func TestClientVia(t *testing.T) {
 	w := NewWithoutIPVS(t, Config{Nodes: 3, ClientVia: 2, Pods: []PodSpec{}})
-	vip := netip.MustParseAddr("10.96.0.7")
+	var vips []netip.Addr
+	for _, a := range []string{"10.96.0.7", "fd00:96::7", "203.0.113.7", "fd20:113::7", "198.51.100.7", "fd20:51::7"} {
+		vips = append(vips, netip.MustParseAddr(a))
+	}
 	for _, n := range w.Nodes {
-		// A node that takes everything sent to the VIP for itself.
-		lo, err := n.nl.LinkByName("lo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := n.addAddr(lo, netip.PrefixFrom(vip, 32)); err != nil {
-			t.Fatal(err)
+		// A node that takes everything sent to the VIPs for itself.
+		for _, vip := range vips {
+			takeAddr(t, n, vip)
 		}
 		if _, err := n.ServeHTTP(n.Name, 80); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if r := w.Client.Ask(netip.AddrPortFrom(vip, 80)); r.Pod != "node2" {
-		t.Errorf("the client's way to the Services: %s, want node2", r)
+	want := func(node string) {
+		t.Helper()
+		for _, vip := range vips {
+			if r := w.Client.Ask(netip.AddrPortFrom(vip, 80)); r.Pod != node {
+				t.Errorf("the client's way to %s: %s, want %s", vip, r, node)
+			}
+		}
 	}
+	want("node2")
+	for _, i := range []int{3, 1} {
+		if err := w.ClientViaNode(i); err != nil {
+			t.Fatal(err)
+		}
+		want(w.Node(i).Name)
+	}
+	for _, i := range []int{-1, 0, 4} {
+		if err := w.ClientViaNode(i); err == nil {
+			t.Errorf("the client goes via node %d", i)
+		}
+	}
+	want("node1")
+}
+
+// takeAddr puts an address on a node's lo and waits until packets to it are the node's own.
+func takeAddr(t *testing.T, n *Node, a netip.Addr) {
+	t.Helper()
+	lo, err := n.nl.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.addAddr(lo, netip.PrefixFrom(a, a.BitLen())); err != nil {
+		t.Fatal(err)
+	}
+	// IPv6 makes an address's local route a little later; until then the packets would be forwarded.
+	Eventually(t, 10*time.Second, a.String()+" is local", func() error {
+		routes, err := n.nl.RouteGet(a.AsSlice())
+		if err == nil && (len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL) {
+			err = fmt.Errorf("routes %v", routes)
+		}
+		return err
+	})
 }
 
 func containsAll(s string, parts ...string) bool {
