@@ -32,18 +32,9 @@ func TestStopAndStart(t *testing.T) {
 			t.Fatalf("SIGTERM: %v\n%s", err, s.agents[i].Log())
 		}
 	}
-	programmed := func(a *lab.Agent) {
-		t.Helper()
-		lab.Eventually(t, soon, "the start is over", func() error {
-			if !strings.Contains(a.Log(), "all Services are programmed") {
-				return fmt.Errorf("not said in the log")
-			}
-			return nil
-		})
-	}
 	stop(0)
 	again := s.w.StartAgent(t, s.w.Node(1), s.cluster)
-	programmed(again)
+	programmed(t, again)
 	for _, wrote := range []string{"\tprogrammed\t", "\tnode set up\t"} {
 		if strings.Contains(again.Log(), wrote) {
 			t.Errorf("a start on a correct node wrote something:\n%s", again.Log())
@@ -57,7 +48,7 @@ func TestStopAndStart(t *testing.T) {
 	s.cluster.Delete(old, v4, v6)
 	fresh := web(32)
 	s.apply(fresh, s.w.Pod("pod-c"))
-	programmed(s.w.StartAgent(t, s.w.Node(1), s.cluster))
+	programmed(t, s.w.StartAgent(t, s.w.Node(1), s.cluster))
 	each(t, func(t *testing.T, family int) {
 		answers(t, s.w.Node(1).Host, at(fresh, family, 80))
 		wantReals(t, s.w.Node(1), at(old, family, 80))

@@ -64,10 +64,5 @@ func (s *stage) restart(node int) {
 		s.t.Fatalf("stop the agent: %v", err)
 	}
 	s.agents[node] = s.w.StartAgent(s.t, s.w.Nodes[node], s.cluster)
-	lab.Eventually(s.t, soon, "the start is over", func() error {
-		if !strings.Contains(s.agents[node].Log(), "all Services are programmed") {
-			return fmt.Errorf("not said in the log")
-		}
-		return nil
-	})
+	programmed(s.t, s.agents[node])
 }

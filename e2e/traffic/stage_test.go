@@ -48,6 +48,17 @@ func (s *stage) start() *stage {
 	return s
 }
 
+// programmed waits until an agent has said that its start is over.
+func programmed(t testing.TB, a *lab.Agent) {
+	t.Helper()
+	lab.Eventually(t, soon, "the start is over", func() error {
+		if !strings.Contains(a.Log(), "all Services are programmed") {
+			return fmt.Errorf("not said in the log")
+		}
+		return nil
+	})
+}
+
 // nothingRefused: a healthy kernel refuses nothing that the agent asks of it.
 func (s *stage) nothingRefused() {
 	for _, a := range s.agents {
