@@ -25,6 +25,7 @@ import (
 //	chain input  { type filter hook input priority 0; jump check }
 //	chain output { type filter hook output priority -150; jump check }
 //	chain refuse { meta l4proto tcp reject with tcp reset
+//	               meta l4proto sctp reject with icmp prot-unreachable
 //	               reject with icmpx port-unreachable }
 //	chain post   { type nat hook postrouting priority srcnat; … masquerade fully-random }
 const (
@@ -144,6 +145,9 @@ func familyOf(a netip.Addr) fam {
 	return families[1]
 }
 
+// icmpProtUnreach is ICMP_PROT_UNREACH of include/uapi/linux/icmp.h.
+const icmpProtUnreach = 2
+
 // reg0 is the first of the 4-byte registers, in which concatenations are put together.
 const reg0 = unix.NFT_REG32_00
 
@@ -226,7 +230,10 @@ func guardRules(rb *ruleBuilder) {
 	// A reset, not ICMP: over IPv6 a connecting socket ignores ICMP until it retransmits, 1 s later, and
 	// the kernel limits the rate of ICMP.
 	rb.add(chainRefuse, "at once and unlimited", l4proto(unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
-	rb.add(chainRefuse, "for UDP and SCTP", &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
+	// SCTP takes port unreachable for passing trouble and tries on for minutes. Of IPv4 it believes this one.
+	rb.add(chainRefuse, "SCTP believes only this", families[0].is(), l4proto(unix.IPPROTO_SCTP),
+		&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpProtUnreach})
+	rb.add(chainRefuse, "for UDP", &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
 	rb.add(chainInput, "before IPVS takes incoming packets", verdict(expr.VerdictJump, chainCheck))
 	rb.add(chainOutput, "before IPVS takes the node's own packets", verdict(expr.VerdictJump, chainCheck))
 }
