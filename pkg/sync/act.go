@@ -221,14 +221,7 @@ func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error 
 		}
 		l.trash.note(l.now(), s.Op, l.cells[s.Key])
 		l.forget.note(s)
-		l.noteGone(s.Op)
-		switch op := s.Op.(type) {
-		case ipvs.Bind:
-			l.present[fact{factBind, op.Addr}] = true
-			delete(l.present, fact{factMisbound, op.Addr})
-		case ipvs.Element:
-			l.noteElement(op)
-		}
+		l.noteDone(s.Op)
 	}
 	return failed
 }

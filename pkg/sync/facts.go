@@ -6,20 +6,39 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-func (l *Loop) noteElement(e ipvs.Element) {
-	var f fact
-	switch {
-	case e.Set == ipvs.SetVIPs:
-		f = fact{factVIP, e.Key.Addr}
-	case e.Set == ipvs.SetHairpin:
-		f = fact{factHairpin, e.Key.Addr}
-	case e.Key == ipvs.Adopted:
-		l.adopted = true
-		return
-	default:
+// factOf is the shared fact that an operation makes or, where gone, takes away.
+func factOf(op ipvs.Op) (f fact, gone, ok bool) {
+	switch o := op.(type) {
+	case ipvs.Bind:
+		return fact{factBind, o.Addr}, false, true
+	case ipvs.Unbind:
+		return fact{factBind, o.Addr}, true, true
+	case ipvs.Element:
+		switch o.Set {
+		case ipvs.SetVIPs:
+			return fact{factVIP, o.Key.Addr}, o.Remove, true
+		case ipvs.SetHairpin:
+			return fact{factHairpin, o.Key.Addr}, o.Remove, true
+		}
+	}
+	return fact{}, false, false
+}
+
+// noteDone notes what an operation that took place made of the shared facts and of the record of the adoption.
+func (l *Loop) noteDone(op ipvs.Op) {
+	f, gone, ok := factOf(op)
+	if !ok {
+		if e, ok := op.(ipvs.Element); ok && e.Key == ipvs.Adopted {
+			l.adopted = true
+		}
 		return
 	}
-	if !e.Remove {
+	if f.kind == factBind { // put right, or off altogether
+		delete(l.present, fact{factMisbound, f.addr})
+	}
+	if gone {
+		delete(l.present, f)
+	} else {
 		l.present[f] = true
 	}
 }
@@ -27,15 +46,8 @@ func (l *Loop) noteElement(e ipvs.Element) {
 // noteUnsure notes that nobody knows whether an address's shared facts are as they were. Neither their
 // presence nor their absence may be built upon, by whatever Key, before they are read.
 func (l *Loop) noteUnsure(op ipvs.Op) {
-	switch o := op.(type) {
-	case ipvs.Bind:
-		l.unsure[o.Addr] = true
-	case ipvs.Unbind:
-		l.unsure[o.Addr] = true
-	case ipvs.Element:
-		if o.Set.OfAddr() {
-			l.unsure[o.Key.Addr] = true
-		}
+	if f, _, ok := factOf(op); ok {
+		l.unsure[f.addr] = true
 	}
 }
 
@@ -47,22 +59,6 @@ func (l *Loop) isUnsure(k ipvs.Key) bool {
 	unsure := l.unsure[k.Addr]
 	factsOf(k, l.wanted(k), func(f fact) { unsure = unsure || l.unsure[f.addr] })
 	return unsure
-}
-
-// noteGone notes which shared facts an operation took away.
-func (l *Loop) noteGone(op ipvs.Op) {
-	switch o := op.(type) {
-	case ipvs.Unbind:
-		delete(l.present, fact{factBind, o.Addr})
-		delete(l.present, fact{factMisbound, o.Addr})
-	case ipvs.Element:
-		if o.Remove && o.Set == ipvs.SetVIPs {
-			delete(l.present, fact{factVIP, o.Key.Addr})
-		}
-		if o.Remove && o.Set == ipvs.SetHairpin {
-			delete(l.present, fact{factHairpin, o.Key.Addr})
-		}
-	}
 }
 
 // view is what the kernel holds for a Key, with the shared facts as far as they are this Key's business: a
