@@ -15,11 +15,12 @@ type audit struct {
 	next time.Time
 	pass uint32 // 0: none was begun yet
 	busy bool   // a pass is under way
+	void bool   // and concludes nothing: the mirror was made anew since it began
 	cost time.Duration
-	// facts are the shared facts seen in this pass.
+	// facts are the shared facts seen in this pass, or written meanwhile.
 	facts map[fact]bool
 	found int
-	// adopted: the record of the adoption was seen in this pass.
+	// adopted: so was the record of the adoption.
 	adopted bool
 }
 
@@ -34,6 +35,14 @@ func (s sighting) missed(have *ipvs.Frontend, pass uint32) bool {
 		have.Guard.Sources&ipvs.SourcesMasqueraded != 0 && s.masqueraded != pass || have.Guard.Sources&ipvs.SourcesKept != 0 && s.kept != pass
 }
 
+// saw notes a shared fact that the kernel holds by other evidence than the pass under way: it may have come
+// after the pass had been there.
+func (a *audit) saw(f fact) {
+	if a.busy {
+		a.facts[f] = true
+	}
+}
+
 // auditPart does a part of a pass when it is time for one, and reports whether the pass goes on.
 func (l *Loop) auditPart(ctx context.Context) (more bool) {
 	a := &l.audits
@@ -45,7 +54,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 		*a = audit{pass: a.pass + 1, busy: true, facts: map[fact]bool{}}
 	}
 	done, err := l.kernel.Detect(ctx, l.compare)
-	if err == nil && done {
+	if err == nil && done && !a.void {
 		l.missing()
 	}
 	a.cost += l.now().Sub(began)

@@ -3,6 +3,7 @@ package sync
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -122,4 +123,69 @@ func TestUnguardedAddressIsStillOurs(t *testing.T) {
 			}
 		})
 	})
+}
+
+// What this process writes while a pass of the audit is under way is not taken for another program's work:
+// with many Services a start takes longer than the audit waits, and still writes everything once.
+func TestAuditDuringAStart(t *testing.T) {
+	s := newStepper()
+	during := 0
+	s.door.after = func(ipvs.Op) {
+		s.now = s.now.Add(20 * time.Millisecond)
+		if s.loop.audits.busy {
+			during++
+		}
+	}
+	s.door.fault = func(op ipvs.Op) fault {
+		if e, ok := op.(ipvs.Element); ok && e.Set == ipvs.SetVIPs && len(s.kernel.Log)%10 == 0 {
+			return fault{err: errLost, written: true} // it is read whether it took place
+		}
+		return fault{}
+	}
+	s.start(completeModel(crowd(300)...))
+	s.pass(2 * time.Minute)
+	if during < 100 || s.loop.audits.busy || s.loop.audits.pass < 2 {
+		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.audits.pass, s.loop.audits.busy)
+	}
+	times := map[ipvs.Op]int{}
+	for _, op := range s.kernel.Log {
+		if times[op]++; times[op] == 2 {
+			t.Errorf("written again: %s", op)
+		}
+	}
+	if diffs := expect(s.model, s.kernel.Node, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
+		t.Errorf("not as it should be:\n%s", strings.Join(diffs, "\n"))
+	}
+}
+
+// A pass in the middle of which the interface went, so that all was read anew, concludes nothing: only the
+// addresses are written again.
+func TestAuditWhenTheInterfaceGoes(t *testing.T) {
+	s := newStepper()
+	s.start(completeModel(crowd(20)...))
+	s.pass(9 * time.Second)
+	s.kernel.Log = nil
+	reads := 0
+	s.kernel.FailRead = func() error {
+		if !s.loop.audits.busy {
+			return nil
+		}
+		if reads++; reads == 10 {
+			s.kernel.DropLink()
+			s.loop.base.next = s.now // it is noticed next
+		}
+		return nil
+	}
+	s.pass(3 * time.Minute)
+	binds := 0
+	for _, op := range s.kernel.Log {
+		if _, ok := op.(ipvs.Bind); !ok {
+			t.Errorf("written: %s", op)
+			continue
+		}
+		binds++
+	}
+	if binds != 20 || s.loop.audits.pass < 3 {
+		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.audits.pass)
+	}
 }

@@ -29,7 +29,7 @@ func (l *Loop) noteDone(op ipvs.Op) {
 	f, gone, ok := factOf(op)
 	if !ok {
 		if e, ok := op.(ipvs.Element); ok && e.Key == ipvs.Adopted {
-			l.adopted = true
+			l.adopted, l.audits.adopted = true, true
 		}
 		return
 	}
@@ -40,6 +40,7 @@ func (l *Loop) noteDone(op ipvs.Op) {
 		delete(l.present, f)
 	} else {
 		l.present[f] = true
+		l.audits.saw(f)
 	}
 }
 

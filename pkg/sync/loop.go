@@ -247,7 +247,7 @@ func (l *Loop) start(ctx context.Context) {
 		return
 	}
 	l.started, l.announce = true, true
-	l.audits = audit{next: l.now().Add(l.opt.AuditPeriod)}
+	l.audits.next, l.audits.void = l.now().Add(l.opt.AuditPeriod), l.audits.busy
 }
 
 // announceDone says once that a start is over, when nothing is left to do.

@@ -78,12 +78,18 @@ func changesAtRest() (there []any, changes []change) {
 	}
 }
 
-// crowded is a node with so many Services, at rest. One of them is given.
-func crowded(n int, objs ...any) *stepper {
-	for i := range n - 1 {
+// crowd is so many Services with two endpoints each, one of them on this node.
+func crowd(n int) (objs []any) {
+	for i := range n {
 		svc := service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.%d.%d", i/250, i%250+1), 80)
 		objs = append(objs, svc, slice(svc, fmt.Sprintf("10.244.%d.%d", 10+i/250, i%250+1), fmt.Sprintf("10.245.%d.%d@node1", i/250, i%250+1)))
 	}
+	return objs
+}
+
+// crowded is a node with so many Services, at rest. One of them is given.
+func crowded(n int, objs ...any) *stepper {
+	objs = append(objs, crowd(n-1)...)
 	s := newStepper()
 	s.opt = Options{AuditPeriod: 1000 * time.Hour, BasePeriod: 1000 * time.Hour} // they look at everything
 	s.start(completeModel(objs...))

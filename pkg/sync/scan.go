@@ -53,6 +53,9 @@ func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
 func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[fact]bool) {
 	set := func(kind factKind, there bool) {
 		f := fact{kind, k.Addr}
+		if there {
+			l.audits.saw(f)
+		}
 		switch {
 		case !there && l.present[f]:
 			delete(l.present, f)
