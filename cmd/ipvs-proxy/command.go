@@ -16,7 +16,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newVersion())
 	return root
 }
 

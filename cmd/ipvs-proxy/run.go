@@ -22,7 +22,6 @@ type runOptions struct {
 	sourceDir   string
 	nodeName    string
 	clusterCIDR string
-	scheduler   string
 	binding     string
 	setup       setupFlags
 	verbosity   int
@@ -52,7 +51,6 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 	f.StringVar(&o.sourceDir, "source-dir", "", "directory of YAML or JSON files with the cluster's Services, EndpointSlices and Nodes, as kubectl prints them; changes are followed")
 	f.StringVar(&o.nodeName, "hostname-override", "", "this node's name in the cluster; the host name where it is not given")
 	f.StringVar(&o.clusterCIDR, "cluster-cidr", "", "address ranges of the cluster's pods, one or one a family with a comma between; other sources are masqueraded on their way to a ClusterIP")
-	f.StringVar(&o.scheduler, "ipvs-scheduler", "rr", "scheduler of the virtual servers: rr, wrr, lc, wlc, lblc, lblcr, sed, nq, …")
 	f.StringVar(&o.binding, "vip-binding", string(kernel.BindAddress), "how virtual IPs stand on kube-ipvs0: address, or route (a local route, which costs the kernel the same for 10,000 as for 10)")
 	f.StringVar(&o.localMode, "detect-local-mode", "ClusterCIDR", "how pods are told from other clients: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix")
 	f.StringVar(&o.podBridge, "pod-bridge-interface", "", "with BridgeInterface: the bridge through which this node's pods send")
@@ -145,7 +143,7 @@ func (o *runOptions) kernelConfig() (cfg kernel.Config, err error) {
 
 // syncOptions is what decides what Services become.
 func (o *runOptions) syncOptions() (opt sync.Options, warnings []string, err error) {
-	opt = sync.Options{Compile: sync.CompileOptions{Scheduler: o.scheduler}, NodePods: o.localMode == "NodeCIDR"}
+	opt = sync.Options{Compile: sync.CompileOptions{Scheduler: o.setup.scheduler}, NodePods: o.localMode == "NodeCIDR"}
 	if opt.Compile.NodePorts, warnings, err = sync.ParseNodePortAddresses(o.nodePorts); err != nil {
 		return opt, nil, fmt.Errorf("--nodeport-addresses: %w", err)
 	}

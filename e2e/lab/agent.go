@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,9 @@ import (
 
 // stopTime is how long an agent may take to end after SIGTERM.
 const stopTime = 30 * time.Second
+
+// commandTime is how long a command of the agent may take.
+const commandTime = time.Minute
 
 // Agent is a running ipvs-proxy of a node.
 type Agent struct {
@@ -82,10 +86,7 @@ func (w *World) RunAgent(n *Node, c *Cluster, out io.Writer, args ...string) (*A
 // never unlocked, so it dies with this goroutine.
 func (a *Agent) run(started chan<- error) {
 	runtime.LockOSThread()
-	err := a.Node.enter()
-	if err == nil && a.Node.ReadOnlySysctls {
-		err = readOnlySysctls()
-	}
+	err := a.Node.enterForAgents()
 	if err == nil {
 		err = a.cmd.Start()
 	}
@@ -95,6 +96,44 @@ func (a *Agent) run(started chan<- error) {
 	}
 	a.err = a.cmd.Wait()
 	close(a.done)
+}
+
+// enterForAgents moves this thread, which must end with it, to where the node's
+// agents run.
+func (n *Node) enterForAgents() error {
+	if err := n.enter(); err != nil || !n.ReadOnlySysctls {
+		return err
+	}
+	return readOnlySysctls()
+}
+
+// Command runs the program that the environment's LAB_AGENT names on the node
+// until it ends, as the user with the id, and returns what it printed and its
+// exit status. Without the program, or where it cannot be run, it fails the test.
+func (n *Node) Command(t testing.TB, uid uint32, args ...string) (stdout, stderr string, exit int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Getenv("LAB_AGENT"), args...)
+	var out, errOut strings.Builder
+	cmd.Stdout, cmd.Stderr, cmd.Dir = &out, &errOut, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if uid != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uid, Gid: uid}
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked, as with an agent
+		err := n.enterForAgents()
+		if err == nil {
+			err = cmd.Run()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil && (!errors.As(err, new(*exec.ExitError)) || !cmd.ProcessState.Exited()) {
+		t.Fatalf("%s on %s: %v\n%s%s", cmd, n.Name, err, &out, &errOut)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
 }
 
 // readOnlySysctls makes /proc/sys read-only for this thread, which must end

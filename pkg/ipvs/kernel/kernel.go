@@ -68,7 +68,7 @@ func missingModule(name string, err error) error { return &MissingModuleError{Mo
 
 // Open opens the door. Opening makes the kernel load what it has as modules.
 func Open(ctx context.Context, cfg Config) (*Kernel, error) {
-	if err := mayAdminister(); err != nil {
+	if err := MayAdminister(); err != nil {
 		return nil, err
 	}
 	if name := strings.TrimSuffix(cfg.PodInterface, "*"); len(name) >= unix.IFNAMSIZ {
@@ -108,8 +108,9 @@ func (k *Kernel) Close() {
 	}
 }
 
-// mayAdminister asks for the capability itself: who has it need not be root.
-func mayAdminister() error {
+// MayAdminister is nil where this process may change the network of its namespace, and ErrNotRoot where not. It
+// asks for the capability itself: who has it need not be root.
+func MayAdminister() error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
@@ -124,6 +125,11 @@ func mayAdminister() error {
 // Base sees to interface, nftables table and sysctls.
 func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	ensureSettings(sysctlRoot, k.settings, &r)
+	bridges, err := BridgeTrouble(ctx)
+	if err != nil {
+		bridges = []error{err}
+	}
+	r.Warnings = append(r.Warnings, bridges...)
 	wrote, created, err := k.link.ensure()
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
 	if err != nil {

@@ -256,15 +256,7 @@ func (n *nftDoor) writeRules(ctx context.Context) error {
 			b.attrString(unix.NFTA_RULE_CHAIN, ch.Name)
 		}
 		for _, r := range n.rules {
-			b.begin(nftType(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE|unix.NLM_F_APPEND, nfgen(unix.NFPROTO_INET, 0))
-			b.attrString(unix.NFTA_RULE_TABLE, tableName)
-			b.attrString(unix.NFTA_RULE_CHAIN, r.chain)
-			b.nest(unix.NFTA_RULE_EXPRESSIONS, func() {
-				for _, e := range r.encoded {
-					b.attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, e)
-				}
-			})
-			b.attr(unix.NFTA_RULE_USERDATA, r.userData())
+			putRule(b, tableName, r)
 		}
 	})
 	if err == nil {
@@ -276,6 +268,19 @@ func (n *nftDoor) writeRules(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("write the nftables rules: %w", err)
+}
+
+// putRule appends the request to add a rule at the end of its chain.
+func putRule(b *batch, table string, r rule) {
+	b.begin(nftType(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE|unix.NLM_F_APPEND, nfgen(unix.NFPROTO_INET, 0))
+	b.attrString(unix.NFTA_RULE_TABLE, table)
+	b.attrString(unix.NFTA_RULE_CHAIN, r.chain)
+	b.nest(unix.NFTA_RULE_EXPRESSIONS, func() {
+		for _, e := range r.encoded {
+			b.attr(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, e)
+		}
+	})
+	b.attr(unix.NFTA_RULE_USERDATA, r.userData())
 }
 
 func skipReplies(rs []reply, n int) []reply { return rs[min(n, len(rs)):] }

@@ -1,0 +1,198 @@
+// Package node readies a machine for the agent: Check says what is missing or in the way, Init supplies what
+// can be supplied.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
+)
+
+// Level is how much a finding matters.
+type Level uint8
+
+const (
+	OK      Level = iota // as it should be
+	Warning              // the agent can run; something does not work, or soon will not
+	Problem              // the agent cannot run here, or traffic will fail
+)
+
+func (l Level) String() string { return [...]string{"ok", "warning", "problem"}[l] }
+
+// Finding is one thing that Check looked at. Its text says what is so, what follows and what to do.
+type Finding struct {
+	Level Level
+	Text  string
+}
+
+func (f Finding) String() string { return fmt.Sprintf("%-8s %s", f.Level, f.Text) }
+
+func ok(format string, args ...any) Finding { return Finding{OK, fmt.Sprintf(format, args...)} }
+func warning(format string, args ...any) Finding {
+	return Finding{Warning, fmt.Sprintf(format, args...)}
+}
+func problem(format string, args ...any) Finding {
+	return Finding{Problem, fmt.Sprintf(format, args...)}
+}
+
+// Options are what the agent is to be started with.
+type Options struct {
+	Kernel    kernel.Config
+	Scheduler string // of virtual servers; empty means rr
+}
+
+func (o Options) scheduler() string {
+	if o.Scheduler == "" {
+		return "rr"
+	}
+	return o.Scheduler
+}
+
+// Check looks at the machine and the network namespace of this process. It writes nothing; asking for a part of
+// the kernel makes the kernel load a module that it has, as the agent's start does.
+func Check(ctx context.Context, o Options) []Finding {
+	found := []Finding{checkRelease(), checkRights()}
+	found = append(found, checkNeeds(ctx, o)...)
+	found = append(found, checkSettings(kernel.Settings(o.Kernel))...)
+	found = append(found, checkBridges(ctx)...)
+	found = append(found, checkForeign()...)
+	found = append(found, checkLegacy())
+	return append(found, checkConntrack(), checkConnections(), checkIPv6())
+}
+
+// oldest is the first kernel whose IPVS and nftables do what the agent relies upon.
+var oldest = [2]int{5, 10}
+
+func checkRelease() Finding {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return warning("the kernel's release cannot be read: %v; it should be %d.%d or later", err, oldest[0], oldest[1])
+	}
+	return judgeRelease(unix.ByteSliceToString(u.Release[:]))
+}
+
+func judgeRelease(release string) Finding {
+	var v [2]int
+	if _, err := fmt.Sscanf(release, "%d.%d", &v[0], &v[1]); err != nil {
+		return warning("kernel %q has no version that can be read; it should be %d.%d or later", release, oldest[0], oldest[1])
+	}
+	if slices.Compare(v[:], oldest[:]) < 0 {
+		return problem("kernel %s is older than %d.%d, from which on IPVS and nftables do what the agent relies upon: use a newer one", release, oldest[0], oldest[1])
+	}
+	return ok("kernel %s", release)
+}
+
+func checkRights() Finding {
+	if err := kernel.MayAdminister(); err != nil {
+		return problem("%v", err)
+	}
+	return ok("CAP_NET_ADMIN")
+}
+
+// checkNeeds tries each part of the kernel that the agent builds upon.
+func checkNeeds(ctx context.Context, o Options) (found []Finding) {
+	needs, err := kernel.Needs(o.Kernel)
+	if err != nil {
+		return []Finding{problem("the nftables rules cannot be made: %v", err)}
+	}
+	needs = append(needs, kernel.NeedScheduler(o.scheduler()))
+	var there []string
+	for _, n := range needs {
+		err := n.Try(ctx)
+		switch {
+		case err == nil:
+			there = append(there, n.Module)
+		case errors.Is(err, kernel.ErrNotRoot):
+			return []Finding{warning("modules were not tried: that needs CAP_NET_ADMIN")}
+		case errors.As(err, new(*kernel.MissingModuleError)):
+			found = append(found, problem("%v", err))
+		default:
+			found = append(found, problem("module %s: %v", n.Module, err))
+		}
+		if err != nil && n.Module == "ip_vs" {
+			return found // the rest would say the same again
+		}
+	}
+	if len(there) > 0 {
+		found = append(found, ok("modules, or built in: %s", strings.Join(there, ", ")))
+	}
+	return append(found, checkSchedulers(ctx, o.scheduler()))
+}
+
+// checkSchedulers says which schedulers a Service can have beside the configured one.
+func checkSchedulers(ctx context.Context, configured string) Finding {
+	there, missing := []string{}, []string{}
+	for _, s := range kernel.Schedulers {
+		if s == configured {
+			continue
+		}
+		if kernel.NeedScheduler(s).Try(ctx) == nil {
+			there = append(there, s)
+		} else {
+			missing = append(missing, s)
+		}
+	}
+	if len(missing) > 0 {
+		return warning("this kernel has no schedulers %s (but %s): a Service that asks for one does not get it; modprobe ip_vs_NAME where one is wanted",
+			strings.Join(missing, " "), strings.Join(there, " "))
+	}
+	return ok("schedulers beside %s: %s", configured, strings.Join(there, " "))
+}
+
+const ipvsSysctls = "net/ipv4/vs/"
+
+func checkSettings(list []kernel.Setting) (found []Finding) {
+	for _, s := range list {
+		have, right, err := s.Read()
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.Name, ipvsSysctls) {
+			if _, err := os.Stat("/proc/sys/" + ipvsSysctls); err != nil {
+				continue // they come with ip_vs, of which checkNeeds speaks
+			}
+		}
+		if err == nil && !right {
+			err = s.Writable()
+			if err == nil {
+				found = append(found, warning("sysctl %s is %s, should be %s: init and run set it; until then %s", s.Name, have, s.Want, s.Else))
+				continue
+			}
+			err = fmt.Errorf("sysctl %s is %s, should be %s, and may not be written from here (%w): sysctl -w %s=%s on the node", s.Name, have, s.Want, err, s.Name, s.Want)
+		}
+		if err != nil {
+			found = append(found, problem("%v; as it is, %s", err, s.Else))
+		}
+	}
+	if len(found) == 0 {
+		return []Finding{ok("sysctls")}
+	}
+	return found
+}
+
+func checkBridges(ctx context.Context) (found []Finding) {
+	trouble, err := kernel.BridgeTrouble(ctx)
+	if err != nil {
+		return []Finding{warning("bridges could not be looked at: %v", err)}
+	}
+	for _, t := range trouble {
+		found = append(found, problem("%v", t))
+	}
+	if len(found) == 0 {
+		return []Finding{ok("no bridge with pods keeps packets from IPVS")}
+	}
+	return found
+}
+
+func checkIPv6() Finding {
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	if err != nil || strings.TrimSpace(string(b)) != "0" {
+		return warning("IPv6 is switched off on this node: Services have their IPv4 addresses only; in an IPv4 cluster that is all right, else set net.ipv6.conf.all.disable_ipv6=0 or remove ipv6.disable=1 from the kernel's command line")
+	}
+	return ok("IPv6 is on")
+}

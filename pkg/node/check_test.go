@@ -1,0 +1,141 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
+)
+
+func want(t *testing.T, what string, f Finding, level Level, parts ...string) {
+	t.Helper()
+	if f.Level != level {
+		t.Errorf("%s: %s, want %s", what, f, level)
+	}
+	for _, p := range parts {
+		if !strings.Contains(f.Text, p) {
+			t.Errorf("%s: %q does not say %q", what, f.Text, p)
+		}
+	}
+}
+
+func TestJudgeRelease(t *testing.T) {
+	for release, level := range map[string]Level{
+		"5.10.0": OK, "5.10.223-amd64": OK, "5.15.0-105-generic": OK, "6.1.0-56-cloud-amd64": OK, "10.0": OK, "5.100.1": OK,
+		"5.9.16": Problem, "4.18.0-553.el8_10.x86_64": Problem, "3.10.0": Problem, "4.19": Problem,
+		"": Warning, "unknown": Warning,
+	} {
+		want(t, release, judgeRelease(release), level, "kernel "+map[bool]string{true: `"` + release + `"`, false: release}[level == Warning])
+	}
+	want(t, "old", judgeRelease("4.18.0"), Problem, "older than 5.10", "use a newer one")
+}
+
+func TestJudgeConntrack(t *testing.T) {
+	for _, c := range []struct {
+		count, limit int
+		level        Level
+	}{{0, 0, OK}, {1 << 20, 0, OK}, {800, 1000, OK}, {801, 1000, Warning}, {1000, 1000, Warning}, {209715, 262144, OK}, {209716, 262144, Warning}} {
+		want(t, "conntrack", judgeConntrack(c.count, c.limit), c.level)
+	}
+	want(t, "full", judgeConntrack(900, 1000), Warning, "900 of 1000", "net.netfilter.nf_conntrack_max")
+}
+
+const procIPVS = `IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+TCP  0A60000A:0050 rr ops persistent 600000 FFFFFFFF
+  -> 0AF4010A:1F90      Masq    1      7          30
+  -> 0AF4010B:1F90      Masq    0      1          0
+TCP  [fd00:0096:0000:0000:0000:0000:0000:000a]:0050 rr
+  -> [fd10:0244:0001:0000:0000:0000:0000:000a]:1F90      Masq    1      200          4000
+FWM  00000001 rr
+`
+
+func TestReadConnections(t *testing.T) {
+	n, rows, err := readConnections(strings.NewReader(procIPVS))
+	if n != 4238 || rows != 4096 || err != nil {
+		t.Errorf("%d connections, %d rows, %v; want 4238 and 4096", n, rows, err)
+	}
+	for _, bad := range []string{"", "TCP 0A60000A:0050 rr\n", "IP Virtual Server version 1.2.1 (size=many)\n",
+		strings.Replace(procIPVS, "4000", "4OOO", 1)} {
+		if _, _, err := readConnections(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
+
+func TestJudgeConnections(t *testing.T) {
+	want(t, "few", judgeConnections(4*4096, 4096), OK, "16384 connections", "4096 rows")
+	want(t, "many", judgeConnections(100_000, 4096), Warning, "100000 connections", "4096 rows", "conn_tab_bits=17")
+}
+
+func TestJudgeFirewalls(t *testing.T) {
+	forward := kernel.Chain{Family: "ip", Table: "filter", Name: "FORWARD", Forward: true}
+	input := kernel.Chain{Family: "ip", Table: "filter", Name: "INPUT", Drop: true}
+	quiet := judgeFirewalls([]kernel.Chain{forward, input})
+	if len(quiet) != 1 {
+		t.Errorf("%v", quiet)
+	}
+	want(t, "accepting", quiet[0], OK)
+	closed := forward
+	closed.Drop = true
+	found := judgeFirewalls([]kernel.Chain{forward, closed, input, {Family: "inet", Table: "fw", Name: "fwd", Forward: true, Drop: true}})
+	if len(found) != 2 {
+		t.Fatalf("%v", found)
+	}
+	want(t, "ip", found[0], Warning, "ip filter FORWARD")
+	want(t, "inet", found[1], Warning, "inet fw fwd")
+}
+
+func TestJudgeProxies(t *testing.T) {
+	chain := func(name string) kernel.Chain { return kernel.Chain{Family: "ip", Table: "nat", Name: name} }
+	for name, c := range map[string]struct {
+		tables []string
+		chains []kernel.Chain
+		says   []string
+	}{
+		"nothing":         {},
+		"the kubelet's":   {[]string{"ip mangle"}, []kernel.Chain{chain("KUBE-KUBELET-CANARY"), chain("KUBE-FIREWALL"), chain("KUBE-IPTABLES-HINT"), chain("KUBE-MARK-DROP"), chain("KUBE-POSTROUTING")}, nil},
+		"network policy":  {nil, []kernel.Chain{chain("KUBE-NWPLCY-DEFAULT"), chain("KUBE-POD-FW-ABC")}, nil},
+		"iptables":        {[]string{"ip nat"}, []kernel.Chain{chain("PREROUTING"), chain("KUBE-SERVICES"), chain("KUBE-SVC-ABC")}, []string{"kube-proxy in iptables or ipvs mode|chain ip nat KUBE-SERVICES"}},
+		"left by ipvs":    {nil, []kernel.Chain{chain("KUBE-NODE-PORT")}, []string{"kube-proxy in iptables or ipvs mode|KUBE-NODE-PORT"}},
+		"nftables":        {[]string{"ip6 kube-proxy"}, nil, []string{"kube-proxy in nftables mode|table ip6 kube-proxy"}},
+		"kube-router":     {nil, []kernel.Chain{chain("KUBE-ROUTER-SERVICES")}, []string{"kube-router|KUBE-ROUTER-SERVICES"}},
+		"two of them":     {[]string{"ip kube-proxy"}, []kernel.Chain{chain("KUBE-SERVICES")}, []string{"nftables mode", "iptables or ipvs mode"}},
+		"similarly named": {[]string{"inet my-kube-proxy"}, []kernel.Chain{chain("kube-services")}, nil},
+	} {
+		found := judgeProxies(c.tables, c.chains)
+		if len(c.says) == 0 {
+			if len(found) != 1 || found[0].Level != OK {
+				t.Errorf("%s: %v", name, found)
+			}
+			continue
+		}
+		if len(found) != len(c.says) {
+			t.Errorf("%s: %v, want %d", name, found, len(c.says))
+			continue
+		}
+		for i, say := range c.says {
+			want(t, name, found[i], Warning, strings.Split(say, "|")...)
+		}
+	}
+}
+
+func TestJudgeLegacy(t *testing.T) {
+	dir := t.TempDir() + "/"
+	want(t, "no such module", judgeLegacy(dir), OK)
+	for file, text := range map[string]string{"ip_tables_names": "", "ip6_tables_names": ""} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, "no tables", judgeLegacy(dir), OK)
+	for file, text := range map[string]string{"ip_tables_names": "nat\nfilter\n", "ip6_tables_names": "filter\n"} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, "tables", judgeLegacy(dir), Warning, "(filter, nat)", "cannot see", "iptables-legacy-save")
+}
