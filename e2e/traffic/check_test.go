@@ -336,9 +336,10 @@ func TestB45ManyConnections(t *testing.T) {
 	s.w.StartAgent(t, n, s.cluster)
 	svc := web(46)
 	svc.Ports = append(svc.Ports, lab.Port{Name: "udp", Port: 53, TargetPort: 5353, Protocol: "UDP"})
-	s.apply(svc, s.w.Pod("pod-b"))
+	a, b := s.w.Pod("pod-a"), s.w.Pod("pod-b") // each gets half, which would not be many
+	s.apply(svc, a, b)
 	answers(t, n.Host, at(svc, 4, 80))
-	wantReals(t, n, at(svc, 4, 53), netip.AddrPortFrom(s.w.Pod("pod-b").V4, 5353).String()+" 1")
+	wantReals(t, n, at(svc, 4, 53), netip.AddrPortFrom(a.V4, 5353).String()+" 1", netip.AddrPortFrom(b.V4, 5353).String()+" 1")
 	const rows, each = 4096, 4
 	if f := check(t, n); len(f.of("ok", "IPVS", fmt.Sprintf("table of %d rows", rows))) != 1 {
 		t.Fatalf("hardly any connections:\n%s", strings.Join(f.lines, "\n"))
