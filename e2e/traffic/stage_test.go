@@ -39,10 +39,10 @@ func newStage(t *testing.T, cfg ...lab.Config) *stage {
 }
 
 // start starts an agent on every node.
-func (s *stage) start() *stage {
+func (s *stage) start(args ...string) *stage {
 	s.t.Helper()
 	for _, n := range s.w.Nodes {
-		s.agents = append(s.agents, s.w.StartAgent(s.t, n, s.cluster))
+		s.agents = append(s.agents, s.w.StartAgent(s.t, n, s.cluster, args...))
 	}
 	s.t.Cleanup(s.nothingRefused)
 	return s
