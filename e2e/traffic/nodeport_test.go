@@ -84,6 +84,10 @@ func TestB11NodePort(t *testing.T) {
 	t.Run("two pods", func(t *testing.T) {
 		each(t, func(t *testing.T, family int) { s.reached(t, family, port, map[string]int{"pod-b": 1, "pod-c": 1}) })
 	})
+	s.restart(0) // now with virtual IPs on the node
+	if log := s.agents[0].Log(); strings.Contains(log, "\tprogrammed\t") {
+		t.Errorf("a start on a correct node wrote something:\n%s", log)
+	}
 	t.Run("what is no node port", func(t *testing.T) {
 		each(t, func(t *testing.T, family int) { s.untouched(t, family, svc) })
 	})
