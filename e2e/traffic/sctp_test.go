@@ -88,14 +88,7 @@ func TestSCTPDrain(t *testing.T) {
 			return nil
 		})
 		s.apply(svc, c)
-		lab.Eventually(t, soon, "pod-a takes no more", func() error {
-			for _, r := range reals(t, s.w.Node(1), to) {
-				if r == netip.AddrPortFrom(a.Addr(family), 9090).String()+" 0" {
-					return nil
-				}
-			}
-			return fmt.Errorf("real servers %v", reals(t, s.w.Node(1), to))
-		})
+		takesNoMore(t, s.w.Node(1), to, netip.AddrPortFrom(a.Addr(family), 9090))
 		for range 4 {
 			if r := s.w.Client.AskSCTP(to); r.Verdict != lab.Answered || r.Pod != "pod-c" {
 				t.Errorf("a new association while pod-a drains: %s; want pod-c", r)

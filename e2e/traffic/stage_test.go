@@ -168,6 +168,19 @@ func destinations(t testing.TB, n *lab.Node, vip netip.AddrPort) map[netip.AddrP
 	return found
 }
 
+// takesNoMore waits until a real server is drained or gone.
+func takesNoMore(t testing.TB, n *lab.Node, vip, real netip.AddrPort) {
+	t.Helper()
+	lab.Eventually(t, soon, fmt.Sprintf("%s takes no more connections of %s on %s", real, vip, n.Name), func() error {
+		for _, r := range reals(t, n, vip) {
+			if strings.HasPrefix(r, real.String()+" ") && r != real.String()+" 0" {
+				return fmt.Errorf("it is %s", r)
+			}
+		}
+		return nil
+	})
+}
+
 // wantReals waits until a frontend has exactly these real servers on a node.
 func wantReals(t testing.TB, n *lab.Node, vip netip.AddrPort, want ...string) {
 	t.Helper()
