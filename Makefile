@@ -27,6 +27,10 @@ test: ## all checks: vet, unit tests with -race, and the kernel tests on a kerne
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
 	$(LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
 
+.PHONY: proportion
+proportion: ## count what a change writes to the kernel with 10, 1,000 and 10,000 Services
+	$(LAB) test --skip-host --run '^TestProportion$$' --env LAB_PROPORTION=10000
+
 .PHONY: bench
 bench: ## count the instructions that the agent's work costs, on a machine whose clock counts them
 	$(LAB) bench

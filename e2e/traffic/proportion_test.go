@@ -2,7 +2,9 @@ package traffic
 
 import (
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -63,9 +65,9 @@ var minimal = []struct {
 	writes []string
 }{
 	// Writes that came later still would stand among those of the next change.
-	{"the same again", func(w *crowd) {}, 0, nil},
+	{"the same again", func(w *crowd) {}, time.Second, nil},
 	{"endpoint on another node added", func(w *crowd) {
-		w.set(3, remote(6), remote(7), remote(9000))
+		w.set(3, remote(6), remote(7), remote(30_000))
 	}, soon, []string{"NEW_DEST"}},
 	{"endpoint on this node added", func(w *crowd) {
 		w.set(4, remote(8), remote(9), local(77))
@@ -75,7 +77,7 @@ var minimal = []struct {
 		w.set(5, remote(11))
 	}, 2 * soon, []string{"SET_DEST", "DEL_DEST"}},
 	{"Service with one endpoint added", func(w *crowd) {
-		w.add(len(w.services), remote(9001))
+		w.add(len(w.services), remote(30_001))
 	}, soon, []string{"NEWSETELEM owned4", "NEWSETELEM vips4", "NEW_SERVICE", "NEW_DEST", "NEWADDR", "NEWSETELEM open4"}},
 	// Its slice stays, as that of a Service that was deleted does for a moment.
 	{"Service with one endpoint removed", func(w *crowd) {
@@ -87,37 +89,50 @@ var minimal = []struct {
 // same content costs none (I5). They are counted outside the agent and compared with what a person would have
 // written. What goes past netlink, sysctls, is not counted.
 func TestProportion(t *testing.T) {
-	for _, size := range []int{10, 1000} {
-		t.Run(fmt.Sprintf("%d Services", size), func(t *testing.T) {
-			w := lab.New(t, lab.Config{Nodes: 1, Pods: []lab.PodSpec{}})
-			cluster := newCrowd(w.Cluster(t), size)
-			cluster.write()
-			tap := tapWrites(t, w.Node(1))
-			began := time.Now()
-			agent := w.StartAgent(t, w.Node(1), cluster.c)
-			lab.Eventually(t, time.Minute, "the start", func() error {
-				if !strings.Contains(agent.Log(), "all Services are programmed") {
-					return fmt.Errorf("not said in the log")
-				}
-				return nil
-			})
-			tap.wantStart(size)
-			t.Logf("start: %s", time.Since(began).Round(time.Millisecond))
-			for _, m := range minimal {
-				began := time.Now()
-				m.change(cluster)
-				cluster.write()
-				within := m.within
-				if len(m.writes) == 0 {
-					within = time.Second + time.Duration(size)*3*time.Millisecond // the list is read by then
-				}
-				got := tap.take(within, len(m.writes))
-				if !slices.Equal(got, m.writes) {
-					t.Errorf("%s: wrote\n  %s\nwant\n  %s", m.name, strings.Join(got, "\n  "), strings.Join(m.writes, "\n  "))
-				}
-				t.Logf("%s: %d writes, %s", m.name, len(got), time.Since(began).Round(time.Millisecond))
-			}
-		})
+	for _, size := range proportionSizes(t) {
+		t.Run(fmt.Sprintf("%d Services", size), func(t *testing.T) { testProportion(t, size) })
+	}
+}
+
+// proportionSizes are the numbers of Services to count with. LAB_PROPORTION names one more: 10,000 take an
+// emulated machine minutes (make proportion).
+func proportionSizes(t *testing.T) []int {
+	sizes := []int{10, 1000}
+	if more := os.Getenv("LAB_PROPORTION"); more != "" {
+		n, err := strconv.Atoi(more)
+		if err != nil {
+			t.Fatalf("LAB_PROPORTION: %v", err)
+		}
+		sizes = append(sizes, n)
+	}
+	return sizes
+}
+
+func testProportion(t *testing.T, size int) {
+	w := lab.New(t, lab.Config{Nodes: 1, Pods: []lab.PodSpec{}})
+	cluster := newCrowd(w.Cluster(t), size)
+	cluster.write()
+	tap := tapWrites(t, w.Node(1))
+	began := time.Now()
+	agent := w.StartAgent(t, w.Node(1), cluster.c)
+	reading := time.Duration(size) * 3 * time.Millisecond // of the list, at most
+	lab.Eventually(t, time.Minute+2*reading, "the start", func() error {
+		if !strings.Contains(agent.Log(), "all Services are programmed") {
+			return fmt.Errorf("not said in the log")
+		}
+		return nil
+	})
+	tap.wantStart(size)
+	t.Logf("start: %s", time.Since(began).Round(time.Millisecond))
+	for _, m := range minimal {
+		began := time.Now()
+		m.change(cluster)
+		cluster.write()
+		got := tap.take(m.within+reading, len(m.writes))
+		if !slices.Equal(got, m.writes) {
+			t.Errorf("%s: wrote\n  %s\nwant\n  %s", m.name, strings.Join(got, "\n  "), strings.Join(m.writes, "\n  "))
+		}
+		t.Logf("%s: %d writes, %s", m.name, len(got), time.Since(began).Round(time.Millisecond))
 	}
 }
 
