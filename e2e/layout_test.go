@@ -24,7 +24,7 @@ var rooms = map[string][]string{
 	"pkg/ipvs":       {},
 	"pkg/ipvs/kernel": {module + "/pkg/ipvs", "github.com/vishvananda/netlink", "github.com/google/nftables",
 		"github.com/mdlayher/netlink", "github.com/moby/ipvs", "golang.org/x/sys/unix"},
-	"pkg/node":          {module + "/pkg/ipvs/kernel", "golang.org/x/sys/unix"},
+	"pkg/node":          {module + "/pkg/ipvs/kernel", "github.com/u-root/u-root/pkg/kmodule", "golang.org/x/sys/unix"},
 	"pkg/ipvs/fake":     {module + "/pkg/ipvs"},
 	"pkg/ipvs/contract": {module + "/pkg/ipvs", "github.com/google/go-cmp"},
 }

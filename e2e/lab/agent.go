@@ -101,10 +101,20 @@ func (a *Agent) run(started chan<- error) {
 // enterForAgents moves this thread, which must end with it, to where the node's
 // agents run.
 func (n *Node) enterForAgents() error {
-	if err := n.enter(); err != nil || !n.ReadOnlySysctls {
+	if err := n.enter(); err != nil {
 		return err
 	}
-	return readOnlySysctls()
+	if n.ReadOnlySysctls {
+		if err := readOnlySysctls(); err != nil {
+			return err
+		}
+	}
+	for _, c := range n.WithoutCaps {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	return nil
 }
 
 // Command runs the program that the environment's LAB_AGENT names on the node

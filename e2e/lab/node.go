@@ -14,7 +14,10 @@ type Node struct {
 	Index int // 1 for node1
 	// ReadOnlySysctls: agents that are started from now on may not write
 	// /proc/sys, as in a container that is not privileged.
-	ReadOnlySysctls    bool
+	ReadOnlySysctls bool
+	// WithoutCaps are capabilities (unix.CAP_*) that agents lack which are
+	// started from now on.
+	WithoutCaps        []uintptr
 	PodCIDR4, PodCIDR6 netip.Prefix
 	Gateway4, Gateway6 netip.Addr // of cni0
 	cni0, eth0         netlink.Link

@@ -70,12 +70,15 @@ func bridgeTrouble(ctx context.Context, root string) (found []error, err error) 
 	return found, nil
 }
 
+// ErrNoBridgeNetfilter: bridges cannot hand packets to netfilter. The kernel never loads the module by itself.
+var ErrNoBridgeNetfilter = errors.New("br_netfilter is not loaded")
+
 func (f bridgeFamily) trouble(bridges []string, missing bool) error {
-	state, do := f.sysctl+" is 0", "sysctl -w "+f.sysctl+"=1, and a line in /etc/sysctl.d for good"
+	state, do := fmt.Errorf("%s is 0", f.sysctl), "sysctl -w "+f.sysctl+"=1, and a line in /etc/sysctl.d for good"
 	if missing {
-		state, do = "br_netfilter is not loaded", "modprobe br_netfilter, and a line in /etc/modules-load.d for good"
+		state, do = ErrNoBridgeNetfilter, "modprobe br_netfilter, and a line in /etc/modules-load.d for good"
 	}
-	return fmt.Errorf("%s, and pods stand on bridge %s: %s connections between two pods of this node through a Service hang; %s",
+	return fmt.Errorf("%w, and pods stand on bridge %s: %s connections between two pods of this node through a Service hang; %s",
 		state, strings.Join(bridges, ", "), f.name, do)
 }
 

@@ -124,7 +124,7 @@ func MayAdminister() error {
 
 // Base sees to interface, nftables table and sysctls.
 func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
-	ensureSettings(sysctlRoot, k.settings, &r)
+	r.Wrote, r.Warnings = EnsureSettings(k.settings)
 	bridges, err := BridgeTrouble(ctx)
 	if err != nil {
 		bridges = []error{err}

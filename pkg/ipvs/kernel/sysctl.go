@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // sysctlRoot is where this network namespace's settings are.
@@ -85,16 +83,21 @@ func (s Setting) ensure(root string) (wrote bool, err error) {
 	return true, nil
 }
 
-// ensureSettings sees to each setting. One that cannot be written is reported and does not stop the rest: the
+// EnsureSettings sees to each setting. One that cannot be written is reported and does not stop the rest: the
 // node may be set up by other means, and what works without it should work.
-func ensureSettings(root string, list []Setting, r *ipvs.BaseReport) {
+func EnsureSettings(list []Setting) (wrote []string, warnings []error) {
+	return ensureSettings(sysctlRoot, list)
+}
+
+func ensureSettings(root string, list []Setting) (wrote []string, warnings []error) {
 	for _, s := range list {
-		wrote, err := s.ensure(root)
+		changed, err := s.ensure(root)
 		if err != nil {
-			r.Warnings = append(r.Warnings, err)
+			warnings = append(warnings, err)
 		}
-		if wrote {
-			r.Wrote = append(r.Wrote, "sysctl -w "+s.Name+"="+s.Want)
+		if changed {
+			wrote = append(wrote, "sysctl -w "+s.Name+"="+s.Want)
 		}
 	}
+	return wrote, warnings
 }

@@ -5,8 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // procSys is a directory in the place of /proc/sys.
@@ -30,32 +28,29 @@ func valueOf(t *testing.T, root, name string) string {
 // TestEnsureSettings: only what is wrong is written, and what cannot be is said with all that one needs to know.
 func TestEnsureSettings(t *testing.T) {
 	root := procSys(t, map[string]string{"net/right": "1", "net/wrong": "0"})
-	var r ipvs.BaseReport
-	ensureSettings(root, []Setting{
+	wrote, warnings := ensureSettings(root, []Setting{
 		{Name: "net/right", Want: "1", Else: "a"},
 		{Name: "net/wrong", Want: "1", Else: "b"},
 		{Name: "net/missing", Want: "1", Else: "pigs fly"},
 		{Name: "net/ipv6/conf/all/forwarding", Want: "1", Else: "IPv6 is off and nobody minds"},
-	}, &r)
-	if len(r.Wrote) != 1 || r.Wrote[0] != "sysctl -w net/wrong=1" {
-		t.Errorf("wrote %q", r.Wrote)
+	})
+	if len(wrote) != 1 || wrote[0] != "sysctl -w net/wrong=1" {
+		t.Errorf("wrote %q", wrote)
 	}
 	// A kernel file is written as a whole; here, what was longer would stay.
 	if have := valueOf(t, root, "net/wrong"); have != "1" {
 		t.Errorf("net/wrong is %q", have)
 	}
-	if len(r.Warnings) != 1 {
-		t.Fatalf("warnings: %v", r.Warnings)
+	if len(warnings) != 1 {
+		t.Fatalf("warnings: %v", warnings)
 	}
 	for _, want := range []string{"sysctl net/missing", "should be 1", "no such file", "pigs fly"} {
-		if !strings.Contains(r.Warnings[0].Error(), want) {
-			t.Errorf("%q does not say %q", r.Warnings[0], want)
+		if !strings.Contains(warnings[0].Error(), want) {
+			t.Errorf("%q does not say %q", warnings[0], want)
 		}
 	}
-	again := ipvs.BaseReport{}
-	ensureSettings(root, []Setting{{Name: "net/wrong", Want: "1"}}, &again)
-	if len(again.Wrote)+len(again.Warnings) > 0 {
-		t.Errorf("the second time: %+v", again)
+	if wrote, warnings := ensureSettings(root, []Setting{{Name: "net/wrong", Want: "1"}}); len(wrote)+len(warnings) > 0 {
+		t.Errorf("the second time: %q, %v", wrote, warnings)
 	}
 }
 
