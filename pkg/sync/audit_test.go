@@ -142,7 +142,7 @@ func TestAuditDuringAStart(t *testing.T) {
 		}
 		return fault{}
 	}
-	s.start(completeModel(crowd(300)...))
+	s.start(completeModel(crowd(150)...))
 	s.pass(2 * time.Minute)
 	if during < 100 || s.loop.audits.busy || s.loop.audits.pass < 2 {
 		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.audits.pass, s.loop.audits.busy)
