@@ -47,8 +47,8 @@ func TestB5LiveChanges(t *testing.T) {
 	s.ready(svc)
 	tap := tapWrites(t, s.w.Node(1))
 	var six lab.LoadReport
-	four := underLoad(t, s.w.Client, at(svc, 4, 80), func() {
-		six = underLoad(t, s.w.Node(2).Host, at(svc, 6, 80), func() {
+	four := underLoad(t, s.w.Client, at(svc, 4, 80), patient, func() {
+		six = underLoad(t, s.w.Node(2).Host, at(svc, 6, 80), patient, func() {
 			for i, change := range portChanges {
 				t.Run(change.name, func(t *testing.T) {
 					svc.Ports = append([]lab.Port{http}, change.ports...)

@@ -49,7 +49,7 @@ func TestB1WhichServices(t *testing.T) {
 			hits(t, c, at(witness, family, 80), map[string]int{"pod-c": 4})
 		}
 	})
-	load := underLoad(t, s.w.Client, at(plain, 4, 80), func() {
+	load := underLoad(t, s.w.Client, at(plain, 4, 80), patient, func() {
 		for range 2 {
 			began := time.Now()
 			s.cluster.Apply(labelled(live, "another"))

@@ -84,7 +84,7 @@ func (s *stage) affinity(t *testing.T, svc lab.Service, family int, ask asking) 
 	var live chan lab.Reply
 	if ask.name == "TCP" {
 		live = make(chan lab.Reply, 1)
-		go func() { live <- s.w.Client.Ask(to, lab.Wait(3*time.Second), lab.Timeout(30*time.Second)) }()
+		go func() { live <- s.w.Client.Ask(to, lab.Wait(5*time.Second), lab.Timeout(30*time.Second)) }()
 	}
 	off := svc
 	off.Spec = nil
@@ -138,8 +138,8 @@ func TestS4NamedPort(t *testing.T) {
 	s.ready(kubia)
 	inside := s.addPod(lab.PodSpec{Name: "asker", Node: 2})
 	var outside6 lab.LoadReport
-	outside4 := underLoad(t, s.w.Client, at(kubia, 4, 80), func() {
-		outside6 = underLoad(t, inside.Host, at(kubia, 6, 80), func() {
+	outside4 := underLoad(t, s.w.Client, at(kubia, 4, 80), patient, func() {
+		outside6 = underLoad(t, inside.Host, at(kubia, 6, 80), patient, func() {
 			for _, gone := range s.pods() {
 				fresh = append(fresh, s.addPod(lab.PodSpec{Name: gone.Name + "-new", Node: gone.Node.Index}))
 				s.w.ServeHTTP(t, 9090, fresh[len(fresh)-1])
@@ -162,7 +162,7 @@ func TestS4NamedPort(t *testing.T) {
 			t.Errorf("%s: %s; want none lost, and answers of all new pods", name, r)
 		}
 	}
-	control := underLoad(t, s.w.Client, at(kubia, 4, 80), func() {
+	control := underLoad(t, s.w.Client, at(kubia, 4, 80), 5*time.Second, func() {
 		for _, a := range s.agents {
 			if err := a.Stop(); err != nil {
 				t.Fatal(err)
@@ -261,10 +261,10 @@ func TestS13Readiness(t *testing.T) {
 	}
 	each(t, func(t *testing.T, family int) {
 		to := at(kubia, family, 80)
-		load := underLoad(t, s.w.Client, to, func() {
+		load := underLoad(t, s.w.Client, to, patient, func() {
 			talk := make(chan lab.Reply, 3) // one of three is with pod-a
 			for range 3 {
-				go func() { talk <- s.w.Pod("pod-c").Ask(to, lab.Wait(2*time.Second), lab.Timeout(30*time.Second)) }()
+				go func() { talk <- s.w.Pod("pod-c").Ask(to, lab.Wait(4*time.Second), lab.Timeout(30*time.Second)) }()
 			}
 			wantActive(t, s.w.Node(2), to, 3)
 			probe(family, false)

@@ -99,14 +99,18 @@ func (s *stage) wantGone(t testing.TB, to netip.AddrPort) {
 	}
 }
 
-// underLoad lets a client ask on and on: for a while, while f happens, and for a while after it.
-func underLoad(t testing.TB, c *lab.Host, to netip.AddrPort, f func()) lab.LoadReport {
+// patient is a time-out that an emulated machine does not reach by being slow.
+const patient = 20 * time.Second
+
+// underLoad lets a client ask on and on: for a while, while f happens, and for a while after it. Each request is
+// under way for a second, so that a connection that is cut shows. One that hears nothing is lost after its time.
+func underLoad(t testing.TB, c *lab.Host, to netip.AddrPort, timeout time.Duration, f func()) lab.LoadReport {
 	t.Helper()
-	l := c.StartLoad(to, lab.LoadConfig{Rate: 40, Concurrency: 32, Wait: 400 * time.Millisecond, Timeout: 5 * time.Second})
+	l := c.StartLoad(to, lab.LoadConfig{Rate: 20, Concurrency: 32, Wait: time.Second, Timeout: timeout})
 	more := func(n int) {
 		t.Helper()
 		began := l.Report()
-		lab.Eventually(t, soon, "the load goes on", func() error {
+		lab.Eventually(t, time.Minute, "the load goes on", func() error {
 			if r := l.Report(); r.Sent < began.Sent+n {
 				return fmt.Errorf("%s", r)
 			}
@@ -115,7 +119,7 @@ func underLoad(t testing.TB, c *lab.Host, to netip.AddrPort, f func()) lab.LoadR
 	}
 	more(20)
 	f()
-	more(40)
+	more(30)
 	return l.Stop()
 }
 
