@@ -221,28 +221,32 @@ func (s *socket) send(ctx context.Context, b *batch) (first uint32, err error) {
 	return first, nil
 }
 
-// receive waits for the next datagram.
+// receive waits for the next datagram. It looks before it gives up: the kernel answers most requests while they
+// are sent, and then it was this process or the whole machine that stood still until the deadline had passed.
 func (s *socket) receive(ctx context.Context, deadline time.Time) ([]byte, error) {
 	for {
+		if ctx.Err() != nil {
+			return nil, errTimeout
+		}
+		n, _, err := unix.Recvfrom(s.fd, s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR:
+		case err != nil:
+			// ENOBUFS: the kernel dropped an answer for want of room.
+			return nil, fmt.Errorf("read a netlink answer: %w", err)
+		case n > len(s.buf):
+			return nil, fmt.Errorf("netlink answer of %d bytes is larger than the buffer", n)
+		default:
+			return s.buf[:n], nil
+		}
 		left := time.Until(deadline)
-		if left <= 0 || ctx.Err() != nil {
+		if left <= 0 {
 			return nil, errTimeout
 		}
 		fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, int(left/time.Millisecond)+1); err != nil && err != unix.EINTR {
 			return nil, fmt.Errorf("wait for a netlink answer: %w", err)
 		}
-		n, _, err := unix.Recvfrom(s.fd, s.buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
-		switch {
-		case err == unix.EAGAIN || err == unix.EINTR:
-			continue
-		case err != nil:
-			// ENOBUFS: the kernel dropped an answer for want of room.
-			return nil, fmt.Errorf("read a netlink answer: %w", err)
-		case n > len(s.buf):
-			return nil, fmt.Errorf("netlink answer of %d bytes is larger than the buffer", n)
-		}
-		return s.buf[:n], nil
 	}
 }
 

@@ -151,6 +151,30 @@ func TestLateAnswer(t *testing.T) {
 	}
 }
 
+// A process that stood still until the deadline had passed still takes the answer that has been waiting for it.
+func TestAnswerThatWaited(t *testing.T) {
+	s := faulty(t, func(_ int, seqs []uint32, send func([]byte)) { send(answer(seqs[0], 0)) })
+	b := requests(1)
+	b.finish()
+	if _, err := s.send(context.Background(), b); err != nil {
+		t.Fatal(err)
+	}
+	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
+	for n := 0; n == 0; {
+		var err error
+		if n, err = unix.Poll(fds, 10_000); err != nil && err != unix.EINTR || n == 0 && err == nil {
+			t.Fatalf("the answer does not come: %v", err)
+		}
+	}
+	passed := time.Now().Add(-time.Second)
+	if _, err := s.receive(context.Background(), passed); err != nil {
+		t.Errorf("an answer that was there: %v", err)
+	}
+	if _, err := s.receive(context.Background(), passed); !errors.Is(err, errTimeout) {
+		t.Errorf("nothing there and the deadline passed: %v, want %v", err, errTimeout)
+	}
+}
+
 // TestLostAcknowledgement: the loop is told Unknown, so that it looks before it writes again.
 func TestLostAcknowledgement(t *testing.T) {
 	s := faulty(t, func(_ int, seqs []uint32, send func([]byte)) { send(answer(seqs[0], unix.EEXIST)) })
