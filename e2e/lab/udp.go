@@ -230,7 +230,8 @@ func (f *Flow) Stop() FlowReport {
 	return r
 }
 
-// AskUDP sends one datagram from a port of its own and waits for the answer.
+// AskUDP sends one datagram from a port of its own and waits for the answer. What the asker's own firewall stops
+// fails when it is sent (EPERM): it is Refused if an ICMP error follows, and Failed if it was only dropped.
 func (h *Host) AskUDP(to netip.AddrPort, opts ...AskOption) (r Reply) {
 	q := newQuestion(opts)
 	start := time.Now()
@@ -252,13 +253,17 @@ func (h *Host) AskUDP(to netip.AddrPort, opts ...AskOption) (r Reply) {
 	if r.Err = sock.SetDeadline(start.Add(q.timeout)); r.Err != nil {
 		return r
 	}
-	if _, r.Err = sock.Write([]byte("0")); r.Err != nil {
+	_, sent := sock.Write([]byte("0"))
+	if sent != nil && !errors.Is(sent, unix.EPERM) {
+		r.Err = sent
 		return r
 	}
 	buf := make([]byte, 512)
 	n, err := sock.Read(buf)
-	if err != nil {
-		r.Err = err
+	if sent != nil && !errors.Is(err, unix.ECONNREFUSED) {
+		err = sent
+	}
+	if r.Err = err; err != nil {
 		return r
 	}
 	_, r.Pod, _ = strings.Cut(string(buf[:n]), " pod=")

@@ -94,18 +94,28 @@ func onInterface(n *lab.Node, vip netip.Addr) (found bool, err error) {
 	return found, err
 }
 
-// B17: a pod reaches itself through its own Service.
+// B17: a pod reaches itself through its own Service, on every kind of frontend, over TCP and UDP, also by way of
+// another node.
 func TestB17Hairpin(t *testing.T) {
-	s := newStage(t).start()
+	s := newStage(t).start(allowExternalIPs)
 	pod := s.w.Pod("pod-a")
-	svc := web(17)
+	s.serveUDP(5353, pod)
+	svc := everywhere(17)
 	s.apply(svc, pod)
 	s.ready(svc)
 	each(t, func(t *testing.T, family int) {
-		to := at(svc, family, 80)
-		for range 5 {
-			if r := pod.Ask(to); r.Verdict != lab.Answered || r.Pod != "pod-a" {
-				t.Errorf("pod-a asks %s, behind which it stands alone: %s", to, r)
+		ways := s.ways(svc, family)
+		other := s.w.Node(2).Addr(family)
+		ways = append(ways, way{"NodePort of another node", netip.AddrPortFrom(other, svc.Ports[0].NodePort), netip.AddrPortFrom(other, svc.Ports[1].NodePort)})
+		for _, fe := range ways {
+			answers(t, pod.Host, fe.tcp)
+			for range 3 {
+				if r := pod.Ask(fe.tcp); r.Verdict != lab.Answered || r.Pod != "pod-a" {
+					t.Errorf("pod-a asks the %s %s, behind which it stands alone: %s", fe.kind, fe.tcp, r)
+				}
+				if r := pod.AskUDP(fe.udp); r.Pod != "pod-a" {
+					t.Errorf("pod-a asks the %s %s over UDP, behind which it stands alone: %s", fe.kind, fe.udp, r)
+				}
 			}
 		}
 	})

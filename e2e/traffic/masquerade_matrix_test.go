@@ -17,6 +17,9 @@ func (s *stage) frontends(svc lab.Service, family int) map[string]netip.AddrPort
 	if a := balancerAddr(svc, family); a.IsValid() {
 		fs["LoadBalancer"] = netip.AddrPortFrom(a, svc.Ports[0].Port)
 	}
+	if a := externalAddr(svc, family); a.IsValid() {
+		fs["ExternalIP"] = netip.AddrPortFrom(a, svc.Ports[0].Port)
+	}
 	return fs
 }
 

@@ -1,7 +1,6 @@
 package traffic
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
@@ -46,19 +45,6 @@ func daemon(t *testing.T, n *lab.Node, port uint16) (name string) {
 	}
 	t.Cleanup(stop)
 	return name
-}
-
-// programmed waits until the agents have said that their start is over.
-func (s *stage) programmed() {
-	s.t.Helper()
-	for _, a := range s.agents {
-		lab.Eventually(s.t, soon, "the start of "+a.Node.Name+" is over", func() error {
-			if !strings.Contains(a.Log(), "all Services are programmed") {
-				return fmt.Errorf("not said in the log")
-			}
-			return nil
-		})
-	}
 }
 
 // B11: a node port is served on every address of every node, to every kind of client, over TCP and UDP, also
@@ -183,7 +169,9 @@ func TestB11NodePortAddresses(t *testing.T) {
 	for i, n := range nodes {
 		s.agents = append(s.agents, s.w.StartAgent(t, s.w.Nodes[i], s.cluster, "--nodeport-addresses="+n.flag))
 	}
-	s.programmed()
+	for _, a := range s.agents {
+		programmed(t, a)
+	}
 	for i, n := range nodes {
 		t.Run(strings.ReplaceAll(n.flag, "/", "_"), func(t *testing.T) {
 			node := s.w.Nodes[i]

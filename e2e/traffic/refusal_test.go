@@ -53,47 +53,62 @@ func series(c client, to netip.AddrPort, n int) (took, slowest time.Duration, er
 	return took, slowest, nil
 }
 
-// B15: no endpoint: every client is refused at once, by a reset, so that neither ICMP's rate limit nor IPv6's
-// deafness to it shows: 100 connects from one client within a second, each refused within 100 ms.
+// B15: no endpoint: every client is refused at once on every kind of frontend, over TCP by a reset, so that
+// neither ICMP's rate limit nor IPv6's deafness to it shows: 100 connects from one client within a second, each
+// refused within 100 ms.
 func TestB15NoEndpointsRefused(t *testing.T) {
-	s := newStage(t).start()
-	svc := web(15)
-	s.apply(svc)
-	each(t, func(t *testing.T, family int) {
-		to := at(svc, family, 80)
-		for _, c := range s.clients() {
-			t.Run(c.name, func(t *testing.T) {
-				wantRefused(t, c, to)
-				refusedAtOnce(t, c, to, 100)
-			})
-		}
-	})
-	t.Run("endpoints come and go", func(t *testing.T) {
-		s.apply(svc, s.w.Pod("pod-c"))
+	s := newStage(t).start(allowExternalIPs)
+	s.serveUDP(5353, s.w.Pod("pod-c"))
+	svc := everywhere(15)
+	daemon(t, s.w.Node(1), svc.Ports[0].NodePort) // it must not answer in the pods' place
+	all := func(t *testing.T, f func(t *testing.T, c client, to way)) {
 		each(t, func(t *testing.T, family int) {
-			for _, c := range s.clients() {
-				answers(t, c.Host, at(svc, family, 80))
+			for _, to := range s.ways(svc, family) {
+				for _, c := range s.clients() {
+					f(t, c, to)
+				}
 			}
 		})
-		s.apply(svc)
-		each(t, func(t *testing.T, family int) {
-			for _, c := range s.clients() {
-				wantRefused(t, c, at(svc, family, 80))
-				refusedAtOnce(t, c, at(svc, family, 80), 20)
+	}
+	s.apply(svc)
+	t.Run("never any", func(t *testing.T) {
+		all(t, func(t *testing.T, c client, to way) {
+			wantRefused(t, c, to.tcp)
+			// The first datagram: the kernel limits the rate of what it tells one client.
+			if r := c.AskUDP(to.udp); r.Verdict != lab.Refused {
+				t.Errorf("%s asks the %s %s over UDP: %s; want refused", c.name, to.kind, to.udp, r)
 			}
+			refusedAtOnce(t, c, to.tcp, 100)
+		})
+	})
+	t.Run("endpoints come", func(t *testing.T) {
+		s.apply(svc, s.w.Pod("pod-c"))
+		all(t, func(t *testing.T, c client, to way) {
+			answers(t, c.Host, to.tcp)
+			if r := c.AskUDP(to.udp); r.Pod != "pod-c" {
+				t.Errorf("%s asks the %s %s over UDP: %s; want pod-c", c.name, to.kind, to.udp, r)
+			}
+		})
+	})
+	t.Run("endpoints go", func(t *testing.T) {
+		s.apply(svc)
+		all(t, func(t *testing.T, c client, to way) {
+			wantRefused(t, c, to.tcp)
+			refusedAtOnce(t, c, to.tcp, 20)
 		})
 	})
 }
 
-// B16: a port of a virtual IP that no Service uses is refused, also when a process of the node listens on it;
-// and a virtual IP answers to ping.
+// B16: a port of a virtual IP that no Service uses is refused, also when a process of the node listens on it,
+// over TCP and UDP; and a virtual IP answers to ping.
 func TestB16OtherPortsRefused(t *testing.T) {
-	s := newStage(t).start()
-	svc := web(16)
+	s := newStage(t).start(allowExternalIPs)
+	svc := everywhere(16)
 	s.apply(svc, s.pods()...)
 	s.ready(svc)
 	for _, n := range s.w.Nodes {
-		stop, err := n.ServeHTTP("daemon of "+n.Name, 9999)
+		daemon(t, n, 9999)
+		stop, err := n.ServeUDP("daemon of "+n.Name, 9999)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,22 +116,47 @@ func TestB16OtherPortsRefused(t *testing.T) {
 	}
 	each(t, func(t *testing.T, family int) {
 		for _, c := range s.clients() {
-			// The control: the daemon is there and can be reached by the node's own address.
-			if r := c.Ask(netip.AddrPortFrom(s.w.Node(1).Addr(family), 9999)); r.Verdict != lab.Answered {
-				t.Errorf("%s asks the daemon on node1's own address: %s", c.name, r)
+			// The control: the daemon is there and can be reached by the node's own address, over UDP by the one
+			// that its answers carry.
+			addrs := s.ownAddrs(s.w.Node(1), family, c.Host)
+			own := netip.AddrPortFrom(addrs[len(addrs)-1], 9999)
+			if r := c.Ask(own); r.Verdict != lab.Answered {
+				t.Errorf("%s asks the daemon on the node's own address %s: %s", c.name, own, r)
 			}
-			for _, port := range []uint16{9999, 22, 8080} {
-				to := at(svc, family, port)
-				if r := c.Connect(to); r.Verdict != lab.Refused {
-					t.Errorf("%s connects to %s, which no Service serves: %s; want refused", c.name, to, r)
+			if r := c.AskUDP(own); r.Verdict != lab.Answered {
+				t.Errorf("%s asks the daemon on the node's own address %s over UDP: %s", c.name, own, r)
+			}
+			var vips []way
+			for _, fe := range s.ways(svc, family) {
+				if fe.kind != "NodePort" {
+					vips = append(vips, fe)
 				}
 			}
-			if err := c.Ping(at(svc, family, 80).Addr()); err != nil {
-				t.Errorf("%s pings a virtual IP: %v", c.name, err)
-			}
-			if r := c.Ask(at(svc, family, 80)); r.Verdict != lab.Answered {
-				t.Errorf("%s asks the Service itself: %s", c.name, r)
-			}
+			otherPortsRefused(t, c, vips)
 		}
 	})
+}
+
+func otherPortsRefused(t *testing.T, c client, vips []way) {
+	// Before anything is forwarded to the client: over IPv6, what leaves by the interface by which it came counts
+	// against the same limit as the refusals, because a redirect might be due.
+	for _, fe := range vips {
+		if r := c.AskUDP(netip.AddrPortFrom(fe.udp.Addr(), 9999)); r.Verdict != lab.Refused {
+			t.Errorf("%s asks port 9999 of the %s over UDP, which no Service serves: %s; want refused", c.name, fe.kind, r)
+		}
+	}
+	for _, fe := range vips {
+		vip := fe.tcp.Addr()
+		for _, port := range []uint16{9999, 22, 8080, 53} {
+			if r := c.Connect(netip.AddrPortFrom(vip, port)); r.Verdict != lab.Refused {
+				t.Errorf("%s connects to port %d of the %s, which no Service serves: %s; want refused", c.name, port, fe.kind, r)
+			}
+		}
+		if err := c.Ping(vip); err != nil {
+			t.Errorf("%s pings the %s: %v", c.name, fe.kind, err)
+		}
+		if r := c.Ask(fe.tcp); r.Verdict != lab.Answered {
+			t.Errorf("%s asks the Service itself by the %s: %s", c.name, fe.kind, r)
+		}
+	}
 }
