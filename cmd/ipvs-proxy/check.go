@@ -19,8 +19,12 @@ It writes nothing; asking for a part of the kernel makes the kernel load the mod
 status is 1 where something is a problem, 0 where there are warnings at most.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := setup.options()
+			if err != nil {
+				return err
+			}
 			problems := 0
-			for _, f := range node.Check(cmd.Context(), setup.options()) {
+			for _, f := range node.Check(cmd.Context(), o) {
 				fmt.Fprintln(cmd.OutOrStdout(), f)
 				if f.Level == node.Problem {
 					problems++

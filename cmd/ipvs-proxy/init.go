@@ -21,7 +21,11 @@ CAP_NET_ADMIN, CAP_SYS_MODULE, the node's /lib/modules, and a /proc/sys that can
 already stays as it is. The exit status is 0 when the agent can run, with warnings or without.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return node.Init(cmd.Context(), setup.options(), modulesRoot, func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
+			o, err := setup.options()
+			if err != nil {
+				return err
+			}
+			return node.Init(cmd.Context(), o, modulesRoot, func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
 		},
 	}
 	setup.add(cmd)

@@ -85,6 +85,9 @@ func (o *runOptions) run(ctx context.Context) error {
 	if o.sourceDir == "" {
 		return errors.New("--source-dir is required: the directory with the cluster's objects")
 	}
+	if kcfg, err = o.setup.config(kcfg); err != nil {
+		return err
+	}
 	log, err := newLogger(o.verbosity)
 	if err != nil {
 		return err
@@ -94,7 +97,7 @@ func (o *runOptions) run(ctx context.Context) error {
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	k, err := kernel.Open(ctx, o.setup.config(kcfg))
+	k, err := kernel.Open(ctx, kcfg)
 	if err != nil {
 		return err
 	}

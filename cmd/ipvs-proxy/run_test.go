@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -44,6 +45,21 @@ func TestRunWantsASource(t *testing.T) {
 	cmd.SetArgs([]string{"run", "--hostname-override", "n"})
 	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "--source-dir") {
 		t.Errorf("no source: %v", err)
+	}
+}
+
+// A value that cannot be used is an error that names the flag, in each command that has it.
+func TestSetupFlags(t *testing.T) {
+	for _, flag := range []string{"conntrack-max-per-core=-1", "conntrack-min=-1", "conntrack-tcp-timeout-established=-1s",
+		"conntrack-tcp-timeout-close-wait=-1s", "conntrack-udp-timeout=-1s", "conntrack-udp-timeout-stream=-1s"} {
+		for _, args := range [][]string{{"run", "--source-dir=/nowhere", "--hostname-override=n"}, {"init"}, {"check"}} {
+			cmd := newCommand()
+			cmd.SetOut(io.Discard)
+			cmd.SetArgs(append(args, "--"+flag))
+			if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "--"+flag+": want 0") {
+				t.Errorf("%s --%s: %v", args[0], flag, err)
+			}
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -127,7 +128,7 @@ func compress(t *testing.T, ending string, b []byte) []byte {
 // initNode runs `ipvs-proxy init` and wants an exit status, and parts in what it prints.
 func initNode(t *testing.T, n *lab.Node, exit int, parts []string, args ...string) {
 	t.Helper()
-	stdout, stderr, got := n.Command(t, 0, append([]string{"init"}, args...)...)
+	stdout, stderr, got := n.Command(t, 0, slices.Concat([]string{"init"}, untuned, args)...)
 	all := stdout + stderr
 	for _, p := range parts {
 		if !strings.Contains(all, p) {

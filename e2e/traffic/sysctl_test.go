@@ -32,6 +32,9 @@ var foreignSysctls = map[string]string{
 	"net/ipv4/conf/all/arp_announce":   "0",
 }
 
+// untuned has the agent leave connection tracking as the kernel has it.
+var untuned = []string{"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"}
+
 func setSysctls(t *testing.T, n *lab.Node, values map[string]string) {
 	t.Helper()
 	for name, value := range values {
@@ -98,7 +101,7 @@ func TestB40ReadOnlySysctls(t *testing.T) {
 	wrong := map[string]string{"net/ipv4/vs/expire_nodest_conn": "0"}
 	setSysctls(t, n, wrong)
 	n.ReadOnlySysctls = true
-	agent := s.w.StartAgent(t, n, s.cluster)
+	agent := s.w.StartAgent(t, n, s.cluster, untuned...)
 	svc := web(41)
 	s.apply(svc, s.w.Pod("pod-b"))
 	each(t, func(t *testing.T, family int) {

@@ -157,17 +157,24 @@ func checkSettings(list []kernel.Setting) (found []Finding) {
 				continue // they come with ip_vs, of which checkNeeds speaks
 			}
 		}
-		if err == nil && !right {
-			err = s.Writable()
-			if err == nil {
-				found = append(found, warning("sysctl %s is %s, should be %s: init and run set it; until then %s", s.Name, have, s.Want, s.Else))
-				continue
-			}
-			err = fmt.Errorf("sysctl %s is %s, should be %s, and may not be written from here (%w): sysctl -w %s=%s on the node", s.Name, have, s.Want, err, s.Name, s.Want)
+		if err == nil && right {
+			continue
 		}
-		if err != nil {
-			found = append(found, problem("%v; as it is, %s", err, s.Else))
+		level := Problem
+		if s.Tuning {
+			level = Warning
 		}
+		text := fmt.Sprintf("sysctl %s is %s, should be %s", s.Name, have, s.Should())
+		switch writable := s.Writable(); {
+		case err != nil:
+			text = fmt.Sprintf("%v; where it is wrong, %s", err, s.Else)
+		case writable == nil:
+			level = Warning
+			text += ": init and run set it; until then " + s.Else
+		default:
+			text += fmt.Sprintf(", and may not be written from here (%v): sysctl -w %s=%s on the node; as it is, %s", writable, s.Name, s.Want, s.Else)
+		}
+		found = append(found, Finding{level, text})
 	}
 	if len(found) == 0 {
 		return []Finding{ok("sysctls")}

@@ -32,6 +32,8 @@ type Config struct {
 	// StrictARP keeps the node from answering and asking for virtual IPs by ARP: a load balancer on the same
 	// wire that announces some of them (MetalLB, kube-vip) needs it.
 	StrictARP bool
+	// Conntrack is how connection tracking is tuned; its zero value leaves all as it is.
+	Conntrack Conntrack
 }
 
 // Kernel is the kernel of this network namespace. It implements ipvs.Kernel and, like it, is for one

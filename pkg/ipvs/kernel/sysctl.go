@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,10 @@ type Setting struct {
 	Name string // as below /proc/sys
 	Want string // its value
 	Else string // what is wrong with the traffic while it has another one
+	// AtLeast: a larger number is right, too, and 0, by which the kernel means that there is no limit.
+	AtLeast bool
+	// Tuning: traffic does not depend on it, only how much of it, or for how long.
+	Tuning bool
 }
 
 // Settings lists the sysctls that a configuration asks for. Two are left out on purpose: route_localnet would
@@ -25,19 +30,19 @@ type Setting struct {
 // kernel is new enough (5.9).
 func Settings(cfg Config) []Setting {
 	list := []Setting{
-		{"net/ipv4/vs/conntrack", "1", "masquerading sees no IPVS connection"},
-		{"net/ipv4/vs/expire_nodest_conn", "1", "clients of a removed endpoint hang instead of moving"},
-		{"net/ipv4/vs/expire_quiescent_template", "1", "affinity keeps clients on a draining endpoint"},
-		{"net/ipv4/ip_forward", "1", "IPv4 packets do not reach endpoints on other nodes"},
-		{"net/ipv6/conf/all/forwarding", "1", "IPv6 packets do not reach endpoints on other nodes"},
+		{Name: "net/ipv4/vs/conntrack", Want: "1", Else: "masquerading sees no IPVS connection"},
+		{Name: "net/ipv4/vs/expire_nodest_conn", Want: "1", Else: "clients of a removed endpoint hang instead of moving"},
+		{Name: "net/ipv4/vs/expire_quiescent_template", Want: "1", Else: "affinity keeps clients on a draining endpoint"},
+		{Name: "net/ipv4/ip_forward", Want: "1", Else: "IPv4 packets do not reach endpoints on other nodes"},
+		{Name: "net/ipv6/conf/all/forwarding", Want: "1", Else: "IPv6 packets do not reach endpoints on other nodes"},
 	}
 	if cfg.StrictARP {
 		// The kernel takes the larger of this value and the interface's own.
 		list = append(list,
-			Setting{"net/ipv4/conf/all/arp_ignore", "1", "the node answers ARP for virtual IPs on every interface"},
-			Setting{"net/ipv4/conf/all/arp_announce", "2", "the node's ARP requests name virtual IPs as its own address"})
+			Setting{Name: "net/ipv4/conf/all/arp_ignore", Want: "1", Else: "the node answers ARP for virtual IPs on every interface"},
+			Setting{Name: "net/ipv4/conf/all/arp_announce", Want: "2", Else: "the node's ARP requests name virtual IPs as its own address"})
 	}
-	return list
+	return append(list, cfg.Conntrack.settings(processors())...)
 }
 
 // Read reports the setting's value and whether it is right. A setting of IPv6 is right where IPv6 is switched
@@ -50,10 +55,27 @@ func (s Setting) read(root string) (have string, right bool, err error) {
 		return "", true, nil
 	}
 	if err != nil {
-		return "", false, fmt.Errorf("sysctl %s, which should be %s, cannot be read: %w", s.Name, s.Want, err)
+		return "", false, fmt.Errorf("sysctl %s, which should be %s, cannot be read: %w", s.Name, s.Should(), err)
 	}
 	have = strings.TrimSpace(string(b))
-	return have, have == s.Want, nil
+	return have, s.allows(have), nil
+}
+
+func (s Setting) allows(have string) bool {
+	if !s.AtLeast {
+		return have == s.Want
+	}
+	h, err := strconv.ParseUint(have, 10, 64)
+	w, wantErr := strconv.ParseUint(s.Want, 10, 64)
+	return err == nil && wantErr == nil && (h == 0 || h >= w)
+}
+
+// Should is the value as a sentence has it.
+func (s Setting) Should() string {
+	if s.AtLeast {
+		return "at least " + s.Want
+	}
+	return s.Want
 }
 
 // Writable asks the kernel whether the setting may be written, without writing it. It is nil when it may.
@@ -78,7 +100,7 @@ func (s Setting) ensure(root string) (wrote bool, err error) {
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
-		return false, fmt.Errorf("sysctl %s is %s, should be %s and cannot be written: %w; until it is, %s", s.Name, have, s.Want, err, s.Else)
+		return false, fmt.Errorf("sysctl %s is %s, should be %s and cannot be written: %w; until it is, %s", s.Name, have, s.Should(), err, s.Else)
 	}
 	return true, nil
 }
