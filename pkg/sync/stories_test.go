@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -29,12 +30,13 @@ var updateStories = flag.Bool("update", false, "write what the kernels hold into
 // TestStories tells what users do, and what a node's kernel then holds: YAML in, the lines that a person would
 // type out. A story is a txtar file of steps, numbered from 1:
 //
-//	1/story         what happens, for the reader
-//	1/in/FILE.yaml  what kubectl prints, in a directory that the agents follow; a later step's replaces it
-//	2/delete/FILE   takes a file away again
-//	2/wait          how long the step lasts, "1s" where it is not said; drains end only with time
-//	1/out/NODE      all that the node's kernel holds at the end of the step, by address and port
-//	2/writes/NODE   what the step wrote, in its order
+//	1/story           what happens, for the reader
+//	1/in/FILE.yaml    what kubectl prints, in a directory that the agents follow; a later step's replaces it
+//	2/delete/FILE     takes a file away again
+//	1/addresses/NODE  the addresses of the node's other interfaces from now on
+//	2/wait            how long the step lasts, "1s" where it is not said; drains end only with time
+//	1/out/NODE        all that the node's kernel holds at the end of the step, by address and port
+//	2/writes/NODE     what the step wrote, in its order
 //
 // Each node that the story names has an agent of its own, from the reader of the directory to the kernel.
 // To write the outputs anew: go test ./pkg/sync -run TestStories -update
@@ -70,6 +72,9 @@ func tell(t *testing.T, file string) {
 			if i == 0 {
 				nodes[name] = startNode(t, name, dir)
 			}
+			if addrs, ok := step.addresses[name]; ok {
+				nodes[name].kernel.SetNode(ipvs.Local{Addrs: addrs})
+			}
 			nodes[name].read(i + 1)
 			nodes[name].kernel.Log = nil
 			nodes[name].pass(step.wait)
@@ -94,6 +99,8 @@ type storyStep struct {
 	delete  []string
 	wait    time.Duration
 	outputs []*storyOutput
+	// addresses are those that nodes have from this step on.
+	addresses map[string][]netip.Addr
 }
 
 // storyOutput is a file of a story that says what a node's kernel holds, or what was written to it.
@@ -129,7 +136,7 @@ func parseStory(a *txtar.Archive) (steps []*storyStep, nodes []string, err error
 		case n > len(steps)+1 || n < len(steps):
 			return nil, nil, fmt.Errorf("%s comes after step %d", f.Name, len(steps))
 		case n > len(steps):
-			steps = append(steps, &storyStep{write: map[string][]byte{}, wait: time.Second})
+			steps = append(steps, &storyStep{write: map[string][]byte{}, addresses: map[string][]netip.Addr{}, wait: time.Second})
 		}
 		if err := steps[n-1].add(f, rest); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", f.Name, err)
@@ -161,6 +168,16 @@ func (s *storyStep) add(f *txtar.File, name string) (err error) {
 		s.write[base] = f.Data
 	case dir == "delete/" && len(f.Data) == 0:
 		s.delete = append(s.delete, base)
+	case dir == "addresses/":
+		var addrs []netip.Addr
+		for _, text := range strings.Fields(string(f.Data)) {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			addrs = append(addrs, a)
+		}
+		s.addresses[base] = ipvs.SortAddrs(addrs)
 	case dir == "out/":
 		s.outputs = append(s.outputs, &storyOutput{file: f, node: base})
 	case dir == "writes/":
@@ -286,6 +303,7 @@ func (n *storyNode) leavesNoTrace(dir string, last int) {
 		n.t.Errorf("%s: a new agent writes\n%s", n.name, asText(lines(again)))
 	}
 	fresh := startNode(n.t, n.name, dir)
+	fresh.kernel.SetNode(n.kernel.Node)
 	fresh.read(last)
 	fresh.pass(time.Second)
 	if diff := diffLines(kernelText(fresh.kernel), kernelText(n.kernel)); diff != "" {
