@@ -120,3 +120,25 @@ func TestB17Hairpin(t *testing.T) {
 		}
 	})
 }
+
+// B17 for endpoints made by hand, which nobody says the node of.
+func TestB17HairpinByHand(t *testing.T) {
+	s := newStage(t).start()
+	pod, svc := s.w.Pod("pod-a"), web(18)
+	v4, v6 := s.w.SlicesFor(svc, pod)
+	for _, sl := range []lab.Slice{v4, v6} {
+		sl.Endpoints[0].Node = ""
+		s.cluster.Apply(sl)
+	}
+	s.cluster.Apply(svc)
+	s.ready(svc)
+	each(t, func(t *testing.T, family int) {
+		to := at(svc, family, 80)
+		if r := pod.Ask(to); r.Verdict != lab.Answered || r.Pod != "pod-a" {
+			t.Errorf("pod-a asks %s, behind which it stands alone: %s", to, r)
+		}
+		if r := s.w.Pod("pod-b").Ask(to); r.Verdict != lab.Answered || r.Source != s.w.Pod("pod-b").Addr(family) {
+			t.Errorf("pod-b asks %s: %s; want it seen with its own address", to, r)
+		}
+	})
+}

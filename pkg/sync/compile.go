@@ -151,7 +151,7 @@ func (r *role) backends(ipv4 bool, eps []cluster.Endpoint, node string) *backend
 			continue
 		}
 		b.reals = append(b.reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: 1})
-		if here {
+		if here || ep.NodeName == "" { // made by hand: it may be a pod of this node
 			b.hairpin = append(b.hairpin, ep.Addr)
 		}
 	}

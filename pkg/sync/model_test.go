@@ -449,8 +449,8 @@ func (w *walker) happen(e event) {
 	case "addresses":
 		local := randomLocal(r)
 		w.say("%v", local)
-		for _, a := range slices.Concat(vips6, locals4, []string{"10.244.1.5", "fd10:244:1::5"}) {
-			// The loop hears of it a little later. The last two are pods behind node ports.
+		for _, a := range slices.Concat(vips6, locals4, []string{"10.244.1.5", "10.244.2.11", "fd10:244:1::5"}) {
+			// The loop hears of it a little later. The last three are pods behind node ports.
 			w.tampered[netip.MustParseAddr(a)] = true
 		}
 		w.kernel.SetNode(local)

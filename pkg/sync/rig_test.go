@@ -199,7 +199,7 @@ func service(name, ip string, ports ...int32) *corev1.Service {
 }
 
 // slice has every port of the Service at target port 8080 of each address. An address ending in "@node"
-// stands on that node.
+// stands on that node, the others on node2.
 func slice(svc *corev1.Service, addrs ...string) *discoveryv1.EndpointSlice {
 	e := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: svc.Namespace, Name: svc.Name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: svc.Name}},
@@ -210,11 +210,11 @@ func slice(svc *corev1.Service, addrs ...string) *discoveryv1.EndpointSlice {
 		e.Ports = append(e.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &target, Protocol: &p.Protocol})
 	}
 	for _, a := range addrs {
-		addr, node, _ := strings.Cut(a, "@")
-		ep := discoveryv1.Endpoint{Addresses: []string{addr}}
-		if node != "" {
-			ep.NodeName = &node
+		addr, node, given := strings.Cut(a, "@")
+		if !given {
+			node = "node2"
 		}
+		ep := discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: &node}
 		e.Endpoints = append(e.Endpoints, ep)
 		if strings.Contains(addr, ":") {
 			e.AddressType = discoveryv1.AddressTypeIPv6
