@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -182,24 +181,11 @@ func TestClearErrors(t *testing.T) {
 		{"bad range", 0, []string{"--source-dir", dir, "--cluster-cidr", "10.244.0.0"}, []string{"--cluster-cidr", "10.244.0.0", "10.244.0.0/16"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var out []byte
-			var err error
-			if doErr := w.Node(1).Do(func() error {
-				cmd := exec.Command(os.Getenv("LAB_AGENT"), append([]string{"run", "--hostname-override", "node1"}, c.args...)...)
-				cmd.Dir = "/"
-				cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-				if c.uid != 0 {
-					cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.uid, Gid: c.uid}
-				}
-				out, err = cmd.CombinedOutput()
-				return nil
-			}); doErr != nil {
-				t.Fatal(doErr)
+			_, stderr, exit := w.Node(1).Command(t, c.uid, append([]string{"run", "--hostname-override", "node1"}, c.args...)...)
+			if exit != 1 {
+				t.Errorf("ended with status %d, want 1\n%s", exit, stderr)
 			}
-			if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 1 {
-				t.Errorf("ended with %v, want status 1\n%s", err, out)
-			}
-			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			lines := strings.Split(strings.TrimSpace(stderr), "\n")
 			last := lines[len(lines)-1]
 			for _, want := range c.want {
 				if !strings.Contains(last, want) {

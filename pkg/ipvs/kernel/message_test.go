@@ -64,6 +64,7 @@ func readAll(body []byte) {
 	_, _, _, _ = parseRule(body)
 	_, _, _ = (&linkDoor{index: 3}).parseRoute(body)
 	_, _ = parseStanding(body)
+	_, _ = parseLink(body)
 }
 
 // FuzzNetlinkMessages: no bytes of whatever origin make a parser panic.

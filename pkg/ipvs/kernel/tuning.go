@@ -14,8 +14,8 @@ type Conntrack struct {
 	// MaxPerCore entries for each processor, but Min at least, is what the table is to have room for. It is
 	// only ever given more room. With MaxPerCore 0, Min has no meaning.
 	MaxPerCore, Min int
-	// How long an entry lives after its last packet, in whole seconds: of an established TCP connection, of one
-	// whose server side has not closed it, of a UDP flow of one datagram, and of one that goes on.
+	// How long an entry lives after its last packet, in whole seconds (parts of one are rounded up): of an
+	// established TCP connection, of a half closed one, of a UDP flow without an answer, and of one with answers.
 	TCPEstablished, TCPCloseWait, UDP, UDPStream time.Duration
 	// TCPBeLiberal takes packets outside of TCP's window for part of their connection.
 	TCPBeLiberal bool
