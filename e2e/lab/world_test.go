@@ -5,11 +5,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 func at(h *Host, family int, port uint16) netip.AddrPort {
@@ -239,14 +237,9 @@ func takeAddr(t *testing.T, n *Node, a netip.Addr) {
 	if err := n.addAddr(lo, netip.PrefixFrom(a, a.BitLen())); err != nil {
 		t.Fatal(err)
 	}
-	// IPv6 makes an address's local route a little later; until then the packets would be forwarded.
-	Eventually(t, 10*time.Second, a.String()+" is local", func() error {
-		routes, err := n.nl.RouteGet(a.AsSlice())
-		if err == nil && (len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL) {
-			err = fmt.Errorf("routes %v", routes)
-		}
-		return err
-	})
+	if err := n.local(a); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func containsAll(s string, parts ...string) bool {
