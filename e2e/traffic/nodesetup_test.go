@@ -39,3 +39,63 @@ func TestB43MissingScheduler(t *testing.T) {
 		t.Errorf("said %d times, want once:\n%s", lines, agent.Log())
 	}
 }
+
+// B42: on a node with IPv6 switched off the agent serves IPv4, refuses nothing and says so once. When IPv6 is
+// switched on it follows, without a restart; and when it is switched off again.
+func TestB42WithoutIPv6(t *testing.T) {
+	s := newStage(t)
+	node, pod := s.w.Node(1), s.w.Pod("pod-a").Host
+	if err := node.SwitchIPv6(false); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	svc, plain := balanced(web(46), 46), web(47)
+	s.apply(svc, s.w.Pod("pod-c"))
+	s.apply(plain, s.w.Pod("pod-c"))
+	serves := func(family int) {
+		t.Helper()
+		for kind, to := range s.frontends(svc, family) {
+			for _, c := range []*lab.Host{pod, node.Host, s.w.Client} {
+				answers(t, c, to)
+			}
+			t.Logf("IPv%d %s %s answers", family, kind, to)
+		}
+		answers(t, pod, at(plain, family, 80))
+	}
+	sixes := func() (found []string) {
+		t.Helper()
+		servers, err := node.VirtualServers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range servers {
+			if v.Addr.Addr().Is6() {
+				found = append(found, v.String())
+			}
+		}
+		return found
+	}
+	programmed(t, s.agents[0])
+	serves(4)
+	if six := sixes(); len(six) > 0 {
+		t.Errorf("IPv6 is off, and there are IPv6 virtual servers: %q", six)
+	}
+	if n := strings.Count(s.agents[0].Log(), `"switchedOff": true`); n != 1 {
+		t.Errorf("said %d times that IPv6 is off, want once", n)
+	}
+	if err := node.SwitchIPv6(true); err != nil {
+		t.Fatal(err)
+	}
+	serves(6)
+	serves(4)
+	if err := node.SwitchIPv6(false); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, soon, "no IPv6 virtual server is left", func() error {
+		if six := sixes(); len(six) > 0 {
+			return fmt.Errorf("%q", six)
+		}
+		return nil
+	})
+	serves(4)
+}

@@ -79,8 +79,9 @@ func (l *Loop) lookLocal(ctx context.Context) {
 		l.log.Error("reading the node's addresses failed, trying again", zap.Error(err))
 		return
 	}
-	if was := l.site.Local; l.local.known && was.NoIPv6 != local.NoIPv6 || !l.local.known && local.NoIPv6 {
+	if local.NoIPv6 != (l.local.known && l.site.Local.NoIPv6) {
 		l.log.Info("IPv6 on this node", zap.Bool("switchedOff", local.NoIPv6))
+		l.started = false // with IPv6 the kernel took our IPv6 addresses away
 	}
 	l.local = localState{known: true, next: now.Add(localPeriod)}
 	l.settleSite(local)
