@@ -223,7 +223,7 @@ func TestB45CheckNamesWhatIsInTheWay(t *testing.T) {
 		})
 	}
 	t.Run("scheduler", func(t *testing.T) {
-		check(t, n, "--ipvs-scheduler=nonesuch").want(t, "problem", "ip_vs_nonesuch", "modprobe ip_vs_nonesuch")
+		check(t, n, "--ipvs-scheduler=nonesuch").want(t, "warning", "ip_vs_nonesuch", "modprobe ip_vs_nonesuch", "rr serves in its place")
 	})
 	t.Run("rights", func(t *testing.T) {
 		f := checkAs(t, n, 65534)

@@ -43,6 +43,9 @@ func problem(format string, args ...any) Finding {
 	return Finding{Problem, fmt.Sprintf(format, args...)}
 }
 
+// rr is the scheduler that serves where the configured one is missing.
+const rr = "rr"
+
 // Options are what the agent is to be started with.
 type Options struct {
 	Kernel    kernel.Config
@@ -51,7 +54,7 @@ type Options struct {
 
 func (o Options) scheduler() string {
 	if o.Scheduler == "" {
-		return "rr"
+		return rr
 	}
 	return o.Scheduler
 }
@@ -103,7 +106,8 @@ func checkNeeds(ctx context.Context, o Options) (found []Finding) {
 	if err != nil {
 		return []Finding{problem("the nftables rules cannot be made: %v", err)}
 	}
-	needs = append(needs, kernel.NeedScheduler(o.scheduler()))
+	scheduler := kernel.NeedScheduler(o.scheduler())
+	needs = append(needs, scheduler)
 	var there []string
 	for _, n := range needs {
 		err := n.Try(ctx)
@@ -112,6 +116,8 @@ func checkNeeds(ctx context.Context, o Options) (found []Finding) {
 			there = append(there, n.Module)
 		case errors.Is(err, kernel.ErrNotRoot):
 			return []Finding{warning("modules were not tried: that needs CAP_NET_ADMIN")}
+		case n.Module == scheduler.Module && o.scheduler() != rr:
+			found = append(found, warning("%v; rr serves in its place", err))
 		case errors.As(err, new(*kernel.MissingModuleError)):
 			found = append(found, problem("%v", err))
 		default:

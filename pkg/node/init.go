@@ -26,11 +26,11 @@ func Init(ctx context.Context, o Options, modulesRoot string, say func(string)) 
 	if err != nil {
 		return err
 	}
-	needs = append(needs, kernel.NeedScheduler(o.scheduler()))
 	s := supplier{loader: l, say: say, failed: map[string]bool{}}
 	for _, n := range needs {
 		s.supply(ctx, n)
 	}
+	s.supplyScheduler(ctx, o.scheduler())
 	s.supplyBridges(ctx)
 	wrote, warnings := kernel.EnsureSettings(kernel.Settings(o.Kernel))
 	for _, w := range wrote {
@@ -51,6 +51,19 @@ type supplier struct {
 	say    func(string)
 	failed map[string]bool // modules that could not be had, so that each is said once
 	errs   []error
+}
+
+// supplyScheduler sees to the configured scheduler. The agent can run without: rr serves in its place.
+func (s *supplier) supplyScheduler(ctx context.Context, name string) {
+	before := len(s.errs)
+	s.supply(ctx, kernel.NeedScheduler(name))
+	if name == rr {
+		return
+	}
+	for _, err := range s.errs[before:] {
+		s.say(fmt.Sprintf("warning: %v; rr serves in its place", err))
+	}
+	s.errs = s.errs[:before]
 }
 
 // supply sees to one part of the kernel: first the kernel may load its module by itself, then we do.
