@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,15 +50,16 @@ func machine() error {
 	if err != nil {
 		return errors.Join(loadErr, err)
 	}
-	s := stream{fd: port, nonce: spec.Nonce}
+	s, in := stream{fd: port, nonce: spec.Nonce}, newInput()
+	go in.follow(portReader(port))
 	err = errors.Join(loadErr, settle())
 	if err != nil {
 		s.send(wire.Message{Fatal: err.Error()})
 	} else {
-		runAll(s, spec)
+		runAll(s, in, spec)
 	}
 	s.send(wire.Message{Bye: true})
-	awaitHost(port)
+	awaitHost(in)
 	return err
 }
 
@@ -66,6 +68,7 @@ func mountAll() error {
 		{"proc", "/proc", ""},
 		{"sysfs", "/sys", ""},
 		{"devtmpfs", "/dev", ""},
+		{"devpts", "/dev/pts", "mode=620,ptmxmode=666"},
 		{"tmpfs", "/tmp", "mode=1777"},
 		{"tmpfs", "/run", "mode=755"},
 	} {
@@ -151,14 +154,31 @@ func openPort() (int, error) {
 	}
 }
 
+// portReader reads the port, which Go's poller does not know.
+type portReader int
+
+func (r portReader) Read(b []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(r), b)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
 // awaitHost waits until the host has read everything: power off could be
 // faster than the queue of the port.
-func awaitHost(port int) {
-	p := []unix.PollFd{{Fd: int32(port), Events: unix.POLLIN}}
-	for range 50 {
-		if n, err := unix.Poll(p, 200); n > 0 || (err != nil && err != unix.EINTR) {
-			return
-		}
+func awaitHost(in *input) {
+	select {
+	case <-in.bye:
+	case <-in.gone:
+	case <-time.After(10 * time.Second):
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -85,9 +84,14 @@ func probeNFT() error {
 func insideNative(file string) error {
 	// The host holds our standard input open. When it goes away, however it
 	// does, so do we, and with the init all of this process namespace.
+	in := newInput()
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1)
+		in.follow(os.Stdin)
+		select {
+		case <-in.bye: // it knows that we go
+		default:
+			os.Exit(1)
+		}
 	}()
 	var spec wire.Spec
 	b, err := os.ReadFile(file)
@@ -101,7 +105,7 @@ func insideNative(file string) error {
 	if err := errors.Join(furnish(), settle()); err != nil {
 		s.send(wire.Message{Fatal: err.Error()})
 	} else {
-		runAll(s, spec)
+		runAll(s, in, spec)
 	}
 	s.send(wire.Message{Bye: true})
 	return nil

@@ -31,36 +31,45 @@ type stream struct {
 }
 
 func (s stream) send(m wire.Message) {
-	for b := wire.Encode(s.nonce, m); len(b) > 0; {
-		n, err := unix.Write(s.fd, b)
-		if err != nil && err != unix.EINTR {
-			fmt.Fprintf(os.Stderr, "lab guest: tell host: %v\n", err)
-			return
-		}
-		b = b[max(n, 0):]
+	if _, err := portWriter(s.fd).Write(wire.Encode(s.nonce, m)); err != nil {
+		fmt.Fprintf(os.Stderr, "lab guest: tell host: %v\n", err)
 	}
 }
 
 // runAll runs the commands of the job and reports each.
-func runAll(s stream, spec wire.Spec) {
+func runAll(s stream, in *input, spec wire.Spec) {
 	kernel := release()
 	s.send(wire.Message{Kernel: kernel})
 	for i, c := range spec.Commands {
-		s.send(wire.Message{Start: &i})
-		start := time.Now()
-		exit, err := runOne(s.fd, spec.Dir, kernel, c)
-		r := wire.Result{Index: i, Exit: exit, Took: time.Since(start)}
-		if err != nil {
-			r.Err = err.Error()
-		}
-		killRest()
+		r := runNext(s, in, i, spec.Dir, kernel, c)
 		s.send(wire.Message{Result: &r})
 	}
 }
 
+// runNext runs the command with this index, to the end of all that it started.
+func runNext(s stream, in *input, i int, dir, kernel string, c wire.Command) wire.Result {
+	r := wire.Result{Index: i, Exit: 127}
+	std, err := openStdio(s.fd, c)
+	if err != nil {
+		r.Err = err.Error()
+		return r
+	}
+	in.attach(i, std) // before the host hears that it may send
+	s.send(wire.Message{Start: &i})
+	start := time.Now()
+	if r.Exit, err = runOne(std, dir, kernel, c); err != nil {
+		r.Err = err.Error()
+	}
+	r.Took = time.Since(start)
+	killRest()
+	in.detach()
+	std.close()
+	return r
+}
+
 // runOne starts a command and collects all zombies until it ends. It stays
 // below os/exec, whose Wait would compete with ours for the exit status.
-func runOne(out int, dir, kernel string, c wire.Command) (int, error) {
+func runOne(std *stdio, dir, kernel string, c wire.Command) (int, error) {
 	if len(c.Args) == 0 {
 		return 127, errors.New("no program given")
 	}
@@ -72,20 +81,16 @@ func runOne(out int, dir, kernel string, c wire.Command) (int, error) {
 	if err != nil {
 		return 127, err
 	}
-	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 127, fmt.Errorf("open /dev/null: %w", err)
-	}
-	defer unix.Close(null)
 	pid, err := syscall.ForkExec(prog, c.Args, &syscall.ProcAttr{
 		Dir:   filepath.Join(dir, c.Dir),
 		Env:   env,
-		Files: []uintptr{uintptr(null), uintptr(out), uintptr(out)},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Files: std.child[:],
+		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: std.terminal},
 	})
 	if err != nil {
 		return 127, fmt.Errorf("start %s: %w", prog, err)
 	}
+	std.started()
 	var late atomic.Bool
 	if c.Timeout > 0 {
 		quit := time.AfterFunc(c.Timeout, func() { late.Store(true); _ = unix.Kill(pid, unix.SIGQUIT) })

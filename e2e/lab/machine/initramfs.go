@@ -183,7 +183,7 @@ func usr(name string) string {
 }
 
 func addTools(ctx context.Context, im image) error {
-	for _, t := range testTools {
+	for _, t := range append([]tool{guestTool}, testTools...) {
 		p, err := findTool(t.program)
 		if err != nil {
 			return err
@@ -202,6 +202,9 @@ func addTools(ctx context.Context, im image) error {
 		}
 	}
 	im.link("/usr/bin/sh", "../sbin/sh") // #!/bin/sh
+	for _, a := range applets {
+		im.link("/usr/bin/"+a, "../sbin/"+guestTool.program)
+	}
 	im.data("/etc/hosts", 0o644, []byte("127.0.0.1 localhost\n::1 localhost\n"))
 	im.data("/etc/passwd", 0o644, []byte("root:x:0:0:root:/tmp:/bin/sh\n"))
 	im.data("/etc/group", 0o644, []byte("root:x:0:\n"))

@@ -38,6 +38,10 @@ type Command struct {
 	Dir     string        // below LAB_DIR, the default
 	Timeout time.Duration // then SIGQUIT, so that Go prints its goroutines, then SIGKILL; 0: the job's
 	Output  io.Writer     // default: the job's
+	// Input is what it reads; nil: nothing. Where this is a terminal (an *os.File), the command gets one, too, of
+	// the same size, and until it ends each key goes there, Ctrl-C as well. A read that is under way at the end
+	// takes the next byte and loses it.
+	Input io.Reader
 }
 
 // Job is what to run. All of it happens in one boot.
@@ -172,7 +176,11 @@ func (j *Job) spec(dir, nonce string) wire.Spec {
 		if limit <= 0 {
 			limit = j.Timeout
 		}
-		s.Commands = append(s.Commands, wire.Command{Name: c.Name, Args: c.Args, Env: c.Env, Dir: c.Dir, Timeout: limit})
+		w := wire.Command{Name: c.Name, Args: c.Args, Env: c.Env, Dir: c.Dir, Timeout: limit, Input: c.Input != nil}
+		if t := terminal(c.Input); t != nil {
+			w.Terminal = sizeOf(t)
+		}
+		s.Commands = append(s.Commands, w)
 	}
 	return s
 }

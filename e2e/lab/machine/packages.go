@@ -17,8 +17,10 @@ import (
 type tool struct{ program, pkg string }
 
 var (
-	qemuTool  = tool{"qemu-system-x86_64", "qemu-system-x86"}
-	zstdTool  = tool{"zstd", "zstd"}
+	qemuTool = tool{"qemu-system-x86_64", "qemu-system-x86"}
+	zstdTool = tool{"zstd", "zstd"}
+	// guestTool is what a person at a shell of the virtual machine expects; natively there is the machine's own.
+	guestTool = tool{"busybox", "busybox"}
 	testTools = []tool{ // what a person or a test looks with
 		{"nft", "nftables"},
 		{"ipvsadm", "ipvsadm"},
@@ -27,6 +29,11 @@ var (
 		{"sh", "dash"},
 	}
 )
+
+// applets of guestTool. Not all: among the others are an ip of its own, and a modprobe that the kernel would call.
+var applets = strings.Fields(`ash awk basename cat chmod clear cp cut date diff dirname dmesg env find grep head hostname id kill less
+	ls mkdir more mv nc nproc ps pwd readlink reset rm sed seq sleep sort stty tail tee time timeout top touch tr tty uname uniq uptime
+	vi watch wc which xargs`)
 
 // findTool is LookPath that also finds an administrator's tools when the
 // caller's PATH leaves them out.

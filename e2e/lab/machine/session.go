@@ -26,6 +26,8 @@ type session struct {
 	fatal   string
 	started time.Time
 	goodbye func() // tells the guest that all was read
+
+	keyboard keyboard
 }
 
 func newSession(job Job) *session {
@@ -54,7 +56,9 @@ func (s *session) message(m wire.Message) error {
 		if w := s.job.Commands[*m.Start].Output; w != nil {
 			s.out = w
 		}
+		return s.keyboard.give(*m.Start, s.job.Commands[*m.Start].Input)
 	case m.Result != nil:
+		s.keyboard.take()
 		if m.Result.Index != len(s.report.Results) {
 			return fmt.Errorf("guest reported command %d where %d was due", m.Result.Index, len(s.report.Results))
 		}
@@ -120,8 +124,10 @@ func (s *session) drive(ctx context.Context, cmd *exec.Cmd, boot time.Duration) 
 	}
 	kill := func() { _ = cmd.Process.Kill() }
 	s.started = time.Now()
+	s.keyboard.connect(stdin)
+	defer s.keyboard.take()
 	s.goodbye = func() {
-		_, _ = stdin.Write([]byte("\n")) // a guest that went by itself is fine, too
+		_ = s.keyboard.send(wire.Input{Bye: true}) // a guest that went by itself is fine, too
 		time.AfterFunc(endGrace, kill)
 	}
 	go func(up <-chan struct{}) {

@@ -99,7 +99,7 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 	if err != nil {
 		return virtual{}, err
 	}
-	tools := append([]tool{qemuTool}, testTools...)
+	tools := append([]tool{qemuTool, guestTool}, testTools...)
 	if k.Compress == "zstd" {
 		tools = append(tools, zstdTool)
 	}

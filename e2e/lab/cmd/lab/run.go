@@ -19,6 +19,7 @@ func runCommand() *cobra.Command {
 		job   machine.Job
 		files []string
 		env   []string
+		input bool
 	)
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- NAME ARGS...",
@@ -38,12 +39,17 @@ func runCommand() *cobra.Command {
 				args[0] = name
 			}
 			job.Commands = []machine.Command{{Name: args[0], Args: args, Env: env}}
+			if input {
+				job.Commands[0].Input = os.Stdin
+				job.Commands[0].Env = append(env, "TERM="+os.Getenv("TERM"))
+			}
 			return runJob(cmd.Context(), job, os.Stderr)
 		},
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.DurationVar(&job.Timeout, "timeout", 30*time.Minute, "end the machine after this time")
+	f.BoolVarP(&input, "interactive", "i", false, "the program reads our standard input; where that is a terminal it gets one, too")
 	f.StringArrayVar(&files, "file", nil, "NAME=PATH: put a file or directory of this machine into LAB_DIR")
 	f.StringArrayVar(&env, "env", nil, "KEY=VALUE for the program")
 	f.StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")

@@ -1,5 +1,6 @@
 // Package wire is what the runner on the host and the init in the guest say
-// to each other: one specification going in, one byte stream coming out.
+// to each other: one specification going in, one byte stream coming out, and
+// a stream of Inputs going in, one line of JSON each.
 //
 // The stream carries the commands' output untouched, and between it messages:
 // a zero byte, the nonce of this run, one line of JSON. Output and messages
@@ -39,6 +40,24 @@ type Command struct {
 	Env     []string      `json:"env,omitempty"`
 	Dir     string        `json:"dir,omitempty"` // below LAB_DIR
 	Timeout time.Duration `json:"timeout,omitempty"`
+
+	Input    bool  `json:"input,omitempty"`    // Inputs follow once it has started
+	Terminal *Size `json:"terminal,omitempty"` // and they are keys, typed at a terminal of this size
+}
+
+// Size of a terminal.
+type Size struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+// Input is what the host tells the guest while commands run.
+type Input struct {
+	Index int    `json:"index"`          // of the command that it is for; nobody else gets it
+	Data  []byte `json:"data,omitempty"` // for its standard input
+	End   bool   `json:"end,omitempty"`  // of its standard input
+	Size  *Size  `json:"size,omitempty"` // of its terminal, from now on
+	Bye   bool   `json:"bye,omitempty"`  // the host has read all that the guest sent
 }
 
 // Message is one of its fields.
