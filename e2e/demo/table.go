@@ -2,15 +2,29 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// counted waits until the kernel has added up its counts, which it does every 2 s.
-func (s *show) counted(n *lab.Node) error {
-	return eventually("the kernel counts connections", func() error {
-		servers, err := n.VirtualServers()
-		if err != nil {
+// frontends reads these frontends of a node's IPVS table, with a library that is not the agent's own writer.
+func frontends(n *lab.Node, at ...netip.AddrPort) ([]lab.VirtualServer, error) {
+	servers, err := n.VirtualServers()
+	if err != nil {
+		return nil, err
+	}
+	servers = slices.DeleteFunc(servers, func(v lab.VirtualServer) bool { return !slices.Contains(at, v.Addr) })
+	if len(servers) != len(at) {
+		return nil, fmt.Errorf("%s has %d of the frontends %v", n.Name, len(servers), at)
+	}
+	return servers, nil
+}
+
+// counted reads frontends once the kernel has added up their counts, which it does every 2 s.
+func counted(n *lab.Node, at ...netip.AddrPort) (servers []lab.VirtualServer, err error) {
+	err = eventually("the kernel counts connections", func() (err error) {
+		if servers, err = frontends(n, at...); err != nil {
 			return err
 		}
 		for _, v := range servers {
@@ -20,17 +34,18 @@ func (s *show) counted(n *lab.Node) error {
 		}
 		return nil
 	})
+	return servers, err
 }
 
-// table prints a node's IPVS table as ipvsadm does, read by a library that is not the agent's own writer.
-func (s *show) table(n *lab.Node) error {
-	servers, err := n.VirtualServers()
+// table prints frontends as ipvsadm does.
+func (s *show) table(n *lab.Node, at ...netip.AddrPort) error {
+	servers, err := counted(n, at...)
 	if err != nil {
 		return err
 	}
-	s.say("    %-28s %-9s %6s %11s %8s %8s", "TCP virtual server", "scheduler", "weight", "connections", "active", "inactive")
+	s.say("    %-28s %-9s %6s %11s %8s %8s", "virtual server", "scheduler", "weight", "connections", "active", "inactive")
 	for _, v := range servers {
-		s.say("    %-28s %-9s %6s %11d", v.Addr, v.Scheduler, "", v.Connections)
+		s.say("    %-4s %-23s %-9s %6s %11d", v.Protocol, v.Addr, v.Scheduler, "", v.Connections)
 		for _, r := range v.Reals {
 			s.say("      -> %-23s %-9s %6d %11d %8d %8d", r.Addr, "", r.Weight, r.Connections, r.Active, r.Inactive)
 		}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// entry is where a load enters, and by which node.
+type entry struct {
+	name string
+	node *lab.Node
+	to   netip.AddrPort
+}
+
+func (s *show) entries() []entry {
+	n := s.w.Node(3)
+	return []entry{
+		{"node port of node3", n, netip.AddrPortFrom(n.V4, nodePort)},
+		{"cluster IP by node1", s.w.Node(1), kubia6},
+	}
+}
+
+// roll is a rolling update and what it cost.
+type roll struct {
+	name string
+	entry
+	lab.LoadReport
+}
+
+func (r roll) String() string {
+	return r.name + " at the " + r.entry.name + ": " + r.LoadReport.String()
+}
+
+// A request takes 200 ms, so that at any time some are under way.
+var load = lab.LoadConfig{Rate: 40, Concurrency: 32, Wait: 200 * time.Millisecond, Timeout: 3 * time.Second}
+
+// grace is how long a pod that is told to end may take for the requests that it has.
+const grace = 5 * time.Second
+
+// underUpdate replaces the Service's pods one after the other while requests come in at each entry. swap has the
+// proxies send new requests to the fresh pod and not to the old one; after it the old pod finishes what it has
+// and ends; out tells that it is gone.
+func (s *show) underUpdate(name string, swap, out func(old, fresh *lab.Pod) error) error {
+	var loads []*lab.Load
+	for _, e := range s.entries() {
+		loads = append(loads, s.w.Client.StartLoad(e.to, load))
+	}
+	goOn := func() error {
+		before := make([]int, len(loads))
+		for i, l := range loads {
+			before[i] = l.Report().Sent
+		}
+		return eventually("requests go on", func() error {
+			for i, l := range loads {
+				if r := l.Report(); r.Sent < before[i]+30 {
+					return fmt.Errorf("%s", r)
+				}
+			}
+			return nil
+		})
+	}
+	if err := goOn(); err != nil {
+		return err
+	}
+	for i, old := range slices.Clone(s.kubia) {
+		fresh, err := s.successor(old)
+		if err != nil {
+			return err
+		}
+		if err := swap(old, fresh); err != nil {
+			return err
+		}
+		s.kubia[i] = fresh
+		finish(old)
+		if err := out(old, fresh); err != nil {
+			return err
+		}
+		if err := old.Remove(); err != nil {
+			return err
+		}
+	}
+	if err := goOn(); err != nil {
+		return err
+	}
+	for i, e := range s.entries() {
+		s.rolls = append(s.rolls, roll{name, e, loads[i].Stop()})
+	}
+	return nil
+}
+
+// successor starts a pod of the next version beside an old one: pod-a2 for pod-a, pod-a3 for that.
+func (s *show) successor(old *lab.Pod) (*lab.Pod, error) {
+	name := old.Name + "2"
+	if base, again := strings.CutSuffix(old.Name, "2"); again {
+		name = base + "3"
+	}
+	p, err := s.w.AddPod(lab.PodSpec{Name: name, Node: old.Node.Index})
+	if err != nil {
+		return nil, err
+	}
+	_, err = p.ServeHTTP(httpPort)
+	return p, err
+}
+
+// finish waits until a pod has answered all that it was asked, or its time is over.
+func finish(p *lab.Pod) {
+	for end := time.Now().Add(grace); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if n, err := open(p); err == nil && n == 0 {
+			return
+		}
+	}
+}
+
+// open counts the connections to a pod's server on which requests may be or come.
+func open(p *lab.Pod) (n int, err error) {
+	err = p.Do(func() error {
+		for _, file := range []string{"tcp", "tcp6"} {
+			table, err := os.ReadFile("/proc/thread-self/net/" + file)
+			if err != nil {
+				return err
+			}
+			for line := range bytes.Lines(table) {
+				f := bytes.Fields(line)
+				if len(f) < 4 || !bytes.HasSuffix(f[1], fmt.Appendf(nil, ":%04X", httpPort)) {
+					continue
+				}
+				switch string(f[3]) {
+				case "01", "03", "08": // established, in its handshake, closed by the client alone
+					n++
+				}
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
+func (s *show) update() error {
+	s.title("A rolling update: all of its pods are replaced, one after the other, while requests go on")
+	s.say("For each pod: its successor is ready, it is terminating and answers what it has, it is out of the slice and gone.")
+	shown := false
+	err := s.underUpdate("ipvs-proxy", func(old, fresh *lab.Pod) error {
+		if err := s.endpoints(append(slices.Clone(s.kubia), fresh), old); err != nil {
+			return err
+		}
+		if err := eventually("new requests go to "+fresh.Name, func() error { return s.swapped(old, fresh) }); err != nil {
+			return err
+		}
+		if shown {
+			return nil
+		}
+		shown = true
+		e := s.entries()[0]
+		s.say("%s when %s has just begun to end: weight 0, no new connection, and it keeps those that it has.\n", e.node.Name, old.Name)
+		return s.table(e.node, e.to)
+	}, func(old, fresh *lab.Pod) error { return s.endpoints(s.kubia, nil) })
+	if err != nil {
+		return err
+	}
+	sent, lost := 0, 0
+	for _, r := range s.rolls {
+		sent, lost = sent+r.Sent, lost+r.Lost
+	}
+	s.say("\n%d requests meanwhile, %d lost.", sent, lost)
+	if lost > 0 {
+		return fmt.Errorf("lost in a rolling update: %v", s.rolls)
+	}
+	return nil
+}
+
+// endpoints writes the Service with these pods, one of which may be on its way out.
+func (s *show) endpoints(pods []*lab.Pod, terminating *lab.Pod) error {
+	text, err := os.ReadFile(filepath.Join(s.cluster.Dir, "kubia.yaml"))
+	if err != nil {
+		return err
+	}
+	service, _, _ := strings.Cut(string(text), "---\n")
+	docs := []string{service}
+	svc := lab.Service{Name: "kubia", Ports: []lab.Port{{Name: "http", Port: kubia4.Port(), TargetPort: httpPort}}}
+	v4, v6 := s.w.SlicesFor(svc, pods...)
+	for _, sl := range []lab.Slice{v4, v6} {
+		for i, e := range sl.Endpoints {
+			if terminating != nil && e.Pod == terminating.Name {
+				yes, no := true, false
+				sl.Endpoints[i].Ready, sl.Endpoints[i].Serving, sl.Endpoints[i].Terminating = &no, &yes, &yes
+			}
+		}
+		doc, err := lab.YAML(sl)
+		if err != nil {
+			return err
+		}
+		docs = append(docs, doc)
+	}
+	return s.cluster.Write("kubia.yaml", strings.Join(docs, "---\n"))
+}
+
+// swapped tells whether a pod has taken the place of another where requests come in.
+func (s *show) swapped(old, fresh *lab.Pod) error {
+	for _, e := range s.entries() {
+		servers, err := frontends(e.node, e.to)
+		if err != nil {
+			return err
+		}
+		weight := map[netip.Addr]int{}
+		for _, r := range servers[0].Reals {
+			weight[r.Addr.Addr()] = r.Weight
+		}
+		family := 4
+		if e.to.Addr().Is6() {
+			family = 6
+		}
+		if weight[fresh.Addr(family)] != 1 || weight[old.Addr(family)] != 0 {
+			return fmt.Errorf("%s at %s: weights %v", e.name, e.node.Name, weight)
+		}
+	}
+	return nil
+}
