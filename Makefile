@@ -5,7 +5,8 @@ SHELL := /bin/sh
 # Found or installed when a target needs it, and only then.
 GO = $(shell hack/go.sh)
 WITH_GO = GO=$(GO); export GO; $$GO
-LAB = $(WITH_GO) run ./e2e/lab/cmd/lab
+# Not LAB: that is the lab's own variable, which make would hand on with our value.
+RUN_LAB = $(WITH_GO) run ./e2e/lab/cmd/lab
 
 .PHONY: help
 help: ## list the targets
@@ -17,23 +18,23 @@ build: ## build the agent: bin/ipvs-proxy
 
 .PHONY: demo
 demo: ## show the main job working: a Service through a real kernel
-	$(LAB) demo
+	$(RUN_LAB) demo
 
 .PHONY: test
 test: ## all checks: vet, unit tests with -race, and the kernel tests on a kernel with IPVS
-	$(LAB) test $(if $(CI),--fail-on-skip)
+	$(RUN_LAB) test $(if $(CI),--fail-on-skip)
 
 .PHONY: test-route
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
-	$(LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
+	$(RUN_LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
 
 .PHONY: proportion
 proportion: ## count what a change writes to the kernel with 10, 1,000 and 10,000 Services
-	$(LAB) test --skip-host --run '^TestProportion$$' --env LAB_PROPORTION=10000
+	$(RUN_LAB) test --skip-host --run '^TestProportion$$' --env LAB_PROPORTION=10000
 
 .PHONY: bench
 bench: ## count the instructions that the agent's work costs, on a machine whose clock counts them
-	$(LAB) bench
+	$(RUN_LAB) bench
 
 FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile ipvs/kernel.FuzzProcIPVS ipvs/kernel.FuzzNetlinkMessages
 
