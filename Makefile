@@ -17,8 +17,12 @@ build: ## build the agent: bin/ipvs-proxy
 	CGO_ENABLED=0; export CGO_ENABLED; $(WITH_GO) build -trimpath -ldflags '-s -w' -o bin/ipvs-proxy ./cmd/ipvs-proxy
 
 .PHONY: demo
-demo: ## show the main job working: a Service through a real kernel
+demo: ## show the main job working: Services through a real kernel
 	$(RUN_LAB) demo
+
+.PHONY: demo-shell
+demo-shell: ## the demo's world, and you at a shell of one of its nodes
+	@$(RUN_LAB) demo --shell
 
 .PHONY: test
 test: ## all checks: vet, unit tests with -race, and the kernel tests on a kernel with IPVS

@@ -43,7 +43,13 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 		r.failed("kernel tests", "none of their packages could be built")
 		return machine.Report{}
 	}
-	return runKernelTests(ctx, o, r, job, pkgs, dir)
+	shell, end, err := addShellTests(ctx, o, &job, dir)
+	if err != nil {
+		r.failed("e2e/demo (build)", err.Error())
+	} else {
+		defer end()
+	}
+	return runKernelTests(ctx, o, r, job, pkgs, shell, dir)
 }
 
 func addAgent(ctx context.Context, job *machine.Job, dir string) error {
@@ -103,9 +109,10 @@ func exists(p string) bool {
 	return err == nil
 }
 
-// runKernelTests runs the job. Each program's output goes through test2json,
-// whose events we record as those of the host tests.
-func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, pkgs []goPackage, dir string) machine.Report {
+// runKernelTests runs the job, whose commands are the packages' test programs
+// and then the others. Each program's output goes through test2json, whose
+// events we record as those of the host tests.
+func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, pkgs []goPackage, others []*commandTest, dir string) machine.Report {
 	conv := filepath.Join(dir, "test2json")
 	if _, err := goRun(ctx, nil, "build", "-o", conv, "cmd/test2json"); err != nil {
 		r.failed("build of test2json", err.Error())
@@ -120,17 +127,23 @@ func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine
 		}
 		converters = append(converters, c)
 		job.Commands[i].Output = c.in
-		job.Timeout += job.Commands[i].Timeout + time.Minute
 	}
-	job.Timeout += 5 * time.Minute
+	job.Timeout = 5 * time.Minute
+	for _, c := range job.Commands {
+		job.Timeout += c.Timeout + time.Minute
+	}
 	n := 0
 	job.OnResult = func(res machine.Result) {
+		defer func() { n++ }()
+		if n >= len(pkgs) {
+			others[n-len(pkgs)].ended(r, res)
+			return
+		}
 		exit := converters[n].end()
 		if exit == nil {
 			exit = exitOf(res)
 		}
 		r.endPackage(pkgs[n].ImportPath, exit, o.run == "")
-		n++
 	}
 	fmt.Fprintln(r.w, "== kernel tests: run")
 	report, err := machine.Run(ctx, job)
