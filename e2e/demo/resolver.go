@@ -69,7 +69,7 @@ func (s *show) resolver() error {
 			return fmt.Errorf("%s to %s: %s; want one lost at most", f.name, f.to, r)
 		}
 	}
-	s.say("One datagram each 50 ms. The kernel forgets at once that these ports belonged to %s.", old.Name)
+	s.say("One datagram each 50 ms. The kernel forgets at once that these ports belonged to %s; one that is on its way there may be lost.", old.Name)
 	return nil
 }
 
