@@ -21,15 +21,15 @@ func frontends(n *lab.Node, at ...netip.AddrPort) ([]lab.VirtualServer, error) {
 	return servers, nil
 }
 
-// counted reads frontends once the kernel has added up their counts, which it does every 2 s.
-func counted(n *lab.Node, at ...netip.AddrPort) (servers []lab.VirtualServer, err error) {
+// counted reads frontends once the kernel, which adds up every 2 s, has counted that many connections to each.
+func counted(n *lab.Node, connections uint32, at ...netip.AddrPort) (servers []lab.VirtualServer, err error) {
 	err = eventually("the kernel counts connections", func() (err error) {
 		if servers, err = frontends(n, at...); err != nil {
 			return err
 		}
 		for _, v := range servers {
-			if v.Connections == 0 {
-				return fmt.Errorf("none at %s", v.Addr)
+			if v.Connections < connections {
+				return fmt.Errorf("%d of %d at %s", v.Connections, connections, v.Addr)
 			}
 		}
 		return nil
@@ -37,9 +37,9 @@ func counted(n *lab.Node, at ...netip.AddrPort) (servers []lab.VirtualServer, er
 	return servers, err
 }
 
-// table prints frontends as ipvsadm does.
-func (s *show) table(n *lab.Node, at ...netip.AddrPort) error {
-	servers, err := counted(n, at...)
+// table prints frontends as ipvsadm does, once each has had that many connections.
+func (s *show) table(n *lab.Node, connections uint32, at ...netip.AddrPort) error {
+	servers, err := counted(n, connections, at...)
 	if err != nil {
 		return err
 	}

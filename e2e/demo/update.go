@@ -160,7 +160,7 @@ func (s *show) update() error {
 		shown = true
 		e := s.entries()[0]
 		s.say("%s when %s has just begun to end: weight 0, no new connection, and it keeps those that it has.\n", e.node.Name, old.Name)
-		return s.table(e.node, e.to)
+		return s.table(e.node, 0, e.to)
 	}, func(old, fresh *lab.Pod) error { return s.endpoints(s.kubia, nil) })
 	if err != nil {
 		return err
