@@ -40,7 +40,7 @@ func (s *show) naive() error {
 // replace adds a real server and deletes another, in the kernel of the entry's node.
 func (e entry) replace(old, fresh *lab.Pod) error {
 	err := e.node.Do(func() error {
-		h, err := ipvs.New("")
+		h, err := lab.OpenIPVS()
 		if err != nil {
 			return err
 		}

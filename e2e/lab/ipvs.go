@@ -7,9 +7,12 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	_ "unsafe" // for a name of moby's
 
 	"github.com/moby/ipvs"
 	"github.com/sirupsen/logrus"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,12 +72,37 @@ func (n *Node) VirtualServers() (list []VirtualServer, err error) {
 	return list, err
 }
 
+// OpenIPVS opens moby's door to IPVS in this thread's namespace. That asks the kernel once in a process for the
+// number of the family IPVS and keeps it for good; a test that loads the module anew gives it another number.
+func OpenIPVS() (*ipvs.Handle, error) {
+	h, err := ipvs.New("")
+	if err != nil {
+		return nil, err
+	}
+	family, err := netlink.GenlFamilyGet("IPVS")
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("netlink family IPVS: %w", err)
+	}
+	mobyMu.Lock()
+	defer mobyMu.Unlock()
+	if mobyFamily != int(family.ID) {
+		mobyFamily = int(family.ID)
+	}
+	return h, nil
+}
+
+//go:linkname mobyFamily github.com/moby/ipvs.ipvsFamily
+var mobyFamily int
+
+var mobyMu sync.Mutex
+
 // virtualServers reads the table of this thread's namespace.
 func virtualServers() (list []VirtualServer, err error) {
 	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err != nil {
 		return nil, fmt.Errorf("no IPVS in this kernel: %w", err)
 	}
-	h, err := ipvs.New("")
+	h, err := OpenIPVS()
 	if err != nil {
 		return nil, err
 	}

@@ -151,7 +151,7 @@ func TestEndpointReplacedUnderLoad(t *testing.T) {
 func deleteReal(t *testing.T, n *lab.Node, vip, real netip.AddrPort) {
 	t.Helper()
 	err := n.Do(func() error {
-		h, err := mobyipvs.New("")
+		h, err := lab.OpenIPVS()
 		if err != nil {
 			return err
 		}

@@ -156,7 +156,7 @@ func takes(t testing.TB, n *lab.Node, vip, real netip.AddrPort) {
 func replaceReal(t *testing.T, n *lab.Node, vip, old, fresh netip.AddrPort) {
 	t.Helper()
 	err := n.Do(func() error {
-		h, err := mobyipvs.New("")
+		h, err := lab.OpenIPVS()
 		if err != nil {
 			return err
 		}

@@ -161,7 +161,7 @@ func foreignServer(t *testing.T, n *lab.Node, vip, real netip.AddrPort) {
 		t.Fatalf("address %s on lo of %s: %v", vip.Addr(), n.Name, err)
 	}
 	err = n.Do(func() error {
-		h, err := mobyipvs.New("")
+		h, err := lab.OpenIPVS()
 		if err != nil {
 			return err
 		}

@@ -210,7 +210,7 @@ func table(t testing.TB, n *lab.Node) map[string]frontend {
 	t.Helper()
 	found := map[string]frontend{}
 	err := n.Do(func() error {
-		h, err := mobyipvs.New("")
+		h, err := lab.OpenIPVS()
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,11 @@ func frontendOf(data []byte, wanted bool) (*ipvs.Frontend, []byte) {
 	if b := next(); b > 127 && fe.Server.Exists() {
 		fe.Server.Flags, fe.Server.Timeout = ipvs.Persistent, uint32(b)
 	}
+	sources := ipvs.Sources(next() % 4)
+	if wanted && sources == ipvs.SourcesMasqueraded|ipvs.SourcesKept {
+		sources = 0
+	}
+	fe.Guard.Sources = sources
 	for range next() % 8 {
 		b := next()
 		if b&64 != 0 {
@@ -128,6 +133,8 @@ func put(node *fake.Kernel, k ipvs.Key, fe *ipvs.Frontend) {
 	}
 	set(ipvs.SetOwned, k, fe.Guard.Owned)
 	set(ipvs.SetOpen, k, fe.Guard.Open)
+	set(ipvs.SetMasqueraded, k, fe.Guard.Sources&ipvs.SourcesMasqueraded != 0)
+	set(ipvs.SetKept, k, fe.Guard.Sources&ipvs.SourcesKept != 0)
 	set(ipvs.SetVIPs, ipvs.AddrKey(k.Addr), fe.Guard.VIP)
 	for _, a := range fe.Guard.Hairpin {
 		set(ipvs.SetHairpin, ipvs.AddrKey(a), true)
@@ -144,6 +151,7 @@ func read(t *testing.T, node *fake.Kernel, k ipvs.Key) *ipvs.Frontend {
 	err := node.Scan(context.Background(), func(at ipvs.Key, o ipvs.Observed) {
 		if at == k {
 			fe.Server, fe.Guard.Owned, fe.Guard.Open = o.Have.Server, o.Have.Guard.Owned, o.Have.Guard.Open
+			fe.Guard.Sources = o.Have.Guard.Sources
 			return
 		}
 		fe.Bind = fe.Bind || o.Have.Bind

@@ -12,7 +12,8 @@ type Kernel interface {
 	// reads first and writes only what differs.
 	Base(context.Context) (BaseReport, error)
 	// Observe reads what the kernel holds for the Keys. A Key that is missing in the answer is absent from
-	// the kernel. An error means that nothing is known of any of them.
+	// the kernel. What Keys of one address share comes under the address's Key, where that is asked for. An
+	// error means that nothing is known of any of them.
 	Observe(context.Context, []Key) (map[Key]Observed, error)
 	// Scan reads everything: all virtual servers, owned or not, all our set elements, all addresses of our
 	// interface. Facts that belong to no virtual server come under an address's Key.

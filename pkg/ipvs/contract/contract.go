@@ -128,6 +128,7 @@ func detect(t *testing.T, k ipvs.Kernel) (all map[ipvs.Key]*ipvs.Frontend, parts
 			f.Guard.Owned = f.Guard.Owned || piece.Guard.Owned
 			f.Guard.Open = f.Guard.Open || piece.Guard.Open
 			f.Guard.VIP = f.Guard.VIP || piece.Guard.VIP
+			f.Guard.Sources |= piece.Guard.Sources
 			f.Guard.Hairpin = append(f.Guard.Hairpin, piece.Guard.Hairpin...)
 			f.Bind, f.Misbound = f.Bind || piece.Bind, f.Misbound || piece.Misbound
 		})
@@ -276,6 +277,14 @@ func (c *suite) single(t *testing.T, k ipvs.Kernel) {
 	step(ipvs.Element{Set: ipvs.SetOwned, Key: c.key})
 	want.Guard.Open = true
 	step(ipvs.Element{Set: ipvs.SetOpen, Key: c.key})
+	for set, bit := range map[ipvs.Set]ipvs.Sources{ipvs.SetMasqueraded: ipvs.SourcesMasqueraded, ipvs.SetKept: ipvs.SourcesKept} {
+		want.Guard.Sources |= bit
+		step(ipvs.Element{Set: set, Key: c.key})
+	}
+	want.Guard.Sources = ipvs.SourcesKept
+	step(ipvs.Element{Set: ipvs.SetMasqueraded, Key: c.key, Remove: true})
+	want.Guard.Sources = 0
+	step(ipvs.Element{Set: ipvs.SetKept, Key: c.key, Remove: true})
 	want.Guard.Owned = false
 	step(ipvs.Element{Set: ipvs.SetOwned, Key: c.key, Remove: true})
 	want.Server.Reals = nil

@@ -123,17 +123,15 @@ func (k *Kernel) Base(context.Context) (r ipvs.BaseReport, err error) {
 	return r, nil
 }
 
-// Observe reads some Keys and their addresses.
+// Observe reads some Keys.
 func (k *Kernel) Observe(_ context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
 	if err := k.readable(); err != nil {
 		return nil, err
 	}
 	out := map[ipvs.Key]ipvs.Observed{}
 	for _, key := range keys {
-		for _, key := range []ipvs.Key{key, ipvs.AddrKey(key.Addr)} {
-			if o := k.look(key); o.Have != nil {
-				out[key] = o
-			}
+		if o := k.look(key); o.Have != nil {
+			out[key] = o
 		}
 	}
 	return out, nil

@@ -8,18 +8,17 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// Observe reads what the kernel holds for some Keys.
+// Observe reads what the kernel holds for some Keys. What hangs on an address is read only for who asks for the
+// address's own Key: the interface can only be listed as a whole.
 func (k *Kernel) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
-	if len(keys) == 0 {
-		return nil, nil
-	}
 	as := newAssembly()
 	var servers, addrs []ipvs.Key
 	for _, key := range keys {
 		if key.HasServer() {
 			servers = append(servers, key)
+		} else {
+			addrs = append(addrs, key)
 		}
-		addrs = append(addrs, ipvs.AddrKey(key.Addr))
 	}
 	found, err := k.ipvs.services(ctx, servers)
 	if err != nil {
@@ -41,8 +40,10 @@ func (k *Kernel) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipv
 			as.element(set, key)
 		}
 	}
-	if err := k.addBindings(ctx, as); err != nil {
-		return nil, err
+	if len(addrs) > 0 {
+		if err := k.addBindings(ctx, as); err != nil {
+			return nil, err
+		}
 	}
 	return as.forKeys(keys), nil
 }
@@ -160,14 +161,12 @@ func (a *assembly) all() map[ipvs.Key]ipvs.Observed {
 	return out
 }
 
-// forKeys answers for the Keys asked for and their addresses.
+// forKeys answers for the Keys asked for.
 func (a *assembly) forKeys(keys []ipvs.Key) map[ipvs.Key]ipvs.Observed {
 	out := make(map[ipvs.Key]ipvs.Observed, len(keys))
 	for _, k := range keys {
-		for _, k := range []ipvs.Key{k, ipvs.AddrKey(k.Addr)} {
-			if f := a.parts[k]; f != nil {
-				out[k] = ipvs.Observed{Have: f, Conns: a.conns[k]}
-			}
+		if f := a.parts[k]; f != nil {
+			out[k] = ipvs.Observed{Have: f, Conns: a.conns[k]}
 		}
 	}
 	return out
