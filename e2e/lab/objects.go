@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 )
@@ -49,6 +50,7 @@ type Service struct {
 	Labels      map[string]string
 	Annotations map[string]string
 	Selector    map[string]string // nil means app: NAME
+	Created     time.Time         // not written when zero
 	// Spec and Status hold any other field, named as in YAML; Spec's win.
 	Spec   map[string]any
 	Status map[string]any
@@ -81,10 +83,14 @@ func (s Service) document() map[string]any {
 	if status == nil {
 		status = map[string]any{"loadBalancer": map[string]any{}}
 	}
+	meta := metadata(s.Namespace, s.Name, s.Labels, s.Annotations)
+	if !s.Created.IsZero() {
+		meta["creationTimestamp"] = s.Created.UTC().Format(time.RFC3339)
+	}
 	return map[string]any{
 		"apiVersion": "v1",
 		"kind":       "Service",
-		"metadata":   metadata(s.Namespace, s.Name, s.Labels, s.Annotations),
+		"metadata":   meta,
 		"spec":       spec,
 		"status":     status,
 	}
