@@ -22,10 +22,6 @@ func (c Claim) compare(o Claim) int {
 	return cmp.Or(cmp.Compare(c.Rank, o.Rank), cmp.Compare(c.Created, o.Created), c.Service.Compare(o.Service))
 }
 
-func sortClaims(cs []KeyClaim) {
-	slices.SortFunc(cs, func(a, b KeyClaim) int { return a.Key.Compare(b.Key) })
-}
-
 // factKind is a kind of fact that the kernel holds once for several Keys.
 type factKind uint8
 
