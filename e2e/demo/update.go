@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -79,7 +78,9 @@ func (s *show) underUpdate(name string, swap, out func(old, fresh *lab.Pod) erro
 			return err
 		}
 		s.kubia[i] = fresh
-		finish(old)
+		if err := old.Finish(httpPort, grace); err != nil {
+			return err
+		}
 		if err := out(old, fresh); err != nil {
 			return err
 		}
@@ -108,39 +109,6 @@ func (s *show) successor(old *lab.Pod) (*lab.Pod, error) {
 	}
 	_, err = p.ServeHTTP(httpPort)
 	return p, err
-}
-
-// finish waits until a pod has answered all that it was asked, or its time is over.
-func finish(p *lab.Pod) {
-	for end := time.Now().Add(grace); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if n, err := open(p); err == nil && n == 0 {
-			return
-		}
-	}
-}
-
-// open counts the connections to a pod's server on which requests may be or come.
-func open(p *lab.Pod) (n int, err error) {
-	err = p.Do(func() error {
-		for _, file := range []string{"tcp", "tcp6"} {
-			table, err := os.ReadFile("/proc/thread-self/net/" + file)
-			if err != nil {
-				return err
-			}
-			for line := range bytes.Lines(table) {
-				f := bytes.Fields(line)
-				if len(f) < 4 || !bytes.HasSuffix(f[1], fmt.Appendf(nil, ":%04X", httpPort)) {
-					continue
-				}
-				switch string(f[3]) {
-				case "01", "03", "08": // established, in its handshake, closed by the client alone
-					n++
-				}
-			}
-		}
-		return nil
-	})
-	return n, err
 }
 
 func (s *show) update() error {
