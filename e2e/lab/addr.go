@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -11,10 +12,15 @@ import (
 )
 
 // AddAddr gives the node's eth0 another address, as kube-vip or keepalived would. It can be used at once: no
-// duplicate address detection, and whoever on the wire knew it as somebody else's has forgotten that.
+// duplicate address detection, and whoever on the wire knew it as somebody else's has forgotten that. As theirs,
+// it is deprecated: not a source for the node's own connections, which other nodes would answer to themselves.
 func (n *Node) AddAddr(p netip.Prefix) error {
-	if err := n.addAddr(n.eth0, p); err != nil {
-		return err
+	a := &netlink.Addr{IPNet: ipNet(p), ValidLft: math.MaxInt32} // no PreferedLft: deprecated
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if err := n.nl.AddrAdd(n.eth0, a); err != nil {
+		return fmt.Errorf("address %s on eth0 of %s: %w", p, n.Name, err)
 	}
 	if err := n.local(p.Addr()); err != nil {
 		return err
