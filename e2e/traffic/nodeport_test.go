@@ -1,10 +1,12 @@
 package traffic
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
@@ -197,4 +199,53 @@ func TestB11NodePortAddresses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// B11: the node's addresses are followed live: a node port is served on one that comes, on whatever interface,
+// and no more on one that goes, also when it went while no agent ran.
+func TestB11AddressesFollowed(t *testing.T) {
+	s := newStage(t).start()
+	n := s.w.Node(1)
+	svc := nodePort(13)
+	s.apply(svc, s.w.Pod("pod-c"))
+	s.ready(svc)
+	answers(t, n.Host, netip.AddrPortFrom(n.V4, svc.Ports[0].NodePort)) // the start is over
+	served := func(t *testing.T, a netip.Addr, want bool) func() error {
+		to := netip.AddrPortFrom(a, svc.Ports[0].NodePort)
+		return func() error {
+			if _, is := table(t, n)["tcp "+to.String()]; is != want {
+				return fmt.Errorf("virtual server on %s: %t, want %t", to, is, want)
+			}
+			if !want {
+				return nil
+			}
+			if r := s.w.Client.Ask(to, lab.Timeout(time.Second)); r.Pod != "pod-c" {
+				return fmt.Errorf("outside asks %s: %s", to, r)
+			}
+			return nil
+		}
+	}
+	each(t, func(t *testing.T, family int) {
+		extra, later := netip.MustParsePrefix("172.28.128.77/32"), netip.MustParsePrefix("203.0.113.77/32")
+		if family == 6 {
+			extra, later = netip.MustParsePrefix("fd28:128::77/128"), netip.MustParsePrefix("fd20:113::77/128")
+		}
+		followed(t, "the node port is served on a new address of eth0",
+			func() error { return n.AddAddr(extra) }, served(t, extra.Addr(), true))
+		followed(t, "the node port is served on a new interface",
+			func() error { return n.AddDummy("extra0", later) }, served(t, later.Addr(), true))
+		followed(t, "the node port is gone with its address",
+			func() error { return n.DelAddr(extra) }, served(t, extra.Addr(), false))
+		if err := s.agents[0].Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.DelLink("extra0"); err != nil {
+			t.Fatal(err)
+		}
+		s.agents[0] = s.w.StartAgent(s.t, n, s.cluster)
+		lab.Eventually(t, soon, "a start notices that an interface is gone", served(t, later.Addr(), false))
+		if err := served(t, n.Addr(family), true)(); err != nil {
+			t.Error(err)
+		}
+	})
 }
