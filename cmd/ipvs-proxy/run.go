@@ -129,6 +129,7 @@ func (o *runOptions) kernelConfig() (cfg kernel.Config, err error) {
 	case "ClusterCIDR":
 		cfg.ClusterCIDRs = cidrs
 	case "NodeCIDR":
+		cfg.PodsFollow = true
 	case "BridgeInterface":
 		if cfg.PodInterface = o.podBridge; cfg.PodInterface == "" {
 			return cfg, errors.New("--detect-local-mode BridgeInterface needs --pod-bridge-interface")

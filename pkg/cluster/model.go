@@ -187,6 +187,19 @@ func (m *Model) Get(id ID) (*Service, []Endpoint) {
 	return svc, expand(contents, m.opt.NodeName)
 }
 
+// Endpoints returns the endpoints of a Service as Get does, whether the Service is ours, another's or not known.
+func (m *Model) Endpoints(id ID) []Endpoint {
+	m.mu.Lock()
+	s := m.services[id]
+	if s == nil {
+		m.mu.Unlock()
+		return nil
+	}
+	contents := s.contents()
+	m.mu.Unlock()
+	return expand(contents, m.opt.NodeName)
+}
+
 // Problems returns the Problems that an ID has now: those of the Service
 // itself and, while it is ours, of its slices, by slice name. The zero ID has
 // those of the own Node.
@@ -322,10 +335,13 @@ func (m *Model) tidy(id ID, s *service) {
 // markServed marks a Service whose slices changed. One that is absent or not
 // ours has no use for the news; its slices count when it appears.
 func (m *Model) markServed(id ID) {
-	if s := m.services[id]; s != nil && s.svc != nil {
+	if s := m.services[id]; s != nil && s.svc != nil || id == kubernetes {
 		m.mark(id)
 	}
 }
+
+// kubernetes is the API server's own Service: its endpoints are protected, whoever serves it.
+var kubernetes = ID{Namespace: "default", Name: "kubernetes"}
 
 func (m *Model) mark(id ID) {
 	if _, ok := m.queued[id]; ok {

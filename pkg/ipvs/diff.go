@@ -20,7 +20,7 @@ func Diff(k Key, have, want *Frontend) []Op {
 		want = &none
 	}
 	var ops []Op
-	ops = diffGuard(ops, k, have.Guard, want.Guard, have.Bind == want.Bind && serves(have.Server, want.Server))
+	ops = diffGuard(ops, k, have.Guard, want.Guard, (have.Bind || !want.Bind) && serves(have.Server, want.Server))
 	ops = diffServer(ops, k, have.Server, want.Server, remove)
 	switch {
 	case want.Bind && !have.Bind:

@@ -41,6 +41,8 @@ type Local struct {
 	// Addrs are the addresses of the node's interfaces other than ours: no loopback, no link-local ones, none
 	// that cannot be used yet. Sorted and unique.
 	Addrs []netip.Addr
+	// Sources are the addresses, at most one of each family, with which the node's own connections leave.
+	Sources []netip.Addr
 	// NoIPv6: IPv6 is switched off on the node.
 	NoIPv6 bool
 }

@@ -9,7 +9,7 @@ import (
 // allowed takes from a field's addresses those that the Service may have on this node, and notes why it may
 // not have the others.
 func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.Addr) string) []netip.Addr {
-	ok := addrs[:0:0]
+	var ok []netip.Addr
 	for i, a := range addrs {
 		switch why := refuse(a); {
 		case a.Is6() && c.site.Local.NoIPv6: // said once for the node
@@ -28,18 +28,25 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 }
 
 // refuseClusterIP: a Service that had the node's own address would cut the node off.
-func (c *compiler) refuseClusterIP(a netip.Addr) string {
-	if slices.Contains(c.site.Node.Addrs, a) {
+func (c *compiler) refuseClusterIP(a netip.Addr) string { return c.refuseOwn(a) }
+
+// refuseOwn says why an address is this node's. While its Node object is not known, that may be any of them.
+func (c *compiler) refuseOwn(a netip.Addr) string {
+	switch {
+	case slices.Contains(c.site.Node.Addrs, a):
 		return "is an address of this node"
+	case len(c.site.Node.Addrs) == 0 && c.site.isLocal(a):
+		return "stands on this node, whose own addresses are not known yet"
 	}
 	return ""
 }
 
 // refuseExternal says why no Service may have an address from outside the range of ClusterIPs (B61).
 func (c *compiler) refuseExternal(a netip.Addr) string {
+	own := c.refuseOwn(a)
 	switch {
-	case slices.Contains(c.site.Node.Addrs, a):
-		return "is an address of this node"
+	case own != "":
+		return own
 	case slices.Contains(c.site.APIServers, a):
 		return "is an address of the API server"
 	case inAny(c.opt.Protected, a):

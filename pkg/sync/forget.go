@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -50,6 +51,12 @@ func (f *forgetting) due() time.Time {
 	return f.next
 }
 
+// servesItself: a real server has the frontend's own address, as a pod of the host network has that of a node
+// port. Its answers come from there whether IPVS translated them or not: what bypasses it cannot be told.
+func servesItself(k ipvs.Key, fe *ipvs.Frontend) bool {
+	return slices.ContainsFunc(fe.Server.Reals, func(r ipvs.Real) bool { return r.Addr.Addr() == k.Addr })
+}
+
 // forgetFlows deletes the conntrack entries of the collected frontends, when it is time.
 func (l *Loop) forgetFlows(ctx context.Context) {
 	now := l.now()
@@ -58,7 +65,7 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 	}
 	var plan ipvs.Plan
 	for _, k := range sorted(l.forget.keys) {
-		if l.ledger.want(k) != nil {
+		if want := l.ledger.want(k); want != nil && !servesItself(k, want) {
 			plan = append(plan, ipvs.Step{Key: k, Op: ipvs.Forget{Key: k}})
 		}
 	}

@@ -22,6 +22,7 @@ type Model interface {
 	Complete() bool
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	Problems(cluster.ID) []cluster.Problem
+	Endpoints(cluster.ID) []cluster.Endpoint
 	Services() []cluster.ID
 	Node() cluster.Node
 }
@@ -100,6 +101,7 @@ type Loop struct {
 	sensitive map[cluster.ID]struct{}
 	site      Site
 	local     localState
+	pods      []netip.Prefix // that the kernel was last told of
 	audits    audit
 	trash     trash
 	forget    forgetting

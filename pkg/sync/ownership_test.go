@@ -74,7 +74,7 @@ func TestOwnership(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			opt := CompileOptions{Scheduler: "rr", ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
 			for _, order := range [][]int{{0, 1}, {1, 0}} {
-				m := newModel()
+				m := newModel(nodeNamed("192.0.2.1"))
 				l := newLedger()
 				site := newSite(m.Node(), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil, opt)
 				for _, i := range order {

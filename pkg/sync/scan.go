@@ -3,6 +3,7 @@ package sync
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -46,7 +47,16 @@ func (l *Loop) scan(ctx context.Context) error {
 // is wanted, and at the very first start what stands on our interface.
 func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
 	return have.Guard.Owned || have.Guard.Open || have.Guard.Sources != 0 || l.ledger.want(k) != nil ||
-		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}])
+		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}] || l.isNodePort(k))
+}
+
+// isNodePort reports whether a virtual server on one of the node's own addresses has the port of a node port: the
+// proxy before may have served it on more addresses than are configured now.
+func (l *Loop) isNodePort(k ipvs.Key) bool {
+	return l.site.isLocal(k.Addr) && slices.ContainsFunc(l.site.NodePorts, func(a netip.Addr) bool {
+		owner := l.ledger.owner(ipvs.Key{Addr: a, Port: k.Port, Proto: k.Proto})
+		return owner != nil && owner.Rank == rankNodePort
+	})
 }
 
 // see notes the shared facts that were read of an address, and in gone those that were thought to be there.

@@ -34,8 +34,12 @@ var kubernetes = cluster.ID{Namespace: "default", Name: "kubernetes"}
 // newSite puts a Site together.
 func newSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt CompileOptions) Site {
 	s := Site{Node: node, Local: local, APIServers: apiServers}
+	primaries := node.Addrs
+	if len(primaries) == 0 { // the Node object is not known, or gone for a moment
+		primaries = local.Sources
+	}
 	for _, a := range local.Addrs {
-		if opt.NodePorts.selects(a, node.Addrs) {
+		if opt.NodePorts.selects(a, primaries) {
 			s.NodePorts = append(s.NodePorts, a)
 		}
 	}
@@ -100,7 +104,9 @@ func (l *Loop) settleSite(local ipvs.Local) {
 	site := newSite(l.model.Node(), local, l.apiServers(), l.opt.Compile)
 	site.Lacking = l.site.Lacking
 	old := l.site
-	if l.opt.NodePods && !slices.Equal(old.Node.PodCIDRs, site.Node.PodCIDRs) {
+	// Without a Node object the last ranges stay: nobody's pods become strangers for a while.
+	if pods := site.Node.PodCIDRs; l.opt.NodePods && len(pods) > 0 && !slices.Equal(l.pods, pods) {
+		l.pods = pods
 		if err := l.kernel.SetPods(site.Node.PodCIDRs); err != nil {
 			l.log.Error("the Node's pod ranges cannot be used", zap.Stringers("podCIDRs", site.Node.PodCIDRs), zap.Error(err))
 		}
@@ -168,10 +174,12 @@ func (s Site) scheduler(name string) string {
 	return name
 }
 
-// apiServers are the API server's addresses as its own Service has them.
-func (l *Loop) apiServers() (addrs []netip.Addr) {
-	_, eps := l.model.Get(kubernetes)
-	for _, ep := range eps {
+// apiServers are the API server's addresses, whoever serves its Service. One that leaves it, as an API server does
+// that is restarted, stays protected as long as this process lives: with another's Service on its address it could
+// not come back.
+func (l *Loop) apiServers() []netip.Addr {
+	addrs := slices.Clone(l.site.APIServers)
+	for _, ep := range l.model.Endpoints(kubernetes) {
 		addrs = append(addrs, ep.Addr)
 	}
 	return ipvs.SortAddrs(addrs)

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -147,6 +148,128 @@ func TestNodePodRanges(t *testing.T) {
 					t.Errorf("pods are %v, want %v", r.kernel.Pods, want)
 				}
 			})
+		}
+	})
+}
+
+// nodeNamed is this node's object with an address.
+func nodeNamed(address string) *corev1.Node {
+	n := &corev1.Node{}
+	n.Name = thisNode
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
+	return n
+}
+
+// B61: an API server that leaves its Service for a moment stays protected: with another's Service on its address it
+// could not come back. It is protected where another proxy serves the Service default/kubernetes, too.
+func TestAPIServerStaysProtected(t *testing.T) {
+	for _, proxyName := range []string{"", "canary"} {
+		t.Run("service-proxy-name "+proxyName, func(t *testing.T) {
+			bubble(t, func(t *testing.T, r *rig) {
+				r.model = cluster.NewModel(cluster.Options{NodeName: thisNode, ServiceProxyName: proxyName})
+				api := service("kubernetes", "10.96.0.1", 443)
+				thief := balancer("thief", "10.96.0.9", "192.0.2.100", 1, 443)
+				if proxyName != "" {
+					thief.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": proxyName}
+				}
+				r.set(api, slice(api, "192.0.2.100"), thief, slice(thief, "10.244.2.10"))
+				r.synced()
+				r.start()
+				r.model.SetSlice(slice(api)) // it is restarted
+				time.Sleep(5 * time.Second)
+				r.tamper(func() {
+					if r.kernel.Addrs[netip.MustParseAddr("192.0.2.100")] || !r.kernel.Addrs[netip.MustParseAddr("10.96.0.9")] {
+						t.Errorf("bound: %v; want the thief's own address and not the API server's", r.kernel.Addrs)
+					}
+				})
+			})
+		})
+	}
+}
+
+// B61, B11: a Node object that is gone for a moment neither lays the node's own address open nor takes its node ports.
+func TestNodeObjectGone(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		own := netip.MustParseAddr("192.0.2.7")
+		r.kernel.Node = ipvs.Local{Addrs: []netip.Addr{own}, Sources: []netip.Addr{own}}
+		r.opt.Compile.NodePorts = NodePortAddresses{Primary: true}
+		thief := nodePorts(balancer("thief", "10.96.0.9", own.String(), 1, 22), 30022)
+		r.set(thief, slice(thief, "10.244.2.10"))
+		r.model.SetNode(nodeNamed(own.String()))
+		r.synced()
+		r.start()
+		check := func(when string) {
+			t.Helper()
+			r.tamper(func() {
+				if _, stolen := r.kernel.Servers[ipvs.Key{Addr: own, Port: 22, Proto: ipvs.TCP}]; stolen {
+					t.Errorf("%s: the node's port 22 is a virtual server", when)
+				}
+				if _, served := r.kernel.Servers[ipvs.Key{Addr: own, Port: 30022, Proto: ipvs.TCP}]; !served {
+					t.Errorf("%s: the node port is not served", when)
+				}
+			})
+		}
+		check("at first")
+		r.model.DeleteNode(thisNode)
+		time.Sleep(5 * time.Second)
+		check("without its Node object")
+		r.restart(thief, slice(thief, "10.244.2.10"))
+		time.Sleep(5 * time.Second)
+		check("after a restart without it")
+	})
+}
+
+// The first start takes over the node ports that the proxy before served on more addresses than are configured now;
+// another balancer's virtual servers stay.
+func TestNodePortsAreTakenOver(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7", "172.17.0.1")}
+		r.opt.Compile.NodePorts = NodePortAddresses{Primary: true}
+		leftover := ipvs.Key{Addr: netip.MustParseAddr("172.17.0.1"), Port: 30080, Proto: ipvs.TCP}
+		foreign := ipvs.Key{Addr: netip.MustParseAddr("172.17.0.1"), Port: 8443, Proto: ipvs.TCP}
+		for _, k := range []ipvs.Key{leftover, foreign} {
+			r.kernel.Servers[k] = ipvs.Server{Scheduler: "rr", Reals: []ipvs.Real{{Addr: netip.MustParseAddrPort("10.244.2.10:8080"), Weight: 1}}}
+		}
+		web := nodePorts(service("web", "10.96.0.1", 80), 30080)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.model.SetNode(nodeNamed("192.0.2.7"))
+		r.synced()
+		r.start()
+		time.Sleep(10 * time.Second)
+		r.tamper(func() {
+			if _, there := r.kernel.Servers[leftover]; there {
+				t.Errorf("%s is still there", leftover)
+			}
+			if _, there := r.kernel.Servers[foreign]; !there {
+				t.Errorf("%s, which is foreign, is gone", foreign)
+			}
+		})
+	})
+}
+
+// A frontend of a node's address with an endpoint there: what bypasses it cannot be told from what it serves, so no
+// conntrack entry is deleted for it (B31).
+func TestNothingIsForgottenOfWhatServesItself(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7")}
+		dns := nodePorts(service("dns", "10.96.0.1", 53), 30053)
+		dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+		eps := slice(dns, "192.0.2.7@node1")
+		r.set(dns, eps)
+		r.model.SetNode(nodeNamed("192.0.2.7"))
+		r.synced()
+		r.start()
+		time.Sleep(5 * time.Second)
+		forgotten := map[ipvs.Key]bool{}
+		r.tamper(func() {
+			for _, op := range r.kernel.Log {
+				if f, ok := op.(ipvs.Forget); ok {
+					forgotten[f.Key] = true
+				}
+			}
+		})
+		if forgotten[ipvs.Key{Addr: netip.MustParseAddr("192.0.2.7"), Port: 30053, Proto: ipvs.UDP}] || len(forgotten) != 1 {
+			t.Errorf("forgot of %v; want the ClusterIP alone", forgotten)
 		}
 	})
 }

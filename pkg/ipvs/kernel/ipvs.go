@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -50,12 +51,13 @@ func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 		}
 		v.b.acknowledge()
 		replies, err := v.sock.exchange(ctx, &v.b)
+		renewed := slices.ContainsFunc(replies, func(r reply) bool { return r.err == unix.ENOENT && !r.unknown }) && v.renewed(ctx)
 		for i, op := range ops[:n] {
 			var o ipvs.Outcome
 			if err != nil {
 				o.Err = fmt.Errorf("%s: %w", op, err)
 			} else if r := replies[i]; r.err != nil {
-				o = ipvs.Outcome{Err: fmt.Errorf("%s: %w", op, explain(op, r)), Unknown: r.unknown}
+				o = ipvs.Outcome{Err: fmt.Errorf("%s: %w", op, explain(op, r, renewed)), Unknown: r.unknown}
 			}
 			out = append(out, o)
 		}
@@ -64,10 +66,26 @@ func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 	return out
 }
 
+// errLoadedAnew: the module ip_vs was unloaded and loaded again, and nothing of what it held is left.
+var errLoadedAnew = errors.New("ip_vs was loaded anew")
+
+// renewed asks for IPVS's number in generic netlink again and reports whether it is another one.
+func (v *ipvsDoor) renewed(ctx context.Context) bool {
+	family, err := resolveFamily(ctx, v.sock, familyName)
+	if err != nil || family == v.family {
+		return false
+	}
+	v.family = family
+	return true
+}
+
 // explain names the kernel module where an error means that it is missing.
-func explain(op ipvs.Op, r reply) error {
-	if r.unknown || r.err != unix.ENOENT {
+func explain(op ipvs.Op, r reply, renewed bool) error {
+	switch {
+	case r.unknown || r.err != unix.ENOENT:
 		return r.err
+	case renewed:
+		return errLoadedAnew
 	}
 	switch o := op.(type) {
 	case ipvs.AddServer:
@@ -123,6 +141,8 @@ func (v *ipvsDoor) services(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]
 			switch {
 			case r.err == unix.ESRCH && !r.unknown:
 				continue
+			case r.err == unix.ENOENT && v.renewed(ctx):
+				return nil, fmt.Errorf("read virtual server %s: %w", keys[i], errLoadedAnew)
 			case r.err != nil:
 				return nil, fmt.Errorf("read virtual server %s: %w", keys[i], r.err)
 			}

@@ -22,6 +22,9 @@ type Config struct {
 	// way to a ClusterIP; without any way to know pods, only the node's own connections are. SetPods changes
 	// them.
 	ClusterCIDRs []netip.Prefix
+	// PodsFollow: ClusterCIDRs come by SetPods. Until then rules that stand are left as they are: those of an
+	// earlier run know the pods.
+	PodsFollow bool
 	// PodInterface is the interface through which this node's pods send, or the beginning of the names of
 	// such interfaces where it ends in "*". With it, ClusterCIDRs do not count.
 	PodInterface string

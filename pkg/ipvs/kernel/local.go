@@ -31,6 +31,18 @@ func (k *Kernel) Local(ctx context.Context) (local ipvs.Local, err error) {
 		}
 	}
 	local.Addrs = ipvs.SortAddrs(local.Addrs)
+	if k.link.index == 0 {
+		k.link.index = ours
+	}
+	v4, v6, err := k.link.sources(ctx)
+	if err != nil {
+		return local, err
+	}
+	for _, a := range []netip.Addr{v4, v6} {
+		if a.IsValid() {
+			local.Sources = append(local.Sources, a)
+		}
+	}
 	local.NoIPv6, err = noIPv6()
 	return local, err
 }
@@ -66,7 +78,7 @@ func noIPv6() (bool, error) {
 // of Config. They take effect with the next Base.
 func (k *Kernel) SetPods(pods []netip.Prefix) error {
 	cfg := k.nft.cfg
-	cfg.ClusterCIDRs = pods
+	cfg.ClusterCIDRs, cfg.PodsFollow = pods, false
 	rs, err := rules(cfg)
 	if err != nil {
 		return err

@@ -104,7 +104,7 @@ func (n *nftDoor) ensure(ctx context.Context) (wrote []string, created bool, err
 	if err != nil {
 		return wrote, created, err
 	}
-	if !right {
+	if !right && (created || !n.cfg.PodsFollow) {
 		if err := n.writeRules(ctx); err != nil {
 			return wrote, created, err
 		}
