@@ -8,11 +8,38 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // sysctlRoot is where this network namespace's settings are.
 const sysctlRoot = "/proc/sys/"
+
+const forwarding6 = "net/ipv6/conf/all/forwarding"
+
+// keepsDefaultRoute tells whether the node keeps its IPv6 default route when it begins to forward: a router takes
+// none from router advertisements, and the kernel drops those that it took (addrconf_fixup_forwarding in
+// net/ipv6/addrconf.c), unless the interface's accept_ra is 2.
+func keepsDefaultRoute(root string) error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("list the default routes from router advertisements: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil && !r.Dst.IP.IsUnspecified() {
+			continue
+		}
+		link, err := netlink.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			continue // it went meanwhile, and its routes with it
+		}
+		name := link.Attrs().Name
+		if b, err := os.ReadFile(root + "net/ipv6/conf/" + name + "/accept_ra"); err == nil && strings.TrimSpace(string(b)) == "1" {
+			return fmt.Errorf("the kernel would drop the default route that %s has from router advertisements (set net/ipv6/conf/%s/accept_ra to 2 first)", name, name)
+		}
+	}
+	return nil
+}
 
 // Setting is a sysctl that the traffic depends on.
 type Setting struct {
@@ -34,7 +61,7 @@ func Settings(cfg Config) []Setting {
 		{Name: "net/ipv4/vs/expire_nodest_conn", Want: "1", Else: "clients of a removed endpoint hang instead of moving"},
 		{Name: "net/ipv4/vs/expire_quiescent_template", Want: "1", Else: "affinity keeps clients on a draining endpoint"},
 		{Name: "net/ipv4/ip_forward", Want: "1", Else: "IPv4 packets do not reach endpoints on other nodes"},
-		{Name: "net/ipv6/conf/all/forwarding", Want: "1", Else: "IPv6 packets do not reach endpoints on other nodes"},
+		{Name: forwarding6, Want: "1", Else: "IPv6 packets do not reach endpoints on other nodes"},
 	}
 	if cfg.StrictARP {
 		// The kernel takes the larger of this value and the interface's own.
@@ -92,6 +119,11 @@ func (s Setting) ensure(root string) (wrote bool, err error) {
 		return false, fmt.Errorf("%w; where it is wrong, %s", err, s.Else)
 	case right:
 		return false, nil
+	}
+	if s.Name == forwarding6 && root == sysctlRoot {
+		if err := keepsDefaultRoute(root); err != nil {
+			return false, fmt.Errorf("sysctl %s is %s, should be %s and is left alone: %w; until it is, %s", s.Name, have, s.Should(), err, s.Else)
+		}
 	}
 	// It exists, so it is not to be created: the error then speaks of the write.
 	f, err := os.OpenFile(root+s.Name, os.O_WRONLY, 0)

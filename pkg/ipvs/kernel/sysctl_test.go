@@ -1,10 +1,14 @@
 package kernel
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // procSys is a directory in the place of /proc/sys.
@@ -74,5 +78,35 @@ func TestSettings(t *testing.T) {
 		if strings.Contains(name, "arp") || strict[name] != loose[name] {
 			t.Errorf("%s: %q without strictARP, %q with it", name, loose[name], strict[name])
 		}
+	}
+}
+
+// A node whose IPv6 default route comes from router advertisements would lose it by forwarding: the setting is left
+// alone and said, until the interface's accept_ra is 2.
+func TestForwardingKeepsTheDefaultRoute(t *testing.T) {
+	needsIPVS(t)
+	inNetns(t)
+	up := dummy(t, "up0")
+	addNodeAddr(t, up, "fd00:7::5/64")
+	accept := func(value string) {
+		must(t, os.WriteFile("/proc/sys/net/ipv6/conf/up0/accept_ra", []byte(value), 0))
+	}
+	accept("1")
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Gw: net.ParseIP("fd00:7::1"), Protocol: unix.RTPROT_RA}))
+	settings := []Setting{{Name: forwarding6, Want: "1", Else: "IPv6 stops here"}}
+	value := func() string {
+		have, _, err := settings[0].Read()
+		must(t, err)
+		return have
+	}
+	wrote, warnings := EnsureSettings(settings)
+	if len(wrote) > 0 || len(warnings) != 1 || value() != "0" {
+		t.Errorf("wrote %q, warned %v, forwarding is %s; want it left alone", wrote, warnings, value())
+	} else if text := warnings[0].Error(); !strings.Contains(text, "up0") || !strings.Contains(text, "accept_ra") || !strings.Contains(text, "IPv6 stops here") {
+		t.Errorf("the warning says %q", text)
+	}
+	accept("2")
+	if wrote, warnings := EnsureSettings(settings); len(wrote) != 1 || len(warnings) > 0 || value() != "1" {
+		t.Errorf("accept_ra 2: wrote %q, warned %v, forwarding is %s", wrote, warnings, value())
 	}
 }
