@@ -40,7 +40,7 @@ proportion: ## count what a change writes to the kernel with 10, 1,000 and 10,00
 bench: ## count the instructions that the agent's work costs, on a machine whose clock counts them
 	$(RUN_LAB) bench
 
-FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile ipvs/kernel.FuzzProcIPVS ipvs/kernel.FuzzNetlinkMessages
+FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile config.FuzzFile ipvs/kernel.FuzzProcIPVS ipvs/kernel.FuzzNetlinkMessages
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for a minute

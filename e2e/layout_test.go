@@ -19,9 +19,12 @@ const module = "github.com/ipvs-proxy/ipvs-proxy"
 // See docs/architecture.md.
 var rooms = map[string][]string{
 	"cmd/ipvs-proxy": {module + "/pkg/", "github.com/spf13/cobra", "go.uber.org/zap"},
-	"pkg/cluster":    {"k8s.io/api/", "k8s.io/apimachinery/", "sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
-	"pkg/sync":       {module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
-	"pkg/ipvs":       {},
+	// kube-proxy's own types, how the API server's world decodes them, and flags.
+	"pkg/config": {"k8s.io/kube-proxy/config/v1alpha1", "k8s.io/component-base/logs/api/v1", "k8s.io/apimachinery/", "sigs.k8s.io/json",
+		"sigs.k8s.io/yaml", "github.com/spf13/pflag"},
+	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
+	"pkg/sync":    {module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
+	"pkg/ipvs":    {},
 	"pkg/ipvs/kernel": {module + "/pkg/ipvs", "github.com/vishvananda/netlink", "github.com/google/nftables",
 		"github.com/mdlayher/netlink", "github.com/moby/ipvs", "golang.org/x/sys/unix"},
 	"pkg/node":          {module + "/pkg/ipvs/kernel", "github.com/u-root/u-root/pkg/kmodule", "golang.org/x/sys/unix"},

@@ -5,11 +5,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 )
 
 func newCheck() *cobra.Command {
-	var setup setupFlags
+	var flags *config.Flags
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say whether this node is able, and what is in the way",
@@ -19,12 +20,15 @@ It writes nothing; asking for a part of the kernel makes the kernel load the mod
 status is 1 where something is a problem, 0 where there are warnings at most.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := setup.options()
+			c, warnings, err := flags.Load(cmd.Flags())
 			if err != nil {
 				return err
 			}
+			for _, w := range warnings {
+				fmt.Fprintln(cmd.OutOrStdout(), node.Finding{Level: node.Warning, Text: w})
+			}
 			problems := 0
-			for _, f := range node.Check(cmd.Context(), o) {
+			for _, f := range node.Check(cmd.Context(), nodeOptions(c)) {
 				fmt.Fprintln(cmd.OutOrStdout(), f)
 				if f.Level == node.Problem {
 					problems++
@@ -36,6 +40,6 @@ status is 1 where something is a problem, 0 where there are warnings at most.`,
 			return nil
 		},
 	}
-	setup.add(cmd)
+	flags = config.SetupFlags(cmd.Flags())
 	return cmd
 }

@@ -5,11 +5,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 )
 
 func newInit() *cobra.Command {
-	var setup setupFlags
+	var flags *config.Flags
 	var modulesRoot string
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -21,14 +22,17 @@ CAP_NET_ADMIN, CAP_SYS_MODULE, the node's /lib/modules, and a /proc/sys that can
 already stays as it is. The exit status is 0 when the agent can run, with warnings or without.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := setup.options()
+			c, warnings, err := flags.Load(cmd.Flags())
 			if err != nil {
 				return err
 			}
-			return node.Init(cmd.Context(), o, modulesRoot, func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
+			for _, w := range warnings {
+				fmt.Fprintln(cmd.OutOrStdout(), "warning:", w)
+			}
+			return node.Init(cmd.Context(), nodeOptions(c), modulesRoot, func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
 		},
 	}
-	setup.add(cmd)
+	flags = config.SetupFlags(cmd.Flags())
 	cmd.Flags().StringVar(&modulesRoot, "modules-root", "/", "directory in which lib/modules is, with the files of the kernel's modules")
 	return cmd
 }

@@ -3,28 +3,23 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
+	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
-)
+	"time"
 
-func TestParseCIDRs(t *testing.T) {
-	for text, want := range map[string]string{
-		"":                             "[]",
-		"10.244.0.0/16":                "[10.244.0.0/16]",
-		"10.244.7.1/16, fd10:244::/32": "[10.244.0.0/16 fd10:244::/32]",
-		"10.244.0.0":                   "error",
-		"10.0.0.0/8,10.244.0.0/16":     "error",
-		"10.244.0.0/16,":               "error",
-	} {
-		got, err := parseCIDRs(text)
-		if err == nil && fmt.Sprint(got) != want || (err != nil) != (want == "error") {
-			t.Errorf("%q: %s, %v; want %s", text, got, err, want)
-		}
-	}
-}
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
+)
 
 // together ends all parts when one fails, and tells of every failure.
 func TestTogether(t *testing.T) {
@@ -70,5 +65,86 @@ func TestVersion(t *testing.T) {
 	cmd.SetArgs([]string{"version"})
 	if err := cmd.Execute(); err != nil || !slices.Contains(strings.Fields(out.String()), version) {
 		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
+// TestB50KeysHaveTheirEffect: what the file says is what kernel, loop and model are started with.
+func TestB50KeysHaveTheirEffect(t *testing.T) {
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	flags := config.RunFlags(fs)
+	if err := fs.Parse([]string{"--config", "../../pkg/config/testdata/tuned.conf"}); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := flags.Load(fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ranges := func(list ...string) (out []netip.Prefix) {
+		for _, s := range list {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	tuned := kernel.Conntrack{Min: 100, TCPEstablished: 2 * time.Hour, UDP: 17 * time.Second, UDPStream: 90 * time.Second, TCPBeLiberal: true}
+	compare := func(what string, got, want any) {
+		t.Helper()
+		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	compare("kernel", kernelConfig(c), kernel.Config{PodInterface: "cali*", MasqueradeAll: true, Binding: kernel.BindRoute, StrictARP: true, Conntrack: tuned})
+	compare("node", nodeOptions(c), node.Options{Kernel: kernel.Config{StrictARP: true, Conntrack: tuned}, Scheduler: "sed"})
+	sopt, _, err := syncOptions(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare("loop", sopt, sync.Options{
+		Compile: sync.CompileOptions{Scheduler: "sed", NodePorts: sync.NodePortAddresses{Ranges: ranges("192.168.0.0/16", "fd00::/8")},
+			ExternalIPs: ranges("198.51.100.0/24"), Protected: ranges("192.168.0.0/24", "fd00::/64")},
+		DrainDeadline: time.Hour, AuditPeriod: 30 * time.Second, AuditCPU: 0.05,
+	})
+
+	c = config.Default()
+	compare("default of conntrack", kernelConfig(c).Conntrack, kernel.DefaultConntrack)
+	for mode, nodePods := range map[kubeproxy.LocalMode]bool{"ClusterCIDR": false, "NodeCIDR": true} {
+		c.Proxy.ClusterCIDR, c.Proxy.DetectLocalMode = "10.244.0.0/16", mode
+		if sopt, _, err = syncOptions(c); err != nil || sopt.NodePods != nodePods || (kernelConfig(c).ClusterCIDRs == nil) != nodePods {
+			t.Errorf("%s: pods by the Node %t, by ranges %s, %v", mode, sopt.NodePods, kernelConfig(c).ClusterCIDRs, err)
+		}
+	}
+	c.Proxy.NodePortAddresses = []string{"primary", "10.0.0.0/8"}
+	if _, _, err = syncOptions(c); err == nil || !strings.HasPrefix(err.Error(), "--nodeport-addresses=primary,10.0.0.0/8: want address ranges") {
+		t.Errorf("node ports on primary and more: %v", err)
+	}
+}
+
+// The file is for init and check as well: a value in it that cannot be used stops each.
+func TestB50AllCommandsReadTheFile(t *testing.T) {
+	dir := t.TempDir()
+	conf, out := dir+"/config.conf", dir+"/out.conf"
+	write := func(line string) {
+		text := "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n" + line
+		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	execute := func(args ...string) error {
+		cmd := newCommand()
+		cmd.SetOut(io.Discard)
+		cmd.SetArgs(append(args, "--config", conf))
+		return cmd.ExecuteContext(t.Context())
+	}
+	write("conntrack: {min: -1}")
+	for _, args := range [][]string{{"run", "--source-dir=/nowhere"}, {"init"}, {"check"}} {
+		if err := execute(args...); err == nil || !strings.HasPrefix(err.Error(), conf+": conntrack.min: ") {
+			t.Errorf("%s: %v", args[0], err)
+		}
+	}
+	write("clusterCIDR: 10.1.0.0/16")
+	if err := execute("run", "--write-config-to", out); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(out); err != nil || !strings.Contains(string(text), "clusterCIDR: 10.1.0.0/16\n") || !strings.Contains(string(text), "maxPerCore: 32768\n") {
+		t.Errorf("--write-config-to: %v\n%s", err, text)
 	}
 }

@@ -1,0 +1,132 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+)
+
+// Flags are the command line's way to configure: --config, and a flag for most keys, under kube-proxy's name
+// where it has one.
+type Flags struct {
+	file string
+	add  func(*pflag.FlagSet, *Config)
+}
+
+// keys says which key a flag stands for.
+var keys = map[string]string{
+	"ipvs-scheduler": "ipvs.scheduler", "ipvs-strict-arp": "ipvs.strictARP",
+	"conntrack-max-per-core": "conntrack.maxPerCore", "conntrack-min": "conntrack.min",
+	"conntrack-tcp-timeout-established": "conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-close-wait": "conntrack.tcpCloseWaitTimeout",
+	"conntrack-tcp-be-liberal": "conntrack.tcpBeLiberal",
+	"conntrack-udp-timeout":    "conntrack.udpTimeout", "conntrack-udp-timeout-stream": "conntrack.udpStreamTimeout",
+
+	"hostname-override": "hostnameOverride", "proxy-mode": "mode", "cluster-cidr": "clusterCIDR", "detect-local-mode": "detectLocalMode",
+	"pod-bridge-interface": "detectLocal.bridgeInterface", "pod-interface-name-prefix": "detectLocal.interfaceNamePrefix",
+	"masquerade-all": "iptables.masqueradeAll", "nodeport-addresses": "nodePortAddresses", "ipvs-exclude-cidrs": "ipvs.excludeCIDRs",
+	"v": "logging.verbosity",
+
+	"vip-binding": "vipBinding", "external-ip-cidrs": "externalIPCIDRs", "protected-cidrs": "protectedCIDRs", "service-proxy-name": "serviceProxyName",
+
+	"kubeconfig": "clientConnection.kubeconfig", "kube-api-content-type": "clientConnection.contentType",
+	"kube-api-burst": "clientConnection.burst", "kube-api-qps": "clientConnection.qps", "bind-address": "bindAddress",
+	"healthz-bind-address": "healthzBindAddress", "metrics-bind-address": "metricsBindAddress", "bind-address-hard-fail": "bindAddressHardFail",
+	"profiling": "enableProfiling", "iptables-masquerade-bit": "iptables.masqueradeBit", "oom-score-adj": "oomScoreAdj",
+	"config-sync-period": "configSyncPeriod", "ipvs-sync-period": "ipvs.syncPeriod", "ipvs-min-sync-period": "ipvs.minSyncPeriod",
+	"ipvs-tcp-timeout": "ipvs.tcpTimeout", "ipvs-tcpfin-timeout": "ipvs.tcpFinTimeout", "ipvs-udp-timeout": "ipvs.udpTimeout",
+}
+
+// over are the flags that count beside --config, too: those that do so with kube-proxy, and those that it does
+// not have.
+var over = map[string]bool{"hostname-override": true, "v": true,
+	"vip-binding": true, "external-ip-cidrs": true, "protected-cidrs": true, "service-proxy-name": true}
+
+func flagOf(key string) string {
+	for flag, k := range keys {
+		if k == key {
+			return flag
+		}
+	}
+	return ""
+}
+
+// SetupFlags adds --config and the flags about how a node is set up, which run, init and check share.
+func SetupFlags(fs *pflag.FlagSet) *Flags { return newFlags(fs, addSetup) }
+
+// RunFlags adds --config and the flags of all keys.
+func RunFlags(fs *pflag.FlagSet) *Flags {
+	return newFlags(fs, func(fs *pflag.FlagSet, c *Config) {
+		addSetup(fs, c)
+		addRun(fs, c)
+		addUnused(fs, c)
+	})
+}
+
+func newFlags(fs *pflag.FlagSet, add func(*pflag.FlagSet, *Config)) *Flags {
+	f := &Flags{add: add}
+	fs.StringVar(&f.file, "config", "", "kube-proxy's configuration file, with our own document beside kube-proxy's where needed; as with kube-proxy, flags of kube-proxy's names are ignored beside it, but for --hostname-override and -v")
+	add(fs, Default())
+	return f
+}
+
+// Load is the configuration that the file, or the command line, or both give. The warnings name what has no
+// effect.
+func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error) {
+	c = Default()
+	if f.file != "" {
+		if c, warnings, err = read(f.file); err != nil {
+			return nil, nil, err
+		}
+	}
+	c.flags = map[string]string{}
+	bound := pflag.NewFlagSet("", pflag.ContinueOnError)
+	f.add(bound, c)
+	fs.Visit(func(given *pflag.Flag) {
+		target := bound.Lookup(given.Name)
+		switch {
+		case target == nil: // not about the configuration
+			return
+		case f.file != "" && !over[given.Name]:
+			warnings = append(warnings, fmt.Sprintf("--%s is ignored, as kube-proxy does it: --config is given, and %s in it counts", given.Name, keys[given.Name]))
+			return
+		}
+		c.flags[keys[given.Name]] = given.Name
+		if copyErr := copyValue(target.Value, given.Value); copyErr != nil && err == nil {
+			err = fmt.Errorf("--%s: %w", given.Name, copyErr)
+		}
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	c.setDefaults() // --bind-address has a say in other addresses, and an empty flag means the default
+	if err := c.Validate(); err != nil {
+		return nil, nil, err
+	}
+	return c, append(warnings, c.effectless()...), nil
+}
+
+func copyValue(to, from pflag.Value) error {
+	if list, ok := from.(pflag.SliceValue); ok {
+		return to.(pflag.SliceValue).Replace(list.GetSlice())
+	}
+	return to.Set(from.String())
+}
+
+// Write writes the configuration with all defaults to a file that --config reads.
+func (c *Config) Write(file string) error {
+	proxy, err := yaml.Marshal(c.Proxy)
+	if err != nil {
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	own, err := yaml.Marshal(c.Own)
+	if err != nil {
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	if err := os.WriteFile(file, bytes.Join([][]byte{proxy, own}, []byte("---\n")), 0o644); err != nil {
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package config
+
+import "github.com/spf13/pflag"
+
+// addSetup binds the flags that run, init and check share. Help texts speak of what the values do here.
+func addSetup(f *pflag.FlagSet, c *Config) {
+	v, t := &c.Proxy.IPVS, &c.Proxy.Conntrack
+	f.StringVar(&v.Scheduler, "ipvs-scheduler", v.Scheduler, "scheduler of the virtual servers: rr, wrr, lc, wlc, lblc, lblcr, sed, nq, …")
+	f.BoolVar(&v.StrictARP, "ipvs-strict-arp", v.StrictARP, "set arp_ignore=1 and arp_announce=2, so that the node neither answers nor asks for virtual IPs by ARP")
+	f.Int32Var(t.MaxPerCore, "conntrack-max-per-core", *t.MaxPerCore, "room for so many tracked connections per processor (0 leaves the kernel's limit alone; it is only ever raised)")
+	f.Int32Var(t.Min, "conntrack-min", *t.Min, "room for so many tracked connections at least, however few the processors; without meaning where conntrack-max-per-core is 0")
+	f.DurationVar(&t.TCPEstablishedTimeout.Duration, "conntrack-tcp-timeout-established", t.TCPEstablishedTimeout.Duration, "how long an idle TCP connection is tracked (0 leaves it alone)")
+	f.DurationVar(&t.TCPCloseWaitTimeout.Duration, "conntrack-tcp-timeout-close-wait", t.TCPCloseWaitTimeout.Duration, "how long a TCP connection in CLOSE_WAIT is tracked (0 leaves it alone)")
+	f.BoolVar(&t.TCPBeLiberal, "conntrack-tcp-be-liberal", t.TCPBeLiberal, "track TCP packets outside the window as part of their connection")
+	f.DurationVar(&t.UDPTimeout.Duration, "conntrack-udp-timeout", t.UDPTimeout.Duration, "how long a UDP flow without an answer is tracked (0 leaves it alone)")
+	f.DurationVar(&t.UDPStreamTimeout.Duration, "conntrack-udp-timeout-stream", t.UDPStreamTimeout.Duration, "how long an idle UDP flow is tracked (0 leaves it alone)")
+}
+
+// addRun binds the flags that only run has.
+func addRun(f *pflag.FlagSet, c *Config) {
+	p, o := &c.Proxy, &c.Own
+	f.StringVar(&p.HostnameOverride, "hostname-override", p.HostnameOverride, "this node's name in the cluster; the host name where it is not given")
+	f.StringVar((*string)(&p.Mode), "proxy-mode", string(p.Mode), "ipvs, or nothing; another proxy of kube-proxy's is accepted with a warning")
+	f.StringVar(&p.ClusterCIDR, "cluster-cidr", p.ClusterCIDR, "address ranges of the cluster's pods, one or one a family with a comma between; other sources are masqueraded on their way to a ClusterIP")
+	f.StringVar((*string)(&p.DetectLocalMode), "detect-local-mode", string(p.DetectLocalMode), "how pods are told from other clients: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix")
+	f.StringVar(&p.DetectLocal.BridgeInterface, "pod-bridge-interface", p.DetectLocal.BridgeInterface, "with BridgeInterface: the bridge through which this node's pods send")
+	f.StringVar(&p.DetectLocal.InterfaceNamePrefix, "pod-interface-name-prefix", p.DetectLocal.InterfaceNamePrefix, "with InterfaceNamePrefix: how the names of the interfaces begin through which this node's pods send")
+	f.BoolVar(&p.IPTables.MasqueradeAll, "masquerade-all", p.IPTables.MasqueradeAll, "masquerade every client on its way to a ClusterIP, pods as well")
+	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, or one of primary, all and localhost; all of them where it is not given")
+	f.Uint32VarP((*uint32)(&p.Logging.Verbosity), "v", "v", uint32(p.Logging.Verbosity), "log level: 0 for what matters, 4 and more for every write to the kernel")
+
+	f.StringVar(&o.VIPBinding, "vip-binding", o.VIPBinding, "how virtual IPs stand on kube-ipvs0: address, or route (a local route, which costs the kernel the same for 10,000 as for 10)")
+	f.StringSliceVar(&o.ExternalIPCIDRs, "external-ip-cidrs", o.ExternalIPCIDRs, "address ranges from which spec.externalIPs of Services are served; none where it is not given: whoever may write a Service could take any address")
+	f.StringSliceVar(&o.ProtectedCIDRs, "protected-cidrs", o.ProtectedCIDRs, "address ranges that no Service may have as an external address: other nodes', the API server's")
+	f.StringVar(&o.ServiceProxyName, "service-proxy-name", o.ServiceProxyName, "serve exactly the Services whose label service.kubernetes.io/service-proxy-name has this value; where it is not given, those without the label")
+}
+
+// addUnused binds flags of kube-proxy's that do nothing, or nothing yet, so that a command line made for it
+// starts the agent. They do not show in the help.
+func addUnused(f *pflag.FlagSet, c *Config) {
+	p := &c.Proxy
+	f.StringVar(&p.ClientConnection.Kubeconfig, "kubeconfig", p.ClientConnection.Kubeconfig, "")
+	f.StringVar(&p.ClientConnection.ContentType, "kube-api-content-type", p.ClientConnection.ContentType, "")
+	f.Int32Var(&p.ClientConnection.Burst, "kube-api-burst", p.ClientConnection.Burst, "")
+	f.Float32Var(&p.ClientConnection.QPS, "kube-api-qps", p.ClientConnection.QPS, "")
+	f.StringVar(&p.BindAddress, "bind-address", p.BindAddress, "")
+	f.StringVar(&p.HealthzBindAddress, "healthz-bind-address", p.HealthzBindAddress, "")
+	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "")
+	f.BoolVar(&p.BindAddressHardFail, "bind-address-hard-fail", p.BindAddressHardFail, "")
+	f.BoolVar(&p.EnableProfiling, "profiling", p.EnableProfiling, "")
+	f.Int32Var(p.IPTables.MasqueradeBit, "iptables-masquerade-bit", *p.IPTables.MasqueradeBit, "")
+	f.Int32Var(p.OOMScoreAdj, "oom-score-adj", *p.OOMScoreAdj, "")
+	f.DurationVar(&p.ConfigSyncPeriod.Duration, "config-sync-period", p.ConfigSyncPeriod.Duration, "")
+	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "")
+	f.DurationVar(&p.IPVS.MinSyncPeriod.Duration, "ipvs-min-sync-period", p.IPVS.MinSyncPeriod.Duration, "")
+	f.StringSliceVar(&p.IPVS.ExcludeCIDRs, "ipvs-exclude-cidrs", p.IPVS.ExcludeCIDRs, "")
+	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "")
+	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "")
+	f.DurationVar(&p.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", p.IPVS.UDPTimeout.Duration, "")
+	for _, name := range []string{"kubeconfig", "kube-api-content-type", "kube-api-burst", "kube-api-qps", "bind-address", "healthz-bind-address",
+		"metrics-bind-address", "bind-address-hard-fail", "profiling", "iptables-masquerade-bit", "oom-score-adj", "config-sync-period",
+		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-exclude-cidrs", "ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout"} {
+		_ = f.MarkHidden(name)
+	}
+}

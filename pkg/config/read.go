@@ -1,0 +1,217 @@
+package config
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+)
+
+// read reads a configuration file and fills in defaults. The warnings name what the file has and nobody knows.
+func read(file string) (*Config, []string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return parse(file, data)
+}
+
+// parse reads the text of a configuration file. Its name is for messages.
+func parse(file string, data []byte) (*Config, []string, error) {
+	c := &Config{file: file}
+	var warnings []string
+	seen := map[metav1.TypeMeta]bool{}
+	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
+	for n := 1; ; n++ {
+		doc, err := docs.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", file, err)
+		}
+		kind, w, err := c.document(doc)
+		if err == nil && kind != (metav1.TypeMeta{}) && seen[kind] {
+			err = fmt.Errorf("a second document of kind %s", kind.Kind)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: document %d: %w", file, n, err)
+		}
+		seen[kind] = true
+		for _, text := range w {
+			warnings = append(warnings, file+": "+text)
+		}
+	}
+	if !seen[proxyKind] && !seen[ownKind] {
+		return nil, nil, fmt.Errorf("%s: no document in it: want one of kind %s (%s), and %s (%s) beside it where needed", file,
+			proxyKind.Kind, proxyKind.APIVersion, ownKind.Kind, ownKind.APIVersion)
+	}
+	c.setDefaults()
+	return c, warnings, nil
+}
+
+// document reads one document of the file into its place. No kind and no error means that it is empty.
+// kube-proxy's document is read as kube-proxy does it, which ignores unknown keys; in ours they are errors.
+func (c *Config) document(doc []byte) (kind metav1.TypeMeta, warnings []string, err error) {
+	raw, twice := yaml.YAMLToJSONStrict(doc)
+	if twice != nil {
+		if raw, err = yaml.YAMLToJSON(doc); err != nil {
+			return kind, nil, err
+		}
+	}
+	if string(raw) == "null" {
+		return kind, nil, nil
+	}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &kind); err != nil {
+		return kind, nil, fmt.Errorf("not a document with apiVersion and kind: %w", err)
+	}
+	var into any
+	switch kind {
+	case proxyKind:
+		into = &c.Proxy
+	case ownKind:
+		into = &c.Own
+	default:
+		return kind, nil, fmt.Errorf("apiVersion: %q, kind: %q: want %s, %s, or %s, %s", kind.APIVersion, kind.Kind,
+			proxyKind.APIVersion, proxyKind.Kind, ownKind.APIVersion, ownKind.Kind)
+	}
+	unknown, err := kjson.UnmarshalStrict(raw, into)
+	if err != nil {
+		return kind, nil, blame(raw, reflect.TypeOf(into).Elem(), err)
+	}
+	if twice != nil {
+		unknown = append(unknown, twice)
+	}
+	if kind == ownKind {
+		return kind, nil, errors.Join(unknown...)
+	}
+	for _, u := range unknown {
+		warnings = append(warnings, u.Error()+": ignored")
+	}
+	return kind, warnings, nil
+}
+
+// blame finds the keys whose values do not fit: it decodes each value by itself. The decoder's own error, which
+// names Go types and at times no key, is the answer only where that finds nothing.
+func blame(raw []byte, t reflect.Type, err error) error {
+	var tree any
+	if json.Unmarshal(raw, &tree) != nil {
+		return err
+	}
+	var found []error
+	for _, l := range leaves(tree) {
+		alone := l.value
+		for _, name := range slices.Backward(l.path) {
+			alone = map[string]any{name: alone}
+		}
+		text, _ := json.Marshal(alone)
+		if kjson.UnmarshalCaseSensitivePreserveInts(text, reflect.New(t).Interface()) == nil {
+			continue
+		}
+		value, _ := json.Marshal(l.value)
+		key, want := wanted(t, l.path)
+		found = append(found, problem{key, string(value), want})
+	}
+	if len(found) == 0 {
+		return err
+	}
+	return errors.Join(found...)
+}
+
+// leaf is a value of a document, and the keys that lead to it.
+type leaf struct {
+	path  []string
+	value any
+}
+
+func (l leaf) key() string { return strings.Join(l.path, ".") }
+
+// leaves lists the values of a document by key. Lists are values; so is a map without keys.
+func leaves(tree any) (out []leaf) {
+	var walk func(path []string, v any)
+	walk = func(path []string, v any) {
+		m, _ := v.(map[string]any)
+		if len(m) == 0 {
+			out = append(out, leaf{slices.Clone(path), v})
+			return
+		}
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			walk(append(path, k), m[k])
+		}
+	}
+	walk(nil, tree)
+	return out
+}
+
+// wanted says which key of a type a path leads to, which is shorter than the path where the document goes
+// deeper than the type, and what its value is to look like.
+func wanted(t reflect.Type, path []string) (key, want string) {
+	depth := 0
+	for ; depth < len(path); depth++ {
+		next := below(t, path[depth])
+		if next == nil {
+			break
+		}
+		t = next
+	}
+	return strings.Join(path[:depth], "."), describe(t)
+}
+
+// below is the type of a key's value, nil where there is no such key.
+func below(t reflect.Type, name string) reflect.Type {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch {
+	case t == durationType || t == flushType:
+	case t.Kind() == reflect.Map:
+		return t.Elem()
+	case t.Kind() == reflect.Struct:
+		for _, f := range reflect.VisibleFields(t) {
+			if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
+				return f.Type
+			}
+		}
+	}
+	return nil
+}
+
+var durationType, flushType = reflect.TypeFor[metav1.Duration](), reflect.TypeFor[logsapi.TimeOrMetaDuration]()
+
+// describe says what a value of a type looks like in the file.
+func describe(t reflect.Type) string {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == durationType || t == flushType {
+		return "a duration like 30s or 1h30m"
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "text, in quotes where it looks like something else"
+	case reflect.Int32:
+		return "a whole number that fits into 32 bits"
+	case reflect.Uint32:
+		return "a whole number, 0 or more, that fits into 32 bits"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "keys with values"
+}

@@ -1,0 +1,145 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// problem is a value that cannot be used. The key is its path in the document.
+type problem struct {
+	key, value, want string
+}
+
+func (p problem) Error() string { return fmt.Sprintf("%s: %s: want %s", p.key, p.value, p.want) }
+
+// Invalid is the error about a value that cannot be used: it names the value's origin, which is a key of a file
+// or a flag, the value, and what is wanted.
+func (c *Config) Invalid(key string, value any, want string) error {
+	flag := c.flags[key]
+	if flag == "" && c.file == "" {
+		flag = flagOf(key)
+	}
+	if flag != "" {
+		return fmt.Errorf("--%s=%v: want %s", flag, value, want)
+	}
+	return fmt.Errorf("%s: %w", c.file, problem{key, fmt.Sprintf("%q", fmt.Sprint(value)), want})
+}
+
+// Validate says which values cannot be used, each by Invalid. nodePortAddresses are for whoever uses them.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(key string, value any, want string) { errs = append(errs, c.Invalid(key, value, want)) }
+	c.checkNumbers(bad)
+	c.checkAddresses(bad)
+	c.checkPods(bad)
+	if !slices.Contains([]string{"", "ipvs", "iptables", "nftables"}, string(c.Proxy.Mode)) {
+		bad("mode", c.Proxy.Mode, "ipvs or nothing; iptables and nftables are accepted, too, and served as ipvs")
+	}
+	if !slices.Contains([]string{"address", "route"}, c.Own.VIPBinding) {
+		bad("vipBinding", c.Own.VIPBinding, "address or route")
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) checkNumbers(bad func(string, any, string)) {
+	p := &c.Proxy
+	const kept = "0, which leaves the kernel's value alone, or more"
+	for _, v := range []struct {
+		key   string
+		value int32
+		min   int32
+		max   int32
+		want  string
+	}{
+		{"conntrack.maxPerCore", *p.Conntrack.MaxPerCore, 0, 1<<31 - 1, kept},
+		{"conntrack.min", *p.Conntrack.Min, 0, 1<<31 - 1, kept},
+		{"iptables.masqueradeBit", *p.IPTables.MasqueradeBit, 0, 31, "0 to 31"},
+		{"nftables.masqueradeBit", *p.NFTables.MasqueradeBit, 0, 31, "0 to 31"},
+		{"oomScoreAdj", *p.OOMScoreAdj, -1000, 1000, "-1000 to 1000"},
+		{"clientConnection.burst", p.ClientConnection.Burst, 0, 1<<31 - 1, "0 or more"},
+	} {
+		if v.value < v.min || v.value > v.max {
+			bad(v.key, v.value, v.want)
+		}
+	}
+	for _, v := range []struct {
+		key   string
+		value time.Duration
+		least time.Duration
+		want  string
+	}{
+		{"conntrack.tcpEstablishedTimeout", p.Conntrack.TCPEstablishedTimeout.Duration, 0, kept},
+		{"conntrack.tcpCloseWaitTimeout", p.Conntrack.TCPCloseWaitTimeout.Duration, 0, kept},
+		{"conntrack.udpTimeout", p.Conntrack.UDPTimeout.Duration, 0, kept},
+		{"conntrack.udpStreamTimeout", p.Conntrack.UDPStreamTimeout.Duration, 0, kept},
+		{"ipvs.tcpTimeout", p.IPVS.TCPTimeout.Duration, 0, kept},
+		{"ipvs.tcpFinTimeout", p.IPVS.TCPFinTimeout.Duration, 0, kept},
+		{"ipvs.udpTimeout", p.IPVS.UDPTimeout.Duration, 0, kept},
+		{"ipvs.syncPeriod", p.IPVS.SyncPeriod.Duration, 1, "more than 0"},
+		{"ipvs.minSyncPeriod", p.IPVS.MinSyncPeriod.Duration, 0, "0 or more"},
+		{"configSyncPeriod", p.ConfigSyncPeriod.Duration, 1, "more than 0"},
+		{"drainDeadline", c.Own.DrainDeadline.Duration, 1, "more than 0"},
+		{"auditPeriod", c.Own.AuditPeriod.Duration, 1, "more than 0"},
+	} {
+		if v.value < v.least {
+			bad(v.key, v.value, v.want)
+		}
+	}
+	if share := *c.Own.AuditCPU; !(share > 0 && share <= 1) {
+		bad("auditCPU", share, "a share of one processor, above 0 and up to 1")
+	}
+}
+
+func (c *Config) checkAddresses(bad func(string, any, string)) {
+	if _, err := netip.ParseAddr(c.Proxy.BindAddress); err != nil {
+		bad("bindAddress", c.Proxy.BindAddress, "an IP address")
+	}
+	for key, value := range map[string]string{"healthzBindAddress": c.Proxy.HealthzBindAddress, "metricsBindAddress": c.Proxy.MetricsBindAddress} {
+		host, port, err := net.SplitHostPort(value)
+		_, alone := netip.ParseAddr(strings.Trim(value, "[]"))
+		_, both := netip.ParseAddrPort(net.JoinHostPort(cmp.Or(host, "::"), port))
+		if alone != nil && (err != nil || both != nil) {
+			bad(key, value, "an IP address and a port, like 0.0.0.0:10256")
+		}
+	}
+	for _, l := range []struct {
+		key  string
+		list []string
+	}{
+		{"externalIPCIDRs", c.Own.ExternalIPCIDRs}, {"protectedCIDRs", c.Own.ProtectedCIDRs}, {"ipvs.excludeCIDRs", c.Proxy.IPVS.ExcludeCIDRs},
+	} {
+		for _, t := range l.list {
+			if _, err := ParseRanges([]string{t}); err != nil {
+				bad(l.key, t, "address ranges like 192.0.2.0/24")
+			}
+		}
+	}
+}
+
+// checkPods looks at the keys that say how pods are told from other clients.
+func (c *Config) checkPods(bad func(string, any, string)) {
+	p := &c.Proxy
+	ranges, err := ParseRanges(splitCIDRs(p.ClusterCIDR))
+	if err != nil || len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
+		bad("clusterCIDR", p.ClusterCIDR, "an address range like 10.244.0.0/16, or one of each family with a comma between")
+	}
+	switch p.DetectLocalMode {
+	case "ClusterCIDR", "NodeCIDR":
+	case "BridgeInterface":
+		if p.DetectLocal.BridgeInterface == "" {
+			bad("detectLocal.bridgeInterface", "", "the name of the pods' bridge, as detectLocalMode is BridgeInterface")
+		}
+	case "InterfaceNamePrefix":
+		if p.DetectLocal.InterfaceNamePrefix == "" {
+			bad("detectLocal.interfaceNamePrefix", "", "the beginning of the names of the pods' interfaces, as detectLocalMode is InterfaceNamePrefix")
+		}
+	default:
+		bad("detectLocalMode", p.DetectLocalMode, "ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix")
+	}
+}

@@ -1,0 +1,107 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+)
+
+// A key, or the beginning of a key, and why it does nothing here.
+var without = []struct{ key, why string }{
+	{"iptables.masqueradeBit", "the agent marks no packets"},
+	{"iptables.syncPeriod", "for another proxy"},
+	{"iptables.minSyncPeriod", "for another proxy"},
+	{"nftables.masqueradeAll", "for another proxy; iptables.masqueradeAll is the one that counts, as in kube-proxy's mode ipvs"},
+	{"nftables", "for another proxy"},
+	{"winkernel", "for Windows"},
+	{"windowsRunAsService", "for Windows"},
+	{"portRange", "kube-proxy does not use it, either"},
+	{"showHiddenMetricsForVersion", "the agent hides no metrics"},
+	{"ipvs.excludeCIDRs", "not honoured yet"},
+}
+
+// later are the keys, or beginnings of keys, that do nothing yet.
+var later = []string{"featureGates", "clientConnection", "logging.format", "logging.flushFrequency", "logging.vmodule",
+	"logging.options", "bindAddress", "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling",
+	"oomScoreAdj", "configSyncPeriod", "ipvs.syncPeriod", "ipvs.minSyncPeriod", "ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"}
+
+// effectless names what is configured and has no effect. A value that is the default is not worth a word: the
+// file that kubeadm writes lists most keys.
+func (c *Config) effectless() (warnings []string) {
+	if m := c.Proxy.Mode; m != "" && m != "ipvs" {
+		warnings = append(warnings, fmt.Sprintf("%s: %s is another proxy; this one serves by IPVS", c.origin("mode"), m))
+	}
+	var waiting []string
+	said := map[string]bool{}
+	for _, key := range changed(c) {
+		for _, k := range without {
+			if within(key, k.key) {
+				warnings = append(warnings, fmt.Sprintf("%s: no effect: %s", c.origin(key), k.why))
+				break
+			}
+		}
+		for _, k := range later {
+			// The feature gates are one setting, as are the others that are maps or lists.
+			if within(key, k) && !said[c.origin(key)] {
+				said[c.origin(key)] = true
+				waiting = append(waiting, c.origin(key))
+			}
+		}
+	}
+	if len(waiting) > 0 {
+		warnings = append(warnings, "not used yet: "+strings.Join(waiting, ", "))
+	}
+	return warnings
+}
+
+func within(key, beginning string) bool {
+	return key == beginning || strings.HasPrefix(key, beginning+".")
+}
+
+// origin is what the user knows a key by: the flag that gave it, or the key itself.
+func (c *Config) origin(key string) string {
+	if flag := c.flags[key]; flag != "" {
+		return "--" + flag
+	}
+	return key
+}
+
+// changed lists the keys of kube-proxy's document that are neither empty nor the default.
+func changed(c *Config) (keys []string) {
+	usual := map[string]any{}
+	for _, l := range leaves(asTree(Default().Proxy)) {
+		usual[l.key()] = l.value
+	}
+	for _, l := range leaves(asTree(c.Proxy)) {
+		if !empty(l.value) && !reflect.DeepEqual(l.value, usual[l.key()]) {
+			keys = append(keys, l.key())
+		}
+	}
+	return keys
+}
+
+// empty: nothing, or a list or map with nothing in it. A false or a 0 that is left after the defaults is meant.
+func empty(v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return true
+	case []any:
+		return len(v) == 0
+	case map[string]any:
+		return len(v) == 0
+	}
+	return false
+}
+
+// asTree is a document as JSON has it.
+func asTree(v any) (tree any) {
+	text, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(text, &tree)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("a configuration that is no JSON: %v", err)) // its types are plain
+	}
+	return tree
+}
