@@ -174,6 +174,7 @@ func TestFlagErrors(t *testing.T) {
 		{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=: want the name of the pods' bridge"},
 		{"--vip-binding=bridge", "--vip-binding=bridge: want address or route"},
 		{"--protected-cidrs=10.0.0.0/8,x", "--protected-cidrs=x: want address ranges"},
+		{"--kube-api-qps=NaN", "--kube-api-qps=NaN: want a number"},
 		{"--proxy-mode=userspace", "--proxy-mode=userspace: want ipvs or nothing"},
 		{"--vip-binding=bridge --config=" + conf, "--vip-binding=bridge: want address or route"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -90,6 +91,10 @@ func (c *Config) checkNumbers(bad func(string, any, string)) {
 		if v.value < v.least {
 			bad(v.key, v.value, v.want)
 		}
+	}
+	// A flag, unlike a file, can say NaN, which no document can hold.
+	if q := float64(p.ClientConnection.QPS); math.IsNaN(q) || math.IsInf(q, 0) {
+		bad("clientConnection.qps", q, "a number")
 	}
 	if share := *c.Own.AuditCPU; !(share > 0 && share <= 1) {
 		bad("auditCPU", share, "a share of one processor, above 0 and up to 1")
