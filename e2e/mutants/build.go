@@ -45,7 +45,7 @@ func mutate(ctx context.Context, m mutant, tmp string) (overlay string, err erro
 	if len(replace) == 0 {
 		return "", fmt.Errorf("mutant %s changes no file", m.name)
 	}
-	cmd := exec.CommandContext(ctx, "git", "apply", "--verbose", filepath.Join(root, m.path))
+	cmd := exec.CommandContext(ctx, "git", "apply", "--verbose", "-C1", filepath.Join(root, m.path))
 	cmd.Dir = copies
 	cmd.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+tmp)
 	if out, err := cmd.CombinedOutput(); err != nil {
