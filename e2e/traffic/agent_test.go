@@ -60,6 +60,7 @@ func TestStopAndStart(t *testing.T) {
 	} else {
 		t.Logf("load through two restarts: %s", r)
 	}
+	wouldNotice(t, s.w.Pod("pod-a").Host, s.w.Node(1), at(svc, 4, 80))
 }
 
 // A directory that is suddenly empty or gone is no order to delete (F2).

@@ -70,6 +70,8 @@ func TestB5LiveChanges(t *testing.T) {
 	if four.Lost+six.Lost > 0 {
 		t.Errorf("port 80, which never changed, lost requests: outside, IPv4: %s; node2, IPv6: %s", four, six)
 	}
+	wouldNotice(t, s.w.Client, s.w.Node(1), at(svc, 4, 80))
+	wouldNotice(t, s.w.Node(2).Host, s.w.Node(2), at(svc, 6, 80))
 }
 
 // typeChanges takes a second Service through its types and addresses.

@@ -190,6 +190,7 @@ func TestB12AddressOfAnother(t *testing.T) {
 			func() error { return leader.DelAddr(prefix) },
 			func() error { return isBound(t, leader, vip, true) })
 		s.isOurs(t, leader, vip)
+		wouldNotice(t, s.w.Client, leader, netip.AddrPortFrom(vip, 81))
 	})
 }
 
@@ -264,6 +265,13 @@ func TestB18SharedAddress(t *testing.T) {
 	if t.Logf("the Service beside it: %s", load); load.Lost > 0 {
 		t.Errorf("the Service beside it: %s", load)
 	}
+	wouldNotice(t, s.w.Client, s.w.Node(1), to(4, 81))
+	lab.Eventually(t, time.Minute, "the audit has mended it", func() error {
+		if r := s.w.Client.Ask(to(4, 81), lab.Timeout(time.Second)); r.Verdict != lab.Answered {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
 	v4, v6 := s.w.SlicesFor(two)
 	s.cluster.Delete(two, v4, v6)
 	each(t, func(t *testing.T, family int) {

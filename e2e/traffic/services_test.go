@@ -71,6 +71,7 @@ func TestB1WhichServices(t *testing.T) {
 	if t.Logf("the Service beside it: %s", load); load.Lost > 0 {
 		t.Errorf("the Service beside it: %s", load)
 	}
+	wouldNotice(t, s.w.Client, s.w.Node(1), at(plain, 4, 80))
 	s.notAWordOf(t, headless, external, other, empty)
 }
 

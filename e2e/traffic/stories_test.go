@@ -289,6 +289,7 @@ func TestS13Readiness(t *testing.T) {
 		if load.Lost > 0 {
 			t.Errorf("load through both changes: %s", load)
 		}
+		wouldNotice(t, s.w.Client, s.w.Node(1), to)
 	})
 }
 

@@ -1,0 +1,49 @@
+package traffic
+
+import (
+	"fmt"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	mobyipvs "github.com/moby/ipvs"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// wouldNotice is the control of a load that lost nothing: under the same load another program takes the virtual
+// server away, as a naive agent does that builds its table anew. The load must lose some; else it would not have
+// noticed anything. (The agent puts the virtual server back with its next audit.)
+func wouldNotice(t *testing.T, c *lab.Host, n *lab.Node, to netip.AddrPort) {
+	t.Helper()
+	load := c.StartLoad(to, lab.LoadConfig{Rate: 20, Concurrency: 32, Timeout: 2 * time.Second})
+	lab.Eventually(t, time.Minute, "the control's load runs", func() error {
+		if r := load.Report(); r.Answered < 5 {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+	err := n.Do(func() error {
+		h, err := lab.OpenIPVS()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		af := uint16(syscall.AF_INET)
+		if to.Addr().Is6() {
+			af = syscall.AF_INET6
+		}
+		return h.DelService(&mobyipvs.Service{AddressFamily: af, Protocol: syscall.IPPROTO_TCP, Address: to.Addr().AsSlice(), Port: to.Port()})
+	})
+	if err != nil {
+		t.Fatalf("delete the virtual server %s of %s: %v", to, n.Name, err)
+	}
+	lab.Eventually(t, time.Minute, "the control loses requests", func() error {
+		if r := load.Report(); r.Lost == 0 {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+	t.Logf("control: %s", load.Stop())
+}
