@@ -1,60 +1,92 @@
 package traffic
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// B14: external IPs are neither bound nor served unless --external-ip-cidrs allows their range, and the log says
-// of which Service and field; where it does, every client is served. One Service may have both kinds.
-func TestB14ExternalIPs(t *testing.T) {
-	s := newStage(t)
-	node := s.w.Node(1)
-	allowed := map[int]netip.Addr{4: netip.MustParseAddr("198.51.100.9"), 6: netip.MustParseAddr("fd20:51::9")}
-	never := map[int]netip.Addr{4: netip.MustParseAddr("203.0.113.9"), 6: netip.MustParseAddr("fd20:113::9")}
-	svc := web(97)
-	svc.Namespace = "default"
-	svc.Spec = map[string]any{"externalIPs": []string{allowed[4].String(), never[4].String(), allowed[6].String(), never[6].String()}}
-	s.apply(svc, s.w.Pod("pod-b"))
-	closed := func(t *testing.T, a netip.Addr) {
-		t.Helper()
-		for _, c := range s.clients() {
-			if r := c.Connect(netip.AddrPortFrom(a, 80), lab.Timeout(300*time.Millisecond)); r.Verdict == lab.Answered {
-				t.Errorf("%s reaches the external IP %s: %s", c.name, a, r)
+// wantSaid waits until an agent's log has a line with all of some words.
+func wantSaid(t testing.TB, a *lab.Agent, words ...string) {
+	t.Helper()
+	lab.Eventually(t, soon, fmt.Sprintf("%s says %q", a.Node.Name, words), func() error {
+		for line := range strings.Lines(a.Log()) {
+			missing := false
+			for _, w := range words {
+				missing = missing || !strings.Contains(line, w)
+			}
+			if !missing {
+				return nil
 			}
 		}
-		if bound(t, node, a) {
-			t.Errorf("%s is bound", a)
-		}
-	}
-	agent := s.w.StartAgent(t, node, s.cluster)
-	programmed(t, agent)
-	each(t, func(t *testing.T, family int) {
-		answers(t, node.Host, at(svc, family, 80))
-		closed(t, allowed[family])
-		closed(t, never[family])
-		refusedInLog(t, agent, svc, "spec.externalIPs: "+allowed[family].String(), "--external-ip-cidrs")
+		return fmt.Errorf("there is no such line in its log")
 	})
-	if err := agent.Stop(); err != nil {
+}
+
+// unserved: a node has nothing of an address.
+func unserved(t testing.TB, n *lab.Node, a netip.Addr) {
+	t.Helper()
+	if err := isBound(t, n, a, false); err != nil {
+		t.Error(err)
+	}
+	servers, err := n.VirtualServers()
+	if err != nil {
 		t.Fatal(err)
 	}
-	agent = s.w.StartAgent(t, node, s.cluster, "--external-ip-cidrs=198.51.100.0/24,fd20:51::/64")
-	programmed(t, agent)
-	each(t, func(t *testing.T, family int) {
-		for _, c := range s.clients() {
-			to := netip.AddrPortFrom(allowed[family], 80)
-			answers(t, c.Host, to)
-			if r := c.Ask(to); r.Pod != "pod-b" {
-				t.Errorf("%s asks the external IP: %s", c.name, r)
-			}
-			if r := c.Connect(netip.AddrPortFrom(allowed[family], 9999)); r.Verdict != lab.Refused {
-				t.Errorf("%s asks for another port of the external IP: %s; want it refused", c.name, r)
-			}
+	for _, v := range servers {
+		if v.Addr.Addr() == a {
+			t.Errorf("%s has the virtual server %s", n.Name, v)
 		}
-		closed(t, never[family])
-		refusedInLog(t, agent, svc, "spec.externalIPs: "+never[family].String(), "--external-ip-cidrs")
+	}
+}
+
+// B14: externalIPs are served only by leave: not without --external-ip-cidrs, and with it those that are in its
+// ranges. What is left out is said, with Service, field and reason, and does not keep the rest from working.
+func TestB14ExternalIPs(t *testing.T) {
+	s := newStage(t)
+	off, on := s.w.Node(1), s.w.Node(2)
+	s.agents = append(s.agents, s.w.StartAgent(t, off, s.cluster),
+		s.w.StartAgent(t, on, s.cluster, "--external-ip-cidrs=198.51.100.0/25,fd20:51::/120"))
+	svc := external(web(14), 14)
+	beyond := []string{"198.51.100.200", "fd20:51::1:14"}
+	both := svc
+	both.Spec = map[string]any{"externalIPs": append([]string{"198.51.100.14", "fd20:51::14"}, beyond...)}
+	s.apply(both, s.pods()...)
+	s.ready(both)
+	if err := s.w.ClientViaNode(2); err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range beyond {
+		wantSaid(t, s.agents[1], "default/web14", "spec.externalIPs: "+a, "--external-ip-cidrs", "not served")
+		wantSaid(t, s.agents[0], "default/web14", "spec.externalIPs: "+a, "--external-ip-cidrs", "not served")
+		wantSaid(t, s.agents[0], "default/web14", "spec.externalIPs: "+[]string{"198.51.100.14", "fd20:51::14"}[i], "--external-ip-cidrs")
+	}
+	each(t, func(t *testing.T, family int) {
+		to := s.frontends(svc, family)["ExternalIP"]
+		for _, c := range []client{{"outside", s.w.Client}, {"pod", s.w.Pod("pod-c").Host}, {"node", on.Host}} {
+			answers(t, c.Host, to)
+			hits(t, c, to, map[string]int{"pod-a": 1, "pod-b": 1, "pod-c": 1})
+		}
+		if r := s.w.Client.Ask(to); r.Source == s.w.Client.Addr(family) {
+			t.Errorf("outside asks %s: %s; want its address masqueraded", to, r)
+		}
+		wantBound(t, on, to.Addr(), true)
+		unserved(t, off, to.Addr())
+		for _, n := range s.w.Nodes {
+			unserved(t, n, netip.MustParseAddr(beyond[map[int]int{4: 0, 6: 1}[family]]))
+			answers(t, n.Host, at(svc, family, 80))
+		}
 	})
+	plain := svc
+	plain.Spec = nil
+	s.apply(plain, s.pods()...)
+	each(t, func(t *testing.T, family int) {
+		wantBound(t, on, externalAddr(svc, family), false)
+		wantReals(t, on, s.frontends(svc, family)["ExternalIP"])
+		answers(t, on.Host, at(svc, family, 80))
+	})
+	wantSaid(t, s.agents[0], "in order again", "default/web14")
 }
