@@ -57,12 +57,12 @@ func TestB30Drain(t *testing.T) {
 	})
 }
 
-// restart stops a node's agent and starts another.
+// restart stops a node's agent and starts another with the same arguments.
 func (s *stage) restart(node int) {
 	s.t.Helper()
 	if err := s.agents[node].Stop(); err != nil {
 		s.t.Fatalf("stop the agent: %v", err)
 	}
-	s.agents[node] = s.w.StartAgent(s.t, s.w.Nodes[node], s.cluster)
+	s.agents[node] = s.w.StartAgent(s.t, s.w.Nodes[node], s.cluster, s.args...)
 	programmed(s.t, s.agents[node])
 }

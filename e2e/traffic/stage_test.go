@@ -23,6 +23,7 @@ type stage struct {
 	w       *lab.World
 	cluster *lab.Cluster
 	agents  []*lab.Agent
+	args    []string // of the agents
 }
 
 // pods whose servers listen on 8080.
@@ -41,6 +42,7 @@ func newStage(t *testing.T, cfg ...lab.Config) *stage {
 // start starts an agent on every node.
 func (s *stage) start(args ...string) *stage {
 	s.t.Helper()
+	s.args = args
 	for _, n := range s.w.Nodes {
 		s.agents = append(s.agents, s.w.StartAgent(s.t, n, s.cluster, args...))
 	}
