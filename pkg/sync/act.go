@@ -214,13 +214,13 @@ func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error 
 			}
 			l.noteLacking(s.Op, err)
 			if outcomes[i].Unknown { // it may have taken place, and then nobody does it again
-				l.forget.note(s)
+				l.noteTaken(s)
 				l.noteUnsure(s.Op)
 			}
 			continue
 		}
 		l.trash.note(l.now(), s.Op, l.cells[s.Key])
-		l.forget.note(s)
+		l.noteTaken(s)
 		l.noteDone(s.Op)
 	}
 	return failed

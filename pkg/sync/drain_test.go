@@ -164,3 +164,40 @@ func TestUDPForgetsWhatBypasses(t *testing.T) {
 		}
 	})
 }
+
+// An address that is bound again, after another program took it off, concerns all of its UDP frontends: the one
+// for whose sake it is bound, and those that have their turn later and find it there.
+func TestUDPForgetsForAllOfAnAddress(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		var ports []int32
+		for p := range int32(2 * sliceKeys) {
+			ports = append(ports, 1000+p)
+		}
+		media := service("media", "10.96.0.60", ports...)
+		media.Spec.Ports[0].Name = "control" // over TCP: its turn comes first
+		for i := range media.Spec.Ports[1:] {
+			media.Spec.Ports[i+1].Protocol = corev1.ProtocolUDP
+		}
+		r.set(media, slice(media, "10.244.2.10"))
+		r.synced()
+		r.start()
+		time.Sleep(2 * time.Second)
+		addr := netip.MustParseAddr("10.96.0.60")
+		r.tamper(func() {
+			delete(r.kernel.Addrs, addr)
+			r.kernel.Stale = map[ipvs.Key]int{}
+			for _, p := range ports[1:] {
+				r.kernel.Stale[ipvs.Key{Addr: addr, Port: uint16(p), Proto: ipvs.UDP}] = 1
+			}
+		})
+		time.Sleep(30 * time.Second) // an audit, and what follows
+		r.tamper(func() {
+			if _, there := r.kernel.Addrs[addr]; !there {
+				t.Errorf("%s is not bound again", addr)
+			}
+			if n := len(r.kernel.Stale); n > 0 {
+				t.Errorf("the flows of %d of %d frontends still bypass them", n, len(ports)-1)
+			}
+		})
+	})
+}

@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -14,8 +15,9 @@ import (
 // sent before has a conntrack entry that bypasses it, and renews that with every datagram. One look through
 // the table serves all of them, at most once a second (B31).
 type forgetting struct {
-	keys map[ipvs.Key]bool
-	next time.Time
+	keys  map[ipvs.Key]bool
+	bound map[netip.Addr]bool // those whose frontends are among the keys, because the address was bound
+	next  time.Time
 }
 
 // forgetPeriod is the least time between two looks through the conntrack table.
@@ -28,17 +30,44 @@ func (f *forgetting) add(k ipvs.Key) {
 	f.keys[k] = true
 }
 
-// note takes from a confirmed operation whether a UDP frontend takes packets that went elsewhere before.
-func (f *forgetting) note(s ipvs.Step) {
-	if s.Key.Proto != ipvs.UDP {
-		return
-	}
+// noteTaken takes from an operation which UDP frontends take packets that went elsewhere before. An address is
+// bound once, for the sake of whichever of its frontends has its turn first: it concerns all of them.
+func (l *Loop) noteTaken(s ipvs.Step) {
 	switch op := s.Op.(type) {
-	case ipvs.AddServer, ipvs.Bind:
-		f.add(s.Key)
+	case ipvs.Bind:
+		l.forget.takeAddress(op.Addr, l.ledger)
+	case ipvs.AddServer:
+		l.forget.take(s.Key)
 	case ipvs.Element:
 		if op.Set == ipvs.SetOpen && !op.Remove {
-			f.add(s.Key)
+			l.forget.take(s.Key)
+		}
+	}
+}
+
+func (f *forgetting) take(k ipvs.Key) {
+	if k.Proto == ipvs.UDP {
+		f.add(k)
+	}
+}
+
+// takeAddress takes all frontends of an address, once until the next look.
+func (f *forgetting) takeAddress(a netip.Addr, l *ledger) {
+	if f.bound[a] {
+		return
+	}
+	if f.bound == nil {
+		f.bound = map[netip.Addr]bool{}
+	}
+	f.bound[a] = true
+	for k := range l.external[a] {
+		f.take(k)
+	}
+	for _, h := range l.holding[a] {
+		for _, k := range l.byService[h.service] {
+			if k.Addr == a {
+				f.take(k)
+			}
 		}
 	}
 }
