@@ -249,3 +249,30 @@ func TestB11AddressesFollowed(t *testing.T) {
 		}
 	})
 }
+
+// B31 on a node port: a client that sent before there was a Service, and keeps sending from one port, is served
+// once there is one. What it sent was the node's own until then, and refused.
+func TestB31UDPNodePortFromZero(t *testing.T) {
+	s := newStage(t).start()
+	c := s.w.Pod("pod-c")
+	s.serveUDP(5353, c)
+	svc := nodePort(14)
+	var flows []*lab.Flow
+	for _, family := range []int{4, 6} {
+		for _, cl := range s.clients() {
+			flows = append(flows, flow(t, cl.Host, netip.AddrPortFrom(s.w.Node(1).Addr(family), svc.Ports[1].NodePort)))
+		}
+	}
+	for _, f := range flows {
+		lab.Eventually(t, soon, "the flow is refused", func() error {
+			if r := f.Report(); r.Sent < 20 || r.Refused == 0 || r.Answered > 0 {
+				return fmt.Errorf("%s", r)
+			}
+			return nil
+		})
+	}
+	s.apply(svc, c)
+	for _, f := range flows {
+		reaches(t, f, "pod-c", 5)
+	}
+}
