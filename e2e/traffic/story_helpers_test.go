@@ -39,15 +39,17 @@ func hitsBy(t testing.TB, c client, to netip.AddrPort, by asking, want map[strin
 		n += times
 	}
 	got := map[string]int{}
+	inOrder := ""
 	for range n {
 		r := by.ask(c.Host, to)
 		if r.Verdict != lab.Answered {
 			t.Errorf("%s asks %s: %s", c.name, to, r)
 		}
 		got[r.Pod]++
+		inOrder += fmt.Sprintf("\n\tfrom port %d: %s", r.LocalPort, r)
 	}
 	if !maps.Equal(got, want) {
-		t.Errorf("%s asks %s over %s %d times: answered by %v, want %v", c.name, to, by.name, n, got, want)
+		t.Errorf("%s asks %s over %s %d times: answered by %v, want %v%s", c.name, to, by.name, n, got, want, inOrder)
 	}
 }
 
