@@ -12,7 +12,9 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
+	cmd := newCommand()
+	cmd.SetArgs(arguments(os.Args))
+	if err := cmd.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "ipvs-proxy:", err)
 		os.Exit(1)
 	}

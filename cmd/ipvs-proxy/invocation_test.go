@@ -1,0 +1,31 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestArguments(t *testing.T) {
+	for _, c := range []struct{ argv, want string }{
+		{"/usr/local/bin/kube-proxy --config=/var/lib/kube-proxy/config.conf --hostname-override=n", "run --config=/var/lib/kube-proxy/config.conf --hostname-override=n"},
+		{"kube-proxy", "run"},
+		{"kube-proxy --help", "run --help"},
+		{"kube-proxy -v 4", "run -v 4"},
+		{"kube-proxy init", "init"}, // an init container that only adds to the command
+		{"ipvs-proxy --config=c", "run --config=c"},
+		{"ipvs-proxy --version", "run --version"},
+		{"ipvs-proxy", ""},
+		{"ipvs-proxy -h", "-h"},
+		{"ipvs-proxy --help", "--help"},
+		{"ipvs-proxy run --config c", "run --config c"},
+		{"/usr/local/bin/ipvs-proxy check --config=c", "check --config=c"},
+	} {
+		if got := arguments(strings.Fields(c.argv)); !slices.Equal(got, strings.Fields(c.want)) {
+			t.Errorf("%s: %q, want %q", c.argv, got, c.want)
+		}
+	}
+	if got := arguments(nil); len(got) != 0 {
+		t.Errorf("no name at all: %q", got)
+	}
+}
