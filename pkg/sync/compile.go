@@ -17,6 +17,8 @@ type Fragment struct {
 	Problems []string
 	// Sensitive: which addresses the node has decides what the Service becomes.
 	Sensitive bool
+	// Zonal: which zone the node is in may decide it.
+	Zonal bool
 }
 
 // KeyClaim is a Claim and the Key that it claims.
@@ -57,13 +59,13 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Compil
 	balancerIPs := c.allowed(svc.LoadBalancerIPs, "status.loadBalancer", c.refuseExternal)
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
 	for _, port := range svc.Ports {
-		own := portEndpoints(port, eps)
-		internal, external := roleInternal(svc), roleExternal(svc)
-		c.claim(rankClusterIP, clusterIPs, port.Port, port, &internal, own)
-		c.claim(rankLoadBalancer, balancerIPs, port.Port, port, &external, own)
-		c.claim(rankExternalIP, externalIPs, port.Port, port, &external, own)
+		external := port.NodePort != 0 || len(balancerIPs)+len(externalIPs) > 0
+		p := portCompiler{compiler: &c, port: port, external: external, eps: portEndpoints(port, eps)}
+		p.claim(rankClusterIP, clusterIPs, port.Port, internal)
+		p.claim(rankLoadBalancer, balancerIPs, port.Port, outward)
+		p.claim(rankExternalIP, externalIPs, port.Port, outward)
 		if port.NodePort != 0 {
-			c.claim(rankNodePort, site.NodePorts, port.NodePort, port, &external, own)
+			p.claim(rankNodePort, site.NodePorts, port.NodePort, outward)
 		}
 	}
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0
@@ -82,49 +84,63 @@ type compiler struct {
 	f    Fragment
 }
 
-// role is what the frontends of a port have in common that are reached in the same way. Those of one family
-// share their virtual server's configuration and real servers, which are made when the first one is.
-type role struct {
-	local   bool // only endpoints on this node
-	sources ipvs.Sources
-	made    [2]*backends // IPv4, IPv6
+// portCompiler compiles one port. Frontends of one family that are reached in the same way share their real
+// servers, which are made when the first one is.
+type portCompiler struct {
+	*compiler
+	port     cluster.Port
+	external bool               // it can be reached from outside the cluster
+	eps      []cluster.Endpoint // of the port, both families
+	chosen   [2]*scopes         // IPv4, IPv6
+	made     [2][2]*backends    // by the way, and IPv4, IPv6
 }
 
+// way is how a frontend is reached.
+type way int
+
+const (
+	internal way = iota // by the ClusterIP
+	outward             // by any other address
+)
+
+// backends are real servers, and whose hairpins they bring.
 type backends struct {
 	reals   []ipvs.Real
 	hairpin []netip.Addr
 }
 
-func roleInternal(svc *cluster.Service) role { return role{local: svc.InternalLocal} }
-
-func roleExternal(svc *cluster.Service) role {
-	if svc.ExternalLocal {
-		return role{local: true, sources: ipvs.SourcesKept}
-	}
-	return role{sources: ipvs.SourcesMasqueraded}
-}
-
 // claim claims a port of some addresses.
-func (c *compiler) claim(rank uint8, addrs []netip.Addr, number uint16, port cluster.Port, r *role, eps []cluster.Endpoint) {
+func (c *portCompiler) claim(rank uint8, addrs []netip.Addr, number uint16, w way) {
 	for _, a := range addrs {
 		if rank == rankNodePort && !c.hasFamily(a) {
 			continue
 		}
-		fe := c.frontend(a, r.backends(a.Is4(), eps, c.site.Node.Name))
-		fe.Guard.Sources = r.sources
+		fe := c.frontend(c.backends(a.Is4(), w))
+		fe.Guard.Sources = c.sources(w)
 		if rank != rankNodePort && !c.site.isLocal(a) {
 			// On another interface it is another program's, or the node's: served, but neither bound nor closed.
 			fe.Guard.VIP, fe.Bind = true, true
 		}
 		c.f.Claims = append(c.f.Claims, KeyClaim{
-			Key:   ipvs.Key{Addr: a, Port: number, Proto: ipvs.Proto(port.Protocol)},
+			Key:   ipvs.Key{Addr: a, Port: number, Proto: ipvs.Proto(c.port.Protocol)},
 			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe},
 		})
 	}
 }
 
+// sources says as whom clients are seen.
+func (c *portCompiler) sources(w way) ipvs.Sources {
+	switch {
+	case w == internal:
+		return ipvs.SourcesByOrigin
+	case c.svc.ExternalLocal:
+		return ipvs.SourcesKept
+	}
+	return ipvs.SourcesMasqueraded
+}
+
 // frontend is a frontend with some real servers.
-func (c *compiler) frontend(a netip.Addr, b *backends) *ipvs.Frontend {
+func (c *compiler) frontend(b *backends) *ipvs.Frontend {
 	fe := &ipvs.Frontend{
 		Server: ipvs.Server{Scheduler: c.site.scheduler(c.opt.Scheduler), Reals: b.reals},
 		Guard:  ipvs.Guard{Owned: true, Open: len(b.reals) > 0, Hairpin: b.hairpin},
@@ -135,23 +151,50 @@ func (c *compiler) frontend(a netip.Addr, b *backends) *ipvs.Frontend {
 	return fe
 }
 
-// backends are the real servers of one family.
-func (r *role) backends(ipv4 bool, eps []cluster.Endpoint, node string) *backends {
-	at := &r.made[0]
-	if !ipv4 {
-		at = &r.made[1]
+// family is the place of a family in a pair.
+func family(ipv4 bool) int {
+	if ipv4 {
+		return 0
 	}
+	return 1
+}
+
+// scopes are the endpoints of one family that may be used.
+func (c *portCompiler) scopes(ipv4 bool) *scopes {
+	at := &c.chosen[family(ipv4)]
+	if *at == nil {
+		ofFamily := slices.Collect(func(yield func(cluster.Endpoint) bool) {
+			for _, ep := range c.eps {
+				if ep.Addr.Is4() == ipv4 && !yield(ep) {
+					return
+				}
+			}
+		})
+		s := scopesOf(c.svc, c.external, ofFamily, c.site.Node)
+		c.f.Zonal = c.f.Zonal || s.zonal
+		*at = &s
+	}
+	return *at
+}
+
+// backends are the real servers of one family for a way.
+func (c *portCompiler) backends(ipv4 bool, w way) *backends {
+	at := &c.made[w][family(ipv4)]
 	if *at != nil {
 		return *at
 	}
+	s := c.scopes(ipv4)
+	eps, local := s.cluster, c.svc.InternalLocal
+	if w == outward {
+		local = c.svc.ExternalLocal
+	}
+	if local {
+		eps = s.local
+	}
 	b := &backends{}
 	for _, ep := range eps {
-		here := ep.NodeName == node
-		if !ep.Ready || ep.Addr.Is4() != ipv4 || r.local && !here {
-			continue
-		}
 		b.reals = append(b.reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: 1})
-		if here || ep.NodeName == "" { // made by hand: it may be a pod of this node
+		if ep.NodeName == c.site.Node.Name || ep.NodeName == "" { // made by hand: it may be a pod of this node
 			b.hairpin = append(b.hairpin, ep.Addr)
 		}
 	}

@@ -47,11 +47,8 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	frag, problems := l.compile(id)
 	watch := l.vipsBefore(id, frag)
 	touched, beaten, also := l.ledger.replace(id, frag) // who won or lost a Key has to say so
-	if frag.Sensitive {
-		l.sensitive[id] = struct{}{}
-	} else {
-		delete(l.sensitive, id)
-	}
+	mark(l.sensitive, id, frag.Sensitive)
+	mark(l.zonal, id, frag.Zonal)
 	class := l.classOf(id, classChange)
 	for _, k := range touched {
 		if l.started {
@@ -76,6 +73,15 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	l.tell(id, problems)
 	slices.SortFunc(also, cluster.ID.Compare)
 	return slices.Compact(also)
+}
+
+// mark puts a Service into a set or takes it out.
+func mark(set map[cluster.ID]struct{}, id cluster.ID, in bool) {
+	if in {
+		set[id] = struct{}{}
+	} else {
+		delete(set, id)
+	}
 }
 
 // classOf makes the API server's and DNS Services urgent: nothing in the cluster works without them.

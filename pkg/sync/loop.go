@@ -99,6 +99,7 @@ type Loop struct {
 	refused map[netip.Addr]map[cluster.ID]struct{} // Services with an endpoint that is a virtual IP
 	// sensitive are the Services for which it matters which addresses the node has.
 	sensitive map[cluster.ID]struct{}
+	zonal     map[cluster.ID]struct{} // and those for which it matters in which zone it is
 	site      Site
 	local     localState
 	pods      []netip.Prefix // that the kernel was last told of
@@ -133,6 +134,7 @@ func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 		queue:     newQueue(),
 		told:      map[cluster.ID]string{},
 		sensitive: map[cluster.ID]struct{}{},
+		zonal:     map[cluster.ID]struct{}{},
 		local:     localState{news: true},
 		refused:   map[netip.Addr]map[cluster.ID]struct{}{},
 	}

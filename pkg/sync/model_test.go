@@ -582,13 +582,22 @@ func (w *walker) randomSlice(r *rand.Rand) *discoveryv1.EndpointSlice {
 			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &target, Protocol: &p.Protocol})
 		}
 	}
+	hinted := r.IntN(4) == 0
 	for _, a := range pods {
 		if r.IntN(2) == 0 {
 			continue
 		}
 		addr, node, _ := strings.Cut(a, "@")
-		ready := r.IntN(4) > 0
-		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
+		ep := discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: &node}
+		ready, serving, terminating := r.IntN(4) > 0, r.IntN(4) > 0, r.IntN(2) == 0
+		ep.Conditions = discoveryv1.EndpointConditions{Ready: &ready}
+		if !ready {
+			ep.Conditions.Serving, ep.Conditions.Terminating = &serving, &terminating
+		}
+		if hinted {
+			ep.Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: pick(r, []string{"a", "b"})}}}
+		}
+		s.Endpoints = append(s.Endpoints, ep)
 	}
 	return s
 }
@@ -627,7 +636,15 @@ func endpointsOf(s *discoveryv1.EndpointSlice) string {
 		out = append(out, fmt.Sprintf("%s=%d", *p.Name, *p.Port))
 	}
 	for _, e := range s.Endpoints {
-		out = append(out, fmt.Sprintf("%s@%s ready=%t", e.Addresses[0], *e.NodeName, *e.Conditions.Ready))
+		c, hint := e.Conditions, ""
+		if e.Hints != nil {
+			hint = " for " + e.Hints.ForZones[0].Name
+		}
+		if *c.Ready {
+			out = append(out, fmt.Sprintf("%s@%s%s", e.Addresses[0], *e.NodeName, hint))
+		} else {
+			out = append(out, fmt.Sprintf("%s@%s%s unready serving=%t terminating=%t", e.Addresses[0], *e.NodeName, hint, *c.Serving, *c.Terminating))
+		}
 	}
 	return strings.Join(out, " ")
 }

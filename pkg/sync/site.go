@@ -47,8 +47,10 @@ func newSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt C
 }
 
 // equal reports whether two Sites give every Service the same Fragment.
-func (s Site) equal(o Site) bool {
-	return s.Node.Name == o.Node.Name && s.Node.Zone == o.Node.Zone && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
+func (s Site) equal(o Site) bool { return s.Node.Zone == o.Node.Zone && s.equalButZone(o) }
+
+func (s Site) equalButZone(o Site) bool {
+	return s.Node.Name == o.Node.Name && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
 		s.Local.NoIPv6 == o.Local.NoIPv6 && slices.Equal(s.Local.Addrs, o.Local.Addrs) &&
 		maps.Equal(s.Lacking, o.Lacking) && slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
 }
@@ -115,11 +117,17 @@ func (l *Loop) settleSite(local ipvs.Local) {
 	if l.site = site; site.equal(old) {
 		return
 	}
-	if old.Local.NoIPv6 != local.NoIPv6 || old.Node.Name != site.Node.Name || old.Node.Zone != site.Node.Zone {
+	if old.Local.NoIPv6 != local.NoIPv6 || old.Node.Name != site.Node.Name {
 		l.again(l.model.Services())
 		return
 	}
-	affected := slices.Collect(maps.Keys(l.sensitive))
+	var affected []cluster.ID
+	if old.Node.Zone != site.Node.Zone {
+		affected = slices.Collect(maps.Keys(l.zonal))
+	}
+	if !site.equalButZone(old) {
+		affected = slices.AppendSeq(affected, maps.Keys(l.sensitive))
+	}
 	for _, addrs := range [][]netip.Addr{old.Local.Addrs, site.Local.Addrs, old.Node.Addrs, site.Node.Addrs} {
 		for _, a := range addrs { // whose ClusterIP is or was the node's own
 			affected = append(affected, l.ledger.holders(a)...)

@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -273,3 +275,59 @@ func TestNothingIsForgottenOfWhatServesItself(t *testing.T) {
 		}
 	})
 }
+
+// B25: the node's zone changes live, and only Services with zone hints are decided anew.
+func TestZoneChange(t *testing.T) {
+	near, far, plain := "10.244.1.5:8080", "10.244.2.10:8080", service("plain", "10.96.0.2", 80)
+	web := service("web", "10.96.0.1", 80)
+	hinted := slice(web, "10.244.1.5@node1", "10.244.2.10@node2")
+	for i, zone := range []string{"a", "b"} {
+		hinted.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
+	}
+	inZone := func(zone string) *corev1.Node {
+		n := nodeNamed("192.0.2.7")
+		n.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+		return n
+	}
+	balanced := balancer("balanced", "10.96.0.3", "203.0.113.3", 1, 80)
+	s := newStepper()
+	s.start(completeModel(web, hinted, plain, slice(plain, "10.244.2.10"), balanced, slice(balanced, "10.244.2.10"), inZone("a")))
+	s.pass(2 * time.Second)
+	key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Proto: ipvs.TCP}
+	takes := func() (list []string) {
+		for _, r := range s.kernel.Servers[key].Reals {
+			if r.Weight > 0 {
+				list = append(list, r.Addr.String())
+			}
+		}
+		return list
+	}
+	for _, c := range []struct {
+		zone string
+		want []string
+	}{{"a", []string{near}}, {"b", []string{far}}, {"c", []string{near, far}}, {"a", []string{near}}} {
+		give(s.model, inZone(c.zone))
+		s.pass(time.Second)
+		if got := takes(); !slices.Equal(got, c.want) {
+			t.Errorf("in zone %s: %v, want %v", c.zone, got, c.want)
+		}
+	}
+	if ids := slices.Collect(maps.Keys(s.loop.zonal)); len(ids) != 1 || ids[0] != idOf("web") {
+		t.Errorf("a zone matters to %v, want web alone", ids)
+	}
+	moved := s.loop.site
+	moved.Node.Zone = "b"
+	s.loop.model = stuckModel{s.loop.model, moved.Node}
+	s.loop.settleSite(moved.Local)
+	if !slices.Equal(s.loop.dirty, []cluster.ID{idOf("web")}) {
+		t.Errorf("another zone has %v decided anew, want web alone", s.loop.dirty)
+	}
+}
+
+// stuckModel has a Node of its own.
+type stuckModel struct {
+	Model
+	node cluster.Node
+}
+
+func (m stuckModel) Node() cluster.Node { return m.node }
