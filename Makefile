@@ -8,13 +8,31 @@ WITH_GO = GO=$(GO); export GO; $$GO
 # Not LAB: that is the lab's own variable, which make would hand on with our value.
 RUN_LAB = $(WITH_GO) run ./e2e/lab/cmd/lab
 
+# What git says of the tree; a source archive has none, so there it is given: make image VERSION=v1.2.3
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build the agent: bin/ipvs-proxy
-	CGO_ENABLED=0; export CGO_ENABLED; $(WITH_GO) build -trimpath -ldflags '-s -w' -o bin/ipvs-proxy ./cmd/ipvs-proxy
+	CGO_ENABLED=0; export CGO_ENABLED; $(WITH_GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ipvs-proxy ./cmd/ipvs-proxy
+
+# A module of its own, so that none of what it needs is among the agent's modules.
+IMAGE = $(WITH_GO) run -C hack/release ./image
+
+.PHONY: image
+image: ## build the image, amd64 and arm64: bin/image (OCI layout) and bin/image.tar (the same as OCI archive)
+	mkdir -p bin
+	$(IMAGE) --source $(CURDIR) --version $(VERSION) --layout $(CURDIR)/bin/image --archive $(CURDIR)/bin/image.tar
+
+.PHONY: image-twice
+image-twice: image ## build the image again, of a copy elsewhere and with nothing cached, and compare
+	set -e; d=$$(mktemp -d); trap 'rm -rf "$$d"' EXIT; cp -R cmd pkg go.mod go.sum "$$d"; go=$(GO); \
+	$$go build -C hack/release -o "$$d/pack" ./image; \
+	GO=$$go GOCACHE="$$d/cache" "$$d/pack" --source "$$d" --version $(VERSION) --layout "$$d/image" --archive "$$d/image.tar"; \
+	cmp bin/image.tar "$$d/image.tar"
 
 .PHONY: demo
 demo: ## show the main job working: Services through a real kernel

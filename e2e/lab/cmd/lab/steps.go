@@ -97,8 +97,14 @@ func (p goPackage) hasTests() bool { return len(p.TestGoFiles)+len(p.XTestGoFile
 
 // listPackages lists packages; -e keeps one that is broken from hiding others.
 func listPackages(ctx context.Context, patterns ...string) ([]goPackage, error) {
-	args := append([]string{"list", "-e", "-json=ImportPath,Dir,Name,TestGoFiles,XTestGoFiles"}, patterns...)
-	out, err := goCommand(ctx, nil, args...).Output()
+	return listIn(ctx, "", patterns...)
+}
+
+// listIn lists packages of the module to which a directory belongs.
+func listIn(ctx context.Context, dir string, patterns ...string) ([]goPackage, error) {
+	cmd := goCommand(ctx, nil, append([]string{"list", "-e", "-json=ImportPath,Dir,Name,TestGoFiles,XTestGoFiles"}, patterns...)...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("go list: %w", err)
 	}

@@ -77,6 +77,7 @@ func runTests(ctx context.Context, o testOptions, w io.Writer) error {
 	if !o.skipHost {
 		checks(ctx, host)
 		hostTests(ctx, o, host)
+		nestedTests(ctx, o, host)
 	}
 	report := machine.Report{}
 	if ctx.Err() == nil {

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"fmt"
+)
+
+// nestedModules are the parts of the tree with a go.mod of their own, whose tests need neither a kernel nor a
+// control plane. "./..." of the main module does not see them.
+var nestedModules = []string{"hack/release"}
+
+// nestedTests runs go vet and the tests of the nested modules.
+func nestedTests(ctx context.Context, o testOptions, r *recorder) {
+	for _, dir := range nestedModules {
+		fmt.Fprintf(r.w, "== host tests of the module %s\n", dir)
+		pkgs, err := listIn(ctx, dir, "./...")
+		if err != nil {
+			r.failed(dir, err.Error())
+			continue
+		}
+		vet := goCommand(ctx, nil, "vet", "./...")
+		vet.Dir = dir
+		if out, err := vet.CombinedOutput(); err != nil {
+			r.failed("go vet of "+dir, string(out))
+		}
+		args := []string{"test", "-json", "-timeout", o.timeout.String()}
+		if o.run != "" {
+			args = append(args, "-run", o.run)
+		}
+		before := r.count().failed
+		test := goCommand(ctx, nil, append(args, "./...")...)
+		test.Dir = dir
+		err = record(test, r)
+		for _, p := range pkgs {
+			r.endPackage(p.ImportPath, nil, p.hasTests() && o.run == "")
+		}
+		if err != nil && r.count().failed == before {
+			r.failed("go test of "+dir, err.Error())
+		}
+	}
+}
