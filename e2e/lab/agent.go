@@ -67,6 +67,7 @@ func (w *World) RunAgent(n *Node, c *Cluster, out io.Writer, args ...string) (*A
 		"--cluster-cidr", fmt.Sprintf("%s,%s", ClusterCIDR4, ClusterCIDR6))
 	a.cmd.Args = append(a.cmd.Args, args...)
 	a.cmd.Args = append(a.cmd.Args, strings.Fields(os.Getenv("LAB_AGENT_ARGS"))...)
+	n.Container.in(a.cmd)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	a.cmd.WaitDelay = 2 * time.Second // a grandchild may hold the log open
@@ -104,6 +105,9 @@ func (n *Node) enterForAgents() error {
 	if err := n.enter(); err != nil {
 		return err
 	}
+	if n.Container != nil {
+		return n.Container.enter()
+	}
 	if n.ReadOnlySysctls {
 		if err := readOnlySysctls(); err != nil {
 			return err
@@ -125,6 +129,7 @@ func (n *Node) Command(t testing.TB, uid uint32, args ...string) (stdout, stderr
 	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Getenv("LAB_AGENT"), args...)
+	n.Container.in(cmd)
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr, cmd.Dir = &out, &errOut, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -17,7 +17,9 @@ type Node struct {
 	ReadOnlySysctls bool
 	// WithoutCaps are capabilities (unix.CAP_*) that agents lack which are
 	// started from now on.
-	WithoutCaps        []uintptr
+	WithoutCaps []uintptr
+	// Container is where agents run that are started from now on; nil for the machine itself.
+	Container          *Container
 	PodCIDR4, PodCIDR6 netip.Prefix
 	Gateway4, Gateway6 netip.Addr // of cni0
 	cni0, eth0         netlink.Link

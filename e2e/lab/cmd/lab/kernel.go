@@ -38,6 +38,9 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	if err := addAgent(ctx, &job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}
+	if err := addImage(ctx, o, &job, dir); err != nil {
+		r.failed("build of the image", err.Error())
+	}
 	pkgs := kernelBinaries(ctx, o, r, &job, dir)
 	if len(pkgs) == 0 {
 		r.failed("kernel tests", "none of their packages could be built")
@@ -99,7 +102,7 @@ func testProgram(o testOptions, rel, prog, only string) machine.Command {
 	}
 	return machine.Command{
 		Name: rel, Args: args, Dir: rel,
-		Env:     append([]string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + agentFile}, o.env...),
+		Env:     append([]string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + agentFile, "LAB_IMAGE=$LAB_DIR/" + imageFile}, o.env...),
 		Timeout: o.timeout + time.Minute, // the program's own time-out tells more
 	}
 }

@@ -7,7 +7,10 @@ import (
 
 // nestedModules are the parts of the tree with a go.mod of their own, whose tests need neither a kernel nor a
 // control plane. "./..." of the main module does not see them.
-var nestedModules = []string{"hack/release"}
+var nestedModules = []string{releaseModule}
+
+// releaseModule builds the image and tests the manifests.
+const releaseModule = "hack/release"
 
 // nestedTests runs go vet and the tests of the nested modules.
 func nestedTests(ctx context.Context, o testOptions, r *recorder) {
