@@ -16,7 +16,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newInit(), newCheck(), newVersion())
+	root.AddCommand(newRun(), newInit(), newCheck(), newCleanup(), newVersion())
 	return root
 }
 

@@ -13,11 +13,13 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
 
 func newRun() *cobra.Command {
 	var sourceDir, writeTo string
+	var cleanupOnly bool
 	var flags *config.Flags
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -34,12 +36,16 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 			if writeTo != "" {
 				return c.Write(writeTo)
 			}
+			if cleanupOnly {
+				return cleanup(cmd.Context(), c, false, cmd.OutOrStdout())
+			}
 			return run(cmd.Context(), c, sourceDir, warnings)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&sourceDir, "source-dir", "", "directory of YAML or JSON files with the cluster's Services, EndpointSlices and Nodes, as kubectl prints them; changes are followed")
 	f.StringVar(&writeTo, "write-config-to", "", "write the configuration that flags and --config give, with all defaults, to this file, and end")
+	f.BoolVar(&cleanupOnly, "cleanup", false, "remove from the kernel what an agent left there, and end: the same as the command cleanup")
 	flags = config.RunFlags(f)
 	return cmd
 }
@@ -78,7 +84,9 @@ func run(ctx context.Context, c *config.Config, sourceDir string, warnings []str
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", sourceDir),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	err = together(ctx, source.Run, loop.Run)
+	err = together(ctx, source.Run, loop.Run, func(ctx context.Context) error {
+		return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+	})
 	log.Info("stopped, the kernel stays as it is")
 	return err
 }

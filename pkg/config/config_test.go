@@ -233,6 +233,7 @@ func TestFlagsAndKeys(t *testing.T) {
 		}
 		one, c := pflag.NewFlagSet("one", pflag.ContinueOnError), Default()
 		addSetup(one, c)
+		addSpared(one, c)
 		addRun(one, c)
 		addUnused(one, c)
 		if err := one.Set(name, value[f.Value.Type()]); err != nil {

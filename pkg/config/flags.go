@@ -60,10 +60,14 @@ func SetupFlags(fs *pflag.FlagSet) *Flags { return newFlags(fs, addSetup) }
 func RunFlags(fs *pflag.FlagSet) *Flags {
 	return newFlags(fs, func(fs *pflag.FlagSet, c *Config) {
 		addSetup(fs, c)
+		addSpared(fs, c)
 		addRun(fs, c)
 		addUnused(fs, c)
 	})
 }
+
+// CleanupFlags adds --config and the flags that say what cleanup is to leave alone.
+func CleanupFlags(fs *pflag.FlagSet) *Flags { return newFlags(fs, addSpared) }
 
 func newFlags(fs *pflag.FlagSet, add func(*pflag.FlagSet, *Config)) *Flags {
 	f := &Flags{add: add}

@@ -16,6 +16,12 @@ func addSetup(f *pflag.FlagSet, c *Config) {
 	f.DurationVar(&t.UDPStreamTimeout.Duration, "conntrack-udp-timeout-stream", t.UDPStreamTimeout.Duration, "how long an idle UDP flow is tracked (0 leaves it alone)")
 }
 
+// addSpared binds the flags that run and cleanup share.
+func addSpared(f *pflag.FlagSet, c *Config) {
+	v := &c.Proxy.IPVS
+	f.StringSliceVar(&v.ExcludeCIDRs, "ipvs-exclude-cidrs", v.ExcludeCIDRs, "address ranges whose virtual servers are never removed, whoever made them")
+}
+
 // addRun binds the flags that only run has.
 func addRun(f *pflag.FlagSet, c *Config) {
 	p, o := &c.Proxy, &c.Own
@@ -53,13 +59,12 @@ func addUnused(f *pflag.FlagSet, c *Config) {
 	f.DurationVar(&p.ConfigSyncPeriod.Duration, "config-sync-period", p.ConfigSyncPeriod.Duration, "")
 	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "")
 	f.DurationVar(&p.IPVS.MinSyncPeriod.Duration, "ipvs-min-sync-period", p.IPVS.MinSyncPeriod.Duration, "")
-	f.StringSliceVar(&p.IPVS.ExcludeCIDRs, "ipvs-exclude-cidrs", p.IPVS.ExcludeCIDRs, "")
 	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "")
 	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "")
 	f.DurationVar(&p.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", p.IPVS.UDPTimeout.Duration, "")
 	for _, name := range []string{"kubeconfig", "kube-api-content-type", "kube-api-burst", "kube-api-qps", "bind-address", "healthz-bind-address",
 		"metrics-bind-address", "bind-address-hard-fail", "profiling", "iptables-masquerade-bit", "oom-score-adj", "config-sync-period",
-		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-exclude-cidrs", "ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout"} {
+		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout"} {
 		_ = f.MarkHidden(name)
 	}
 }

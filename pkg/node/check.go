@@ -1,5 +1,5 @@
-// Package node readies a machine for the agent: Check says what is missing or in the way, Init supplies what
-// can be supplied.
+// Package node readies a machine for the one agent that it has: Check says what is missing or in the way, Init
+// supplies what can be supplied, Hold takes the agent's place.
 package node
 
 import (

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
+)
+
+func newCleanup() *cobra.Command {
+	var flags *config.Flags
+	var keepIPVS bool
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove from this node's kernel what an agent left there",
+		Long: `Remove from this node's kernel what an agent left there: a line a write.
+
+That is what the kernel records as the agent's: virtual servers, their addresses on kube-ipvs0, kube-ipvs0 itself
+when nothing is left on it, and the nftables table inet ipvs-proxy, last. Virtual servers, addresses and tables of
+others stay, and so do sysctls and kernel modules: others may rely on them by now. It needs neither the API server
+nor a configuration, and can be run again: where nothing is left it says so. While an agent is at work it refuses:
+the agent would put everything back.
+
+The connections of Services end with it. Where another proxy follows, none need end: --keep-ipvs leaves the
+virtual servers and their addresses for it to take over.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, warnings, err := flags.Load(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			for _, w := range warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+			}
+			return cleanup(cmd.Context(), c, keepIPVS, cmd.OutOrStdout())
+		},
+	}
+	flags = config.CleanupFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&keepIPVS, "keep-ipvs", false, "remove only the nftables table inet ipvs-proxy: virtual servers and addresses go on serving, and are nobody's until a proxy takes them over")
+	return cmd
+}
+
+// cleanup removes what is ours of the kernel. It holds the agent's place meanwhile.
+func cleanup(ctx context.Context, c *config.Config, keepIPVS bool, out io.Writer) error {
+	say := func(line string) { fmt.Fprintln(out, line) }
+	if err := kernel.MayAdminister(); err != nil {
+		return err
+	}
+	release, err := node.Claim()
+	if errors.Is(err, node.ErrPresent) {
+		return fmt.Errorf("%w: stop it first, it would put everything back", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	if keepIPVS {
+		done, err := kernel.RemoveTable(ctx)
+		if err == nil && done == "" {
+			done = "nothing to remove: there is no nftables table inet ipvs-proxy"
+		}
+		if done != "" {
+			say(done)
+		}
+		return err
+	}
+	spared, err := config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs)
+	if err != nil {
+		return err
+	}
+	k, err := kernel.Open(ctx, kernel.Config{})
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	return sync.Cleanup(ctx, k, spared, say)
+}
