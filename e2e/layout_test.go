@@ -22,7 +22,9 @@ var rooms = map[string][]string{
 	// kube-proxy's own types, how the API server's world decodes them, and flags.
 	"pkg/config": {"k8s.io/kube-proxy/config/v1alpha1", "k8s.io/component-base/logs/api/v1", "k8s.io/apimachinery/", "sigs.k8s.io/json",
 		"sigs.k8s.io/yaml", "github.com/spf13/pflag"},
-	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
+	// Nobody else speaks to the API server.
+	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "k8s.io/client-go/", "k8s.io/klog/v2", "k8s.io/utils/clock", "github.com/go-logr/logr",
+		"sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
 	"pkg/sync":    {module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
 	"pkg/ipvs":    {},
 	"pkg/ipvs/kernel": {module + "/pkg/ipvs", "github.com/vishvananda/netlink", "github.com/google/nftables",

@@ -18,9 +18,10 @@ import (
 )
 
 func newRun() *cobra.Command {
-	var sourceDir, writeTo string
+	var writeTo string
 	var cleanupOnly bool
 	var flags *config.Flags
+	var from *sourceFlags
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Program this node's kernel for the Services of the cluster, and keep it so",
@@ -39,19 +40,18 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 			if cleanupOnly {
 				return cleanup(cmd.Context(), c, false, cmd.OutOrStdout())
 			}
-			return run(cmd.Context(), c, sourceDir, warnings)
+			return run(cmd.Context(), c, from, warnings)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&sourceDir, "source-dir", "", "directory of YAML or JSON files with the cluster's Services, EndpointSlices and Nodes, as kubectl prints them; changes are followed")
 	f.StringVar(&writeTo, "write-config-to", "", "write the configuration that flags and --config give, with all defaults, to this file, and end")
 	f.BoolVar(&cleanupOnly, "cleanup", false, "remove from the kernel what an agent left there, and end: the same as the command cleanup")
-	flags = config.RunFlags(f)
+	flags, from = config.RunFlags(f), addSourceFlags(cmd)
 	return cmd
 }
 
 // run joins the parts: source, loop, kernel.
-func run(ctx context.Context, c *config.Config, sourceDir string, warnings []string) error {
+func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []string) error {
 	sopt, w, err := syncOptions(c)
 	if err != nil {
 		return err
@@ -60,9 +60,6 @@ func run(ctx context.Context, c *config.Config, sourceDir string, warnings []str
 	name, err := c.NodeName()
 	if err != nil {
 		return fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)
-	}
-	if sourceDir == "" {
-		return errors.New("--source-dir is required: the directory with the cluster's objects")
 	}
 	log, err := newLogger(uint32(c.Proxy.Logging.Verbosity))
 	if err != nil {
@@ -73,18 +70,21 @@ func run(ctx context.Context, c *config.Config, sourceDir string, warnings []str
 	for _, w := range warnings {
 		log.Warn(w)
 	}
+	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
+	src, err := from.open(c, model, log)
+	if err != nil {
+		return err
+	}
 	k, err := kernel.Open(ctx, kernelConfig(c))
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 
-	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
-	source := cluster.NewDirectory(sourceDir, model, func(err error) { log.Warn("source", zap.Error(err)) })
 	loop := sync.New(k, model, log, sopt)
-	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", sourceDir),
+	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	err = together(ctx, source.Run, loop.Run, func(ctx context.Context) error {
+	err = together(ctx, src.run, loop.Run, func(ctx context.Context) error {
 		return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
 	})
 	log.Info("stopped, the kernel stays as it is")

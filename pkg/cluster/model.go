@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -34,7 +35,8 @@ type Model struct {
 	slices      map[ID]*slice // by the slice's own namespace and name
 	node        Node
 	nodeProbs   []Problem
-	dirty       []ID // first dirtied first
+	apiServers  []netip.Addr // sorted
+	dirty       []ID         // first dirtied first
 	queued      map[ID]struct{}
 	nodeChanged bool
 	synced      bool
@@ -244,6 +246,15 @@ func (m *Model) Node() Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.node
+}
+
+// APIServers returns the addresses by which the source reaches the API server,
+// sorted. They are only ever added to; each addition makes the Service
+// default/kubernetes dirty.
+func (m *Model) APIServers() []netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.apiServers
 }
 
 func (m *Model) setService(id ID, svc *Service, probs []Problem) {

@@ -23,7 +23,7 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	if !ours(obj, opt) {
 		return nil, nil
 	}
-	s := &Service{ID: objectID(obj)}
+	s := &Service{ID: objectID(obj), UID: parseUID(obj.UID)}
 	r := serviceReader{obj: obj, s: s}
 	r.service, r.object = s.ID, "Service "+s.ID.String()
 	if !r.serviceType() {

@@ -375,6 +375,9 @@ func TestEqualSeesEveryField(t *testing.T) {
 		}
 	}
 	for i := range reflect.TypeFor[Service]().NumField() {
+		if reflect.TypeFor[Service]().Field(i).Name == "UID" { // the kernel knows nothing of it
+			continue
+		}
 		var s Service
 		fill(reflect.ValueOf(&s).Elem().Field(i))
 		if s.equal(&Service{}) {

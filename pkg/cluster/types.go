@@ -72,7 +72,10 @@ func (t ServiceType) String() string {
 // handed to the Model. Addresses are valid unicast addresses, neither IPv4 in
 // IPv6 nor with a zone; a list holds no address twice.
 type Service struct {
-	ID      ID
+	ID ID
+	// UID tells a Service from an earlier one of the same name; it is for
+	// Events. Two Services that differ in nothing else are equal.
+	UID     UID
 	Created int64 // metadata.creationTimestamp in Unix seconds; 0: unknown
 	Type    ServiceType
 

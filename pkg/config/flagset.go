@@ -35,6 +35,12 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, or one of primary, all and localhost; all of them where it is not given")
 	f.Uint32VarP((*uint32)(&p.Logging.Verbosity), "v", "v", uint32(p.Logging.Verbosity), "log level: 0 for what matters, 4 and more for every write to the kernel")
 
+	k := &p.ClientConnection
+	f.StringVar(&k.Kubeconfig, "kubeconfig", k.Kubeconfig, "file that says how the API server is reached; without it and --master a pod's own service account and environment do")
+	f.StringVar(&k.ContentType, "kube-api-content-type", k.ContentType, "what is spoken with the API server: application/vnd.kubernetes.protobuf or application/json")
+	f.Int32Var(&k.Burst, "kube-api-burst", k.Burst, "how many requests to the API server may follow each other at once")
+	f.Float32Var(&k.QPS, "kube-api-qps", k.QPS, "how many requests to the API server a second there may be beyond that; below 0: any number")
+
 	f.StringVar(&o.VIPBinding, "vip-binding", o.VIPBinding, "how virtual IPs stand on kube-ipvs0: address, or route (a local route, which costs the kernel the same for 10,000 as for 10)")
 	f.StringSliceVar(&o.ExternalIPCIDRs, "external-ip-cidrs", o.ExternalIPCIDRs, "address ranges from which spec.externalIPs of Services are served; none where it is not given: whoever may write a Service could take any address")
 	f.StringSliceVar(&o.ProtectedCIDRs, "protected-cidrs", o.ProtectedCIDRs, "address ranges that no Service may have as an external address: other nodes', the API server's")
@@ -45,10 +51,6 @@ func addRun(f *pflag.FlagSet, c *Config) {
 // starts the agent. They do not show in the help.
 func addUnused(f *pflag.FlagSet, c *Config) {
 	p := &c.Proxy
-	f.StringVar(&p.ClientConnection.Kubeconfig, "kubeconfig", p.ClientConnection.Kubeconfig, "")
-	f.StringVar(&p.ClientConnection.ContentType, "kube-api-content-type", p.ClientConnection.ContentType, "")
-	f.Int32Var(&p.ClientConnection.Burst, "kube-api-burst", p.ClientConnection.Burst, "")
-	f.Float32Var(&p.ClientConnection.QPS, "kube-api-qps", p.ClientConnection.QPS, "")
 	f.StringVar(&p.BindAddress, "bind-address", p.BindAddress, "")
 	f.StringVar(&p.HealthzBindAddress, "healthz-bind-address", p.HealthzBindAddress, "")
 	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "")
@@ -62,7 +64,7 @@ func addUnused(f *pflag.FlagSet, c *Config) {
 	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "")
 	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "")
 	f.DurationVar(&p.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", p.IPVS.UDPTimeout.Duration, "")
-	for _, name := range []string{"kubeconfig", "kube-api-content-type", "kube-api-burst", "kube-api-qps", "bind-address", "healthz-bind-address",
+	for _, name := range []string{"bind-address", "healthz-bind-address",
 		"metrics-bind-address", "bind-address-hard-fail", "profiling", "iptables-masquerade-bit", "oom-score-adj", "config-sync-period",
 		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout"} {
 		_ = f.MarkHidden(name)

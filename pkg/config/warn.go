@@ -18,13 +18,14 @@ var without = []struct{ key, why string }{
 	{"windowsRunAsService", "for Windows"},
 	{"portRange", "kube-proxy does not use it, either"},
 	{"showHiddenMetricsForVersion", "the agent hides no metrics"},
+	{"configSyncPeriod", "changes are watched, and the agent looks at the kernel by itself: nothing is repeated"},
 	{"ipvs.excludeCIDRs", "not honoured yet"},
 }
 
 // later are the keys, or beginnings of keys, that do nothing yet.
-var later = []string{"featureGates", "clientConnection", "logging.format", "logging.flushFrequency", "logging.vmodule",
+var later = []string{"featureGates", "logging.format", "logging.flushFrequency", "logging.vmodule",
 	"logging.options", "bindAddress", "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling",
-	"oomScoreAdj", "configSyncPeriod", "ipvs.syncPeriod", "ipvs.minSyncPeriod", "ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"}
+	"oomScoreAdj", "ipvs.syncPeriod", "ipvs.minSyncPeriod", "ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"}
 
 // effectless names what is configured and has no effect. A value that is the default is not worth a word: the
 // file that kubeadm writes lists most keys.

@@ -23,6 +23,7 @@ type Model interface {
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	Problems(cluster.ID) []cluster.Problem
 	Endpoints(cluster.ID) []cluster.Endpoint
+	APIServers() []netip.Addr
 	Services() []cluster.ID
 	Node() cluster.Node
 }

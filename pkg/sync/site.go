@@ -22,7 +22,7 @@ type Site struct {
 	Local ipvs.Local
 	// NodePorts are the addresses on which node ports are served, sorted.
 	NodePorts []netip.Addr
-	// APIServers are the endpoints of the Service default/kubernetes, sorted.
+	// APIServers are the addresses by which the API server is reached, and the endpoints of its Service, sorted.
 	APIServers []netip.Addr
 	// Lacking are the schedulers that the kernel does not have: rr serves in their place.
 	Lacking map[string]bool
@@ -182,11 +182,12 @@ func (s Site) scheduler(name string) string {
 	return name
 }
 
-// apiServers are the API server's addresses, whoever serves its Service. One that leaves it, as an API server does
+// apiServers are the API server's addresses: those by which it is reached, and the endpoints of its Service, whoever
+// serves that. One that leaves it, as an API server does
 // that is restarted, stays protected as long as this process lives: with another's Service on its address it could
 // not come back.
 func (l *Loop) apiServers() []netip.Addr {
-	addrs := slices.Clone(l.site.APIServers)
+	addrs := slices.Concat(l.site.APIServers, l.model.APIServers())
 	for _, ep := range l.model.Endpoints(kubernetes) {
 		addrs = append(addrs, ep.Addr)
 	}
