@@ -222,10 +222,7 @@ func (k *Kubernetes) Age() time.Duration { return k.contact.age() }
 func (k *Kubernetes) Reachable() bool { return k.contact.reachable() }
 
 func (k *Kubernetes) reflector(ctx context.Context, w watched) *cache.Reflector {
-	s := &store{kind: w.kind, model: k.model, took: func(o *object) {}, heard: func() { k.contact.hear(w.kind) }, full: func() { k.listed(w.kind) }}
-	if w.kind == "Service" {
-		s.took = k.checkClusterIPs
-	}
+	s := &store{kind: w.kind, model: k.model, took: k.took(w.kind), heard: func() { k.contact.hear(w.kind) }, full: func() { k.listed(w.kind) }}
 	quiet := logr.Discard()
 	backoff := k.backoff
 	return cache.NewReflectorWithOptions(k.listWatch(w), w.example, s, cache.ReflectorOptions{
@@ -314,6 +311,14 @@ func (k *Kubernetes) foundServers(addrs []netip.Addr) {
 			k.ownAddress(id, a.String(), "the kubeconfig")
 		}
 	}
+}
+
+// took is what is done with each object beside putting it into the Model.
+func (k *Kubernetes) took(kind string) func(*object) {
+	if kind == "Service" {
+		return k.checkClusterIPs
+	}
+	return func(*object) {}
 }
 
 // checkClusterIPs looks whether a Service has the address by which the API

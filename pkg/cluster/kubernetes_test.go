@@ -3,9 +3,12 @@ package cluster
 import (
 	"context"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -391,7 +394,6 @@ func TestF2Unreachable(t *testing.T) {
 	conn := f.connection()
 	f.stop()
 	o := follow(t, conn, ownNode)
-	refused := fmt.Sprintf("API server https://%s: dial tcp %s: connect: connection refused; the last state stays", f.addr, f.addr)
 	eventually(t, "three kinds that cannot be had", func() bool {
 		o.source.contact.mu.Lock()
 		defer o.source.contact.mu.Unlock()
@@ -413,16 +415,146 @@ func TestF2Unreachable(t *testing.T) {
 	o.expect("a=[10.96.0.1][10.1.0.1] zone=")
 	f.restart()
 	eventually(t, "reachable", o.source.Reachable)
-	var about []string
+	// How the connection died may be told first, and comes along then.
+	var lines []string
 	for _, line := range o.reports() {
-		if strings.Contains(line, "EOF") || strings.Contains(line, "reset") { // how the connection died
-			continue
+		if strings.Contains(line, "dial tcp "+f.addr+": connect: connection refused") {
+			lines = append(lines, strings.SplitAfter(line, "https://"+f.addr)[0])
 		}
-		about = append(about, line)
 	}
-	if diff := cmp.Diff([]string{refused, "mended: " + refused, refused, "mended: " + refused}, about); diff != "" {
+	server := "API server https://" + f.addr
+	if diff := cmp.Diff([]string{server, "mended: " + server, server, "mended: " + server}, lines); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
 	}
+}
+
+// TestContactTellsOnce: an outage is told of when it begins, for a new reason,
+// and when it is over, not for each attempt.
+func TestContactTellsOnce(t *testing.T) {
+	var told []string
+	c := newContact("https://api:6443", []string{"Service", "Node"}, func(err error) { told = append(told, err.Error()) })
+	get := func(err error) error {
+		return fmt.Errorf("wrapped: %w", &url.Error{Op: "Get", URL: fmt.Sprintf("https://api:6443/?timeoutSeconds=%d", len(told)), Err: err})
+	}
+	for port := range 100 {
+		c.failed("Service", get(fmt.Errorf("read tcp 192.0.2.7:%d->192.0.2.1:6443: connection reset", 32000+port)))
+		c.failed("Node", get(fmt.Errorf("read tcp [2001:db8::7]:%d->[2001:db8::1]:6443: connection reset", 32000+port)))
+		if port > 50 {
+			c.failed("Node", get(errors.New("no route to host")))
+		}
+	}
+	c.answered("Service")
+	if c.reachable() {
+		t.Error("reachable with one kind that fails")
+	}
+	c.hear("Node")
+	if !c.reachable() {
+		t.Error("not reachable with both")
+	}
+	for range 1000 {
+		c.failed("Node", fmt.Errorf("another reason each time: %d", len(told)))
+	}
+	const head, four, six = "API server https://api:6443: ", "read tcp 192.0.2.1:6443: connection reset", "read tcp [2001:db8::1]:6443: connection reset"
+	const stays = "; the last state stays"
+	want := []string{head + four + stays, head + four + "; " + six + stays, head + four + "; " + six + "; no route to host" + stays,
+		"mended: " + head + four + "; " + six + "; no route to host" + stays}
+	if diff := cmp.Diff(want, told[:min(len(told), len(want))]); diff != "" {
+		t.Errorf("told (-want +got):\n%s", diff)
+	}
+	if n := len(told) - len(want); n != mostReasons {
+		t.Errorf("%d reasons of one outage told, want %d", n, mostReasons)
+	}
+}
+
+// relay forwards TCP connections, and can make those that there are hang, as a
+// network does that drops all packets.
+type relay struct {
+	l  net.Listener
+	to string
+
+	mu    sync.Mutex
+	hangs chan struct{} // closed: the connections made so far hang
+	conns []net.Conn
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{l: l, to: to, hangs: make(chan struct{})}
+	go r.accept()
+	t.Cleanup(func() {
+		l.Close()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, c := range r.conns {
+			c.Close()
+		}
+	})
+	return r
+}
+
+func (r *relay) accept() {
+	for {
+		near, err := r.l.Accept()
+		if err != nil {
+			return
+		}
+		far, err := net.Dial("tcp", r.to)
+		if err != nil {
+			near.Close()
+			continue
+		}
+		r.mu.Lock()
+		hangs := r.hangs
+		r.conns = append(r.conns, near, far)
+		r.mu.Unlock()
+		for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+			go func() {
+				buffer := make([]byte, 64<<10)
+				for {
+					n, err := way[0].Read(buffer)
+					select {
+					case <-hangs:
+						return // nothing is closed
+					default:
+					}
+					if err != nil {
+						way[1].Close()
+						return
+					}
+					_, _ = way[1].Write(buffer[:n])
+				}
+			}()
+		}
+	}
+}
+
+func (r *relay) hang() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.hangs)
+	r.hangs = make(chan struct{})
+}
+
+// TestF3HalfOpen: a connection over which nothing comes any more, and which
+// nobody closes, is found by HTTP/2's pings and replaced. Their times are
+// shortened by the environment here, which also shows that our transport has
+// them at all.
+func TestF3HalfOpen(t *testing.T) {
+	t.Setenv("HTTP2_READ_IDLE_TIMEOUT_SECONDS", "1")
+	t.Setenv("HTTP2_PING_TIMEOUT_SECONDS", "1")
+	f := newFakeAPI(t)
+	f.set(apiService("a", "10.96.0.1"), apiSlice("a-1", "a", "10.1.0.1"))
+	network := newRelay(t, f.addr)
+	conn := f.connection()
+	conn.Kubeconfig = f.kubeconfig("https://"+network.l.Addr().String(), "")
+	o := follow(t, conn, ownNode)
+	o.expect("a=[10.96.0.1][10.1.0.1] zone=")
+	network.hang()
+	f.set(apiSlice("a-1", "a", "10.1.0.2"))
+	o.expect("a=[10.96.0.1][10.1.0.2] zone=")
 }
 
 // TestForbidden: an API server that answers and does not give what is asked is
@@ -508,4 +640,145 @@ func TestAge(t *testing.T) {
 	}
 	f.bookmark()
 	eventually(t, "young again", func() bool { return o.source.Age() < time.Minute })
+}
+
+// TestB57OwnClusterIP: an API server that is reached through a ClusterIP that
+// is ours to serve is loud trouble, whichever of the two is known first.
+func TestB57OwnClusterIP(t *testing.T) {
+	const loud = "is the ClusterIP of Service default/kubernetes, and serving that takes this very process"
+	f := newFakeAPI(t)
+	kubernetesAt := func(ip string) *corev1.Service { return apiService("kubernetes", ip) }
+	conn := f.connection()
+	conn.Kubeconfig = f.kubeconfig("https://10.96.0.1:443", "")
+	var told []string
+	tell := func(err error) { told = append(told, err.Error()) }
+	m := NewModel(ownNode)
+	k, err := NewKubernetes(conn, m, tell)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := &store{kind: "Service", model: m, took: k.took("Service"), heard: func() {}}
+	for range 3 {
+		if err := first.Add(kubernetesAt("10.96.0.1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(told) != 1 || !strings.Contains(told[0], "10.96.0.1, which is from the kubeconfig, "+loud) {
+		t.Errorf("told: %q", told)
+	}
+
+	// A name turns out to lead to a ClusterIP.
+	told, m = nil, NewModel(ownNode)
+	conn.Kubeconfig = f.kubeconfig("https://kubernetes.default:443", "")
+	if k, err = NewKubernetes(conn, m, tell); err != nil {
+		t.Fatal(err)
+	}
+	m.SetService(kubernetesAt("10.96.0.1"))
+	k.foundServers(addrs("10.96.0.1", "127.0.0.1"))
+	if len(told) != 1 || !strings.Contains(told[0], loud) {
+		t.Errorf("told: %q", told)
+	}
+	if got := m.APIServers(); !slices.Equal(got, addrs("10.96.0.1")) {
+		t.Errorf("addresses of the API server: %v", got)
+	}
+
+	// An address of its own.
+	told, m = nil, NewModel(ownNode)
+	conn.Kubeconfig = f.kubeconfig("https://192.0.2.1:6443", "")
+	if k, err = NewKubernetes(conn, m, tell); err != nil {
+		t.Fatal(err)
+	}
+	services := &store{kind: "Service", model: m, took: k.took("Service"), heard: func() {}}
+	if err := services.Add(kubernetesAt("10.96.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) > 0 {
+		t.Errorf("told of an address of the API server's own: %q", told)
+	}
+}
+
+// TestB57Environment: a pod's environment leads to the ClusterIP, unless it was
+// set to something else.
+func TestB57Environment(t *testing.T) {
+	for _, test := range []struct {
+		host, tcp string
+		own       bool
+	}{{"10.96.0.1", "10.96.0.1", true}, {"10.96.0.1", "", true}, {"192.0.2.1", "10.96.0.1", false}} {
+		t.Setenv("KUBERNETES_SERVICE_HOST", test.host)
+		t.Setenv("KUBERNETES_PORT_443_TCP_ADDR", test.tcp)
+		if got := servicesOwn(); got != test.own {
+			t.Errorf("host %s, of the Service %s: %t", test.host, test.tcp, got)
+		}
+	}
+}
+
+// TestB61APIServersHost: the addresses by which the API server was reached are
+// known to the Model, from the connection itself where the host is a name.
+func TestB61APIServersHost(t *testing.T) {
+	m := NewModel(ownNode)
+	var d *dialer
+	heard := make(chan []netip.Addr, 10)
+	d = newDialer(func(a []netip.Addr) { heard <- a })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	conn, err := d.dial(t.Context(), "tcp", "localhost:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if got := <-heard; !slices.Equal(got, addrs4("127.0.0.1")) {
+		t.Errorf("from the connection: %v", got)
+	}
+	if got := <-heard; !slices.Contains(got, netip.MustParseAddr("127.0.0.1")) {
+		t.Errorf("from the name: %v", got)
+	}
+
+	if added := m.addAPIServers(usable(addrs("192.0.2.2", "192.0.2.1", "192.0.2.2"))); len(added) != 2 {
+		t.Errorf("added %v", added)
+	}
+	expectDirty(t, m, kubernetes)
+	if added := m.addAPIServers(addrs("192.0.2.1")); len(added) > 0 {
+		t.Errorf("added again %v", added)
+	}
+	expectDirty(t, m)
+	if got := m.APIServers(); !slices.Equal(got, addrs("192.0.2.1", "192.0.2.2")) {
+		t.Error(got)
+	}
+}
+
+func addrs4(s string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(s)} }
+
+// TestConnectionErrors: what cannot work is an error at once, which says what
+// is missing where.
+func TestConnectionErrors(t *testing.T) {
+	f := newFakeAPI(t)
+	good := f.connection()
+	bad := func(change func(*Connection)) Connection {
+		c := good
+		change(&c)
+		return c
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	for _, test := range []struct {
+		conn Connection
+		want string
+	}{
+		{Connection{}, "no kubeconfig is given, and this is no pod of a cluster"},
+		{Connection{Kubeconfig: "/nowhere"}, `kubeconfig "/nowhere": stat /nowhere: no such file`},
+		{bad(func(c *Connection) { c.ContentType = "text/html" }), `content type "text/html": want application/vnd.kubernetes.protobuf or application/json`},
+		{bad(func(c *Connection) { c.AcceptContentTypes = "application/json, x/y" }), `content type "x/y"`},
+	} {
+		if _, err := NewKubernetes(test.conn, NewModel(ownNode), nil); err == nil || !strings.HasPrefix(err.Error(), test.want) {
+			t.Errorf("%+v: %v, want %s", test.conn, err, test.want)
+		}
+	}
+	good.Master = "https://192.0.2.9:6443"
+	k, err := NewKubernetes(good, NewModel(ownNode), nil)
+	if err != nil || k.Server() != good.Master {
+		t.Errorf("--master: %v, %v", k, err)
+	}
 }
