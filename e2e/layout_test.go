@@ -25,8 +25,8 @@ var rooms = map[string][]string{
 	// Nobody else speaks to the API server.
 	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "k8s.io/client-go/", "k8s.io/klog/v2", "k8s.io/utils/clock", "github.com/go-logr/logr",
 		"sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
-	"pkg/sync":    {module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
-	"pkg/ipvs":    {},
+	"pkg/sync": {module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
+	"pkg/ipvs": {},
 	"pkg/ipvs/kernel": {module + "/pkg/ipvs", "github.com/vishvananda/netlink", "github.com/google/nftables",
 		"github.com/mdlayher/netlink", "github.com/moby/ipvs", "golang.org/x/sys/unix"},
 	"pkg/node":          {module + "/pkg/ipvs/kernel", "github.com/u-root/u-root/pkg/kmodule", "golang.org/x/sys/unix"},
