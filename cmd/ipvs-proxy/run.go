@@ -106,6 +106,9 @@ func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err err
 	if opt.Compile.ExternalIPs, err = config.ParseRanges(c.Own.ExternalIPCIDRs); err != nil {
 		return opt, nil, err
 	}
+	if opt.Spared, err = config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs); err != nil {
+		return opt, nil, err
+	}
 	opt.Compile.Protected, err = config.ParseRanges(c.Own.ProtectedCIDRs)
 	return opt, warnings, err
 }

@@ -262,7 +262,7 @@ func changedOwn(c *Config) (keys []string) {
 // Every key of kube-proxy's document has an effect, or a warning that it has none.
 func TestEveryKeyIsKnown(t *testing.T) {
 	live := []string{"apiVersion", "kind", "hostnameOverride", "mode", "detectLocalMode", "detectLocal", "clusterCIDR", "nodePortAddresses",
-		"clientConnection", "ipvs.scheduler", "ipvs.strictARP", "iptables.masqueradeAll", "conntrack", "logging.verbosity",
+		"clientConnection", "ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "conntrack", "logging.verbosity",
 		// IPVS takes no packet from the loopback interface, so that false is what one gets, and true is the default.
 		"iptables.localhostNodePorts"}
 	for _, w := range without {

@@ -19,7 +19,7 @@ func addSetup(f *pflag.FlagSet, c *Config) {
 // addSpared binds the flags that run and cleanup share.
 func addSpared(f *pflag.FlagSet, c *Config) {
 	v := &c.Proxy.IPVS
-	f.StringSliceVar(&v.ExcludeCIDRs, "ipvs-exclude-cidrs", v.ExcludeCIDRs, "address ranges whose virtual servers are never removed, whoever made them")
+	f.StringSliceVar(&v.ExcludeCIDRs, "ipvs-exclude-cidrs", v.ExcludeCIDRs, "address ranges whose virtual servers are never removed, whoever made them, nor their addresses; Services there are served all the same")
 }
 
 // addRun binds the flags that only run has.

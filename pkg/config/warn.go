@@ -19,7 +19,6 @@ var without = []struct{ key, why string }{
 	{"portRange", "kube-proxy does not use it, either"},
 	{"showHiddenMetricsForVersion", "the agent hides no metrics"},
 	{"configSyncPeriod", "changes are watched, and the agent looks at the kernel by itself: nothing is repeated"},
-	{"ipvs.excludeCIDRs", "not honoured yet"},
 }
 
 // later are the keys, or beginnings of keys, that do nothing yet.

@@ -145,6 +145,12 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 	}
 	c, want := l.cells[k], l.wanted(k)
 	have := l.view(k, c, want)
+	if want == nil && l.spares(k) {
+		return slices.DeleteFunc(ipvs.Diff(k, have, nil), func(op ipvs.Op) bool {
+			e, ok := op.(ipvs.Element)
+			return !ok || e.Set != ipvs.SetHairpin // a fact about a pod, not about a virtual server
+		})
+	}
 	if !l.complete {
 		return slices.DeleteFunc(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return removes(op) && !c.knew(k, want, op) })
 	}
@@ -164,6 +170,9 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 	}
 	return ops
 }
+
+// spares reports whether nothing that stands at a Key's address is ever removed.
+func (l *Loop) spares(k ipvs.Key) bool { return k != ipvs.Adopted && inAny(l.opt.Spared, k.Addr) }
 
 // removes reports whether an operation takes something out of service.
 func removes(op ipvs.Op) bool {
@@ -250,6 +259,10 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 		c.tries, c.unknown = 0, true // what this process did not know of it stays for now
 		return
 	}
+	if want == nil && c.have != nil && l.spares(k) {
+		c.tries, c.wanted, c.drains = 0, nil, nil // it stays as it is
+		return
+	}
 	if k == ipvs.Adopted || want == nil {
 		delete(l.cells, k)
 		if k == ipvs.Adopted && !l.adopted {
@@ -299,7 +312,7 @@ func backoff(tries uint8) time.Duration {
 // adoptionIsOver: everything that was found at the first start is either owned or gone.
 func (l *Loop) adoptionIsOver() bool {
 	for k, c := range l.cells {
-		if k.HasServer() && (c.have == nil || !c.have.Guard.Owned || c.unknown) {
+		if k.HasServer() && !(l.spares(k) && l.ledger.want(k) == nil) && (c.have == nil || !c.have.Guard.Owned || c.unknown) {
 			return false
 		}
 	}

@@ -31,6 +31,9 @@ type Model interface {
 // Options of a Loop. Zero values mean the defaults.
 type Options struct {
 	Compile CompileOptions
+	// Spared are the ranges of addresses whose virtual servers are never removed, whoever made them
+	// (ipvs.excludeCIDRs). What Services want there is made and kept right all the same, as kube-proxy does it.
+	Spared []netip.Prefix
 	// NodePods takes the Node's own pod ranges for the addresses of pods (detectLocalMode NodeCIDR).
 	NodePods bool
 	// DrainDeadline is how long a draining real server may keep its connections; 15 min by default.

@@ -46,6 +46,9 @@ func (l *Loop) scan(ctx context.Context) error {
 // ours decides whether a virtual server or its records may be changed: what the kernel says is owned, what
 // is wanted, and at the very first start what stands on our interface.
 func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
+	if l.spares(k) {
+		return have.Guard.Owned || l.ledger.want(k) != nil
+	}
 	return have.Guard.Owned || have.Guard.Open || have.Guard.Sources != 0 || l.ledger.want(k) != nil ||
 		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}] || l.isNodePort(k))
 }
