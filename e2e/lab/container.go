@@ -26,14 +26,18 @@ type Container struct {
 
 // NewContainer unpacks the image that the environment's LAB_IMAGE names, a root file system in a tar file. The
 // container has the program as kube-proxy's DaemonSet starts it, CAP_NET_ADMIN, and the cluster's directory.
+// LAB_IMAGE_PROGRAM names a program to have in place of the image's.
 func NewContainer(t testing.TB, c *Cluster) *Container {
 	t.Helper()
 	root := t.TempDir()
 	if err := unpack(os.Getenv("LAB_IMAGE"), root); err != nil {
 		t.Fatalf("unpack the image that LAB_IMAGE names: %v", err)
 	}
-	return &Container{Root: root, Command: []string{"/usr/local/bin/kube-proxy"},
-		Binds: map[string]string{c.Dir: c.Dir}, Caps: []uintptr{unix.CAP_NET_ADMIN}}
+	binds := map[string]string{c.Dir: c.Dir}
+	if mutant := os.Getenv("LAB_IMAGE_PROGRAM"); mutant != "" {
+		binds["/usr/local/bin/ipvs-proxy"] = mutant
+	}
+	return &Container{Root: root, Command: []string{"/usr/local/bin/kube-proxy"}, Binds: binds, Caps: []uintptr{unix.CAP_NET_ADMIN}}
 }
 
 func unpack(file, root string) error {

@@ -170,10 +170,14 @@ func kernelTests(ctx context.Context, mutants []mutant, tmp string, verdicts map
 			}
 		}
 		job.Files[filepath.Base(agent)] = agent
+		if err := addImage(ctx, m, &job, tmp); err != nil {
+			return err
+		}
 		outputs[name] = &bytes.Buffer{}
 		job.Commands = append(job.Commands, machine.Command{Name: name, Output: outputs[name], Timeout: 5 * time.Minute,
 			Args: []string{prog, "-test.v", "-test.timeout=4m", "-test.failfast", "-test.run=^" + m.test + "$"},
-			Env:  []string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + filepath.Base(agent)}})
+			Env: []string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + filepath.Base(agent),
+				"LAB_IMAGE=$LAB_DIR/" + imageFile, "LAB_IMAGE_PROGRAM=$LAB_DIR/" + filepath.Base(agent)}})
 		return nil
 	}
 	for _, m := range mutants {

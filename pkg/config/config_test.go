@@ -313,3 +313,14 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+// The configuration in the manifests is one that the agent takes without a word.
+func TestManifests(t *testing.T) {
+	c, warnings, err := read("../../manifests/fresh/config.conf")
+	if err != nil || len(warnings) > 0 {
+		t.Fatalf("%v, warnings %q", err, warnings)
+	}
+	if err := c.Validate(); err != nil || c.Proxy.ClientConnection.Kubeconfig != "/var/lib/ipvs-proxy/kubeconfig.conf" {
+		t.Errorf("%v; kubeconfig %s", err, c.Proxy.ClientConnection.Kubeconfig)
+	}
+}
