@@ -1,0 +1,59 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+var update = flag.Bool("update", false, "write the references in docs anew")
+
+const commandsDoc = "../../docs/commands.md"
+
+const commandsFront = `# Commands
+
+<!-- Written by: go test ./cmd/ipvs-proxy -run TestReference -update -->
+
+Called as ` + "`kube-proxy`" + `, or with a flag as its first argument, the program does what ` + "`run`" + ` does: so the command of a DaemonSet
+that was made for kube-proxy stays as it is. Flags of kube-proxy that have no effect are accepted and not listed
+here; [the keys that they stand for](configuration.md) are.
+`
+
+// TestReference keeps docs/commands.md: each command's description and flags, as its --help has them.
+func TestReference(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(commandsFront)
+	for _, c := range newCommand().Commands() {
+		if c.IsAvailableCommand() && c.Name() != "help" && c.Name() != "completion" {
+			describe(t, &b, c)
+		}
+	}
+	if *update {
+		if err := os.WriteFile(commandsDoc, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if text, err := os.ReadFile(commandsDoc); err != nil || string(text) != b.String() {
+		t.Errorf("%s is out of date: go test ./cmd/ipvs-proxy -run TestReference -update (%v)", commandsDoc, err)
+	}
+}
+
+func describe(t *testing.T, b *strings.Builder, c *cobra.Command) {
+	t.Helper()
+	text := c.Long
+	if text == "" {
+		text = c.Short + "."
+	}
+	if c.Short == "" {
+		t.Errorf("%s says nothing of itself", c.Name())
+	}
+	fmt.Fprintf(b, "\n## ipvs-proxy %s\n\n%s\n", c.Name(), text)
+	if flags := c.NonInheritedFlags().FlagUsages(); flags != "" {
+		fmt.Fprintf(b, "\n```\n%s```\n", flags)
+	}
+}
