@@ -53,6 +53,9 @@ func machine() error {
 	s, in := stream{fd: port, nonce: spec.Nonce}, newInput()
 	go in.follow(portReader(port))
 	err = errors.Join(loadErr, settle())
+	if err == nil && spec.Network {
+		err = network()
+	}
 	if err != nil {
 		s.send(wire.Message{Fatal: err.Error()})
 	} else {
@@ -180,6 +183,26 @@ func awaitHost(in *input) {
 	case <-in.gone:
 	case <-time.After(10 * time.Second):
 	}
+}
+
+// network brings the card to the host up, with the address that QEMU's user network expects of its first machine.
+// There is no route to anywhere else.
+func network() error {
+	eth0, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("find the network card: %w", err)
+	}
+	addr, err := netlink.ParseAddr("10.0.2.15/24")
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrAdd(eth0, addr); err != nil {
+		return fmt.Errorf("give the network card its address: %w", err)
+	}
+	if err := netlink.LinkSetUp(eth0); err != nil {
+		return fmt.Errorf("set the network card up: %w", err)
+	}
+	return nil
 }
 
 // settle gives the commands what they may expect of any machine.

@@ -57,3 +57,20 @@ func into(dir string, build func(tmp string) error) error {
 	}
 	return os.Rename(tmp, dir)
 }
+
+// Cached returns the directory of that name in the lab's cache. Where there is none, build fills one; the name
+// should tell all that goes into it.
+func Cached(name string, build func(dir string) error) (string, error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, name)
+	err = locked(cache, name, func() error {
+		if _, err := os.Stat(dir); err == nil {
+			return nil
+		}
+		return into(dir, build)
+	})
+	return dir, err
+}

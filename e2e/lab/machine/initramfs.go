@@ -91,16 +91,23 @@ const recipe = "1"
 
 // baseImage returns the part of the initramfs that stays the same from run to
 // run: modules and tools. Its name says all that went into it.
-func baseImage(ctx context.Context, cache string, k Kernel, u unpacked) (string, error) {
+func baseImage(ctx context.Context, cache string, k Kernel, u unpacked, job Job) (string, error) {
 	im := newImage()
 	for name, target := range map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"} {
 		im.link(name, target)
 	}
-	if err := addTools(ctx, im); err != nil {
+	if err := addTools(ctx, im, job.tools()); err != nil {
 		return "", err
 	}
+	want := wantModules
+	if job.KubeProxy {
+		want = slices.Concat(want, kubeProxyModules)
+		if err := addKubeProxy(im); err != nil {
+			return "", err
+		}
+	}
 	sum := sha256.New()
-	fmt.Fprintln(sum, recipe, k, u.Version, wantModules, skipModules)
+	fmt.Fprintln(sum, recipe, k, u.Version, want, skipModules)
 	if err := im.write(sum); err != nil {
 		return "", err
 	}
@@ -109,7 +116,7 @@ func baseImage(ctx context.Context, cache string, k Kernel, u unpacked) (string,
 		if _, err := os.Stat(out); err == nil {
 			return nil
 		}
-		if err := addModules(im, u); err != nil {
+		if err := addModules(im, u, want); err != nil {
 			return err
 		}
 		return writeBase(ctx, out, im, k.Compress)
@@ -149,12 +156,12 @@ func writeBase(ctx context.Context, out string, im image, compress string) error
 	return os.Rename(tmp, out)
 }
 
-func addModules(im image, u unpacked) error {
+func addModules(im image, u unpacked, want []string) error {
 	mods, builtin, err := readModules(u.Modules)
 	if err != nil {
 		return err
 	}
-	order, err := closure(mods, builtin, wantModules, skipModules)
+	order, err := closure(mods, builtin, want, skipModules)
 	if err != nil {
 		return fmt.Errorf("kernel %s: %w", u.Release, err)
 	}
@@ -182,8 +189,8 @@ func usr(name string) string {
 	return name
 }
 
-func addTools(ctx context.Context, im image) error {
-	for _, t := range append([]tool{guestTool}, testTools...) {
+func addTools(ctx context.Context, im image, tools []tool) error {
+	for _, t := range append([]tool{guestTool}, tools...) {
 		p, err := findTool(t.program)
 		if err != nil {
 			return err

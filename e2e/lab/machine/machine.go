@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,6 +57,11 @@ type Job struct {
 	Output   io.Writer     // of the commands, as it comes; default os.Stdout
 	Log      io.Writer     // what the lab itself does; default os.Stderr
 	OnResult func(Result)  // called when a command has ended
+
+	// HostPorts are TCP ports on this machine's loopback that the commands can reach, see wire.DialHost.
+	HostPorts []uint16
+	// KubeProxy adds what kube-proxy in its ipvs mode needs of a machine: programs and kernel modules.
+	KubeProxy bool
 }
 
 // Result is how a command ended.
@@ -168,15 +174,26 @@ func (j *Job) defaults() {
 	}
 }
 
-// spec is the job as the guest reads it.
-func (j *Job) spec(dir, nonce string) wire.Spec {
-	s := wire.Spec{Nonce: nonce, Dir: dir}
+// tools are the programs that the job's commands may use.
+func (j *Job) tools() []tool {
+	if j.KubeProxy {
+		return slices.Concat(testTools, kubeProxyTools)
+	}
+	return testTools
+}
+
+// spec is the job as the guest reads it. host is the way to the job's ports, as wire.DialHost reads it.
+func (j *Job) spec(dir, nonce, host string) wire.Spec {
+	s := wire.Spec{Nonce: nonce, Dir: dir, Network: len(j.HostPorts) > 0}
 	for _, c := range j.Commands {
 		limit := c.Timeout
 		if limit <= 0 {
 			limit = j.Timeout
 		}
 		w := wire.Command{Name: c.Name, Args: c.Args, Env: c.Env, Dir: c.Dir, Timeout: limit, Input: c.Input != nil}
+		if s.Network {
+			w.Env = append(slices.Clone(c.Env), wire.HostVariable+"="+host)
+		}
 		if t := terminal(c.Input); t != nil {
 			w.Terminal = sizeOf(t)
 		}

@@ -18,6 +18,7 @@ import (
 // pattern that a kernel has neither as a module nor built in is an error.
 var wantModules = []string{
 	"virtio_pci", "virtio_console", // the stream to the host
+	"virtio_net", // and the way to its loopback
 	"ip_vs", "ip_vs_*", "nf_conntrack", "nf_conntrack_netlink", "nf_nat",
 	"nf_tables", "nft_chain_nat", "nft_ct", "nft_fib", "nft_fib_*", "nft_hash", "nft_limit", "nft_log",
 	"nft_masq", "nft_nat", "nft_numgen", "nft_queue", "nft_quota", "nft_redir", "nft_reject", "nft_reject_*",

@@ -24,7 +24,7 @@ func runNative(ctx context.Context, s *session, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := ensure(ctx, cache, s.job.Log, testTools...); err != nil {
+	if err := ensure(ctx, cache, s.job.Log, s.job.tools()...); err != nil {
 		return err
 	}
 	guest, err := buildGuest(ctx, dir)
@@ -40,7 +40,13 @@ func runNative(ctx context.Context, s *session, dir string) error {
 			return fmt.Errorf("file %s of the job: %w", name, err)
 		}
 	}
-	spec, err := json.Marshal(s.job.spec(lab, s.nonce))
+	host := filepath.Join(dir, "host")
+	closeHost, err := forwardPorts(host, s.job.HostPorts)
+	if err != nil {
+		return err
+	}
+	defer closeHost()
+	spec, err := json.Marshal(s.job.spec(lab, s.nonce, host))
 	if err != nil {
 		return err
 	}

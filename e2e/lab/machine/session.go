@@ -119,7 +119,7 @@ func (s *session) drive(ctx context.Context, cmd *exec.Cmd, boot time.Duration) 
 	}
 	gone, read, cause := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	defer close(gone)
-	if err := startPinned(cmd, gone); err != nil {
+	if err := StartPinned(cmd, gone); err != nil {
 		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	kill := func() { _ = cmd.Process.Kill() }
@@ -200,9 +200,9 @@ func (s *session) verdict(cause, stream, exit error) error {
 	return nil
 }
 
-// startPinned starts a process that the kernel kills when we go. The signal
+// StartPinned starts a process that the kernel kills when we go. The signal
 // follows the thread that started the process, so that one stays with us.
-func startPinned(cmd *exec.Cmd, gone <-chan struct{}) error {
+func StartPinned(cmd *exec.Cmd, gone <-chan struct{}) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

@@ -99,7 +99,7 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 	if err != nil {
 		return virtual{}, err
 	}
-	tools := append([]tool{qemuTool, guestTool}, testTools...)
+	tools := append([]tool{qemuTool, guestTool}, s.job.tools()...)
 	if k.Compress == "zstd" {
 		tools = append(tools, zstdTool)
 	}
@@ -110,7 +110,7 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 	if err != nil {
 		return virtual{}, err
 	}
-	base, err := baseImage(ctx, cache, k, u)
+	base, err := baseImage(ctx, cache, k, u, s.job)
 	if err != nil {
 		return virtual{}, err
 	}
@@ -118,7 +118,7 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 	if err != nil {
 		return virtual{}, err
 	}
-	spec, err := json.Marshal(s.job.spec(guestDir, s.nonce))
+	spec, err := json.Marshal(s.job.spec(guestDir, s.nonce, vmHost))
 	if err != nil {
 		return virtual{}, err
 	}
@@ -134,8 +134,8 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 	return virtual{qemu, qemuArgs(s.job, k, u, initrd, console, hasKVM()), console}, nil
 }
 
-// qemuArgs is the machine: no disk, no network card, a console that goes to a
-// file, and one virtio port for the stream. An emulated serial line would
+// qemuArgs is the machine: no disk, no network card unless the job wants to reach the host, a console that
+// goes to a file, and one virtio port for the stream. An emulated serial line would
 // carry a megabyte of output only slowly, and a terminal would change it.
 func qemuArgs(job Job, k Kernel, u unpacked, initrd, console string, kvm bool) []string {
 	cpus := job.CPUs
@@ -155,6 +155,10 @@ func qemuArgs(job Job, k Kernel, u unpacked, initrd, console string, kvm bool) [
 		"-serial", "file:" + console,
 		"-device", "virtio-serial-pci", "-chardev", "stdio,id=lab,signal=off",
 		"-device", "virtserialport,chardev=lab,name=" + wire.Port,
+	}
+	if len(job.HostPorts) > 0 {
+		// Without a ROM: nothing boots from this card.
+		args = append(args, "-netdev", "user,id=host,ipv6=off", "-device", "virtio-net-pci,netdev=host,romfile=")
 	}
 	if kvm {
 		return append(args, "-accel", "kvm", "-cpu", "host")

@@ -31,6 +31,8 @@ type Spec struct {
 	Nonce    string    `json:"nonce"`
 	Dir      string    `json:"dir"` // LAB_DIR
 	Commands []Command `json:"commands"`
+	// Network: a virtual machine has a network card to whose other end the host listens.
+	Network bool `json:"network,omitempty"`
 }
 
 // Command is one program to run.
