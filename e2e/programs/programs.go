@@ -1,0 +1,132 @@
+// Package programs builds the programs of others that the tests run: the control plane, kube-proxy and CoreDNS.
+// Each has a Go module of its own below this directory, for its dependencies are none of the agent's; what it
+// requires there is what is built. Compiling them takes a quarter of an hour, so they stay in the lab's cache.
+package programs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+)
+
+// Dir is where the modules are, below the root of the repository.
+const Dir = "e2e/programs"
+
+// Names of programs.
+const (
+	Etcd              = "etcd"
+	APIServer         = "kube-apiserver"
+	ControllerManager = "kube-controller-manager"
+	KubeProxy         = "kube-proxy"
+	CoreDNS           = "coredns"
+)
+
+// KubernetesVersion is what the programs of Kubernetes say of themselves. Their release builds take it from version
+// control, which a module has not.
+const KubernetesVersion = "v1.36.3"
+
+// program is a main package of one of the modules.
+type program struct {
+	module string // directory below Dir
+	pkg    string
+	vars   map[string]string // string variables that the linker sets
+}
+
+var programs = map[string]program{
+	Etcd:              {"etcd", "go.etcd.io/etcd/server/v3", nil},
+	APIServer:         {"kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", kubernetesVars},
+	ControllerManager: {"kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", kubernetesVars},
+	KubeProxy:         {"kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", kubernetesVars},
+	CoreDNS:           {"coredns", "github.com/coredns/coredns", nil},
+}
+
+var kubernetesVars = map[string]string{
+	"k8s.io/component-base/version.gitVersion":   KubernetesVersion,
+	"k8s.io/component-base/version.gitMajor":     "1",
+	"k8s.io/component-base/version.gitMinor":     "36",
+	"k8s.io/component-base/version.gitCommit":    "",
+	"k8s.io/component-base/version.gitTreeState": "clean",
+}
+
+// Build returns the files of the named programs, static ones for this machine's kind of processor. root is the
+// root of the repository. What is not in the cache is compiled, which log is told.
+func Build(ctx context.Context, root string, log io.Writer, names ...string) (map[string]string, error) {
+	files := map[string]string{}
+	for _, name := range names {
+		p, ok := programs[name]
+		if !ok {
+			return nil, fmt.Errorf("no program called %q", name)
+		}
+		file, err := p.build(ctx, filepath.Join(root, Dir, p.module), name, log)
+		if err != nil {
+			return nil, fmt.Errorf("build %s: %w", name, err)
+		}
+		files[name] = file
+	}
+	return files, nil
+}
+
+func (p program) build(ctx context.Context, module, name string, log io.Writer) (string, error) {
+	args := p.buildArgs()
+	key, err := cacheKey(ctx, module, args)
+	if err != nil {
+		return "", err
+	}
+	dir, err := machine.Cached(name+"-"+key, func(tmp string) error {
+		start := time.Now()
+		fmt.Fprintf(log, "building %s of %s, once\n", name, p.pkg)
+		cmd := goCommand(ctx, module, slices.Concat([]string{"build", "-o", filepath.Join(tmp, name)}, args)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		fmt.Fprintf(log, "built %s in %s\n", name, time.Since(start).Round(time.Second))
+		return nil
+	})
+	return filepath.Join(dir, name), err
+}
+
+func (p program) buildArgs() []string {
+	flags := "-s -w"
+	for _, v := range slices.Sorted(maps.Keys(p.vars)) {
+		flags += " -X " + v + "=" + p.vars[v]
+	}
+	return []string{"-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", flags, p.pkg}
+}
+
+// goCommand runs go in a module of its own, whatever workspace the caller is in.
+func goCommand(ctx context.Context, module string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, machine.GoTool(), args...)
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOWORK=off")
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// cacheKey follows from all that a program is made of: its module, the compiler, and how it is called.
+func cacheKey(ctx context.Context, module string, args []string) (string, error) {
+	sum := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		b, err := os.ReadFile(filepath.Join(module, name))
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(sum, "%s %d\n%s", name, len(b), b)
+	}
+	version, err := goCommand(ctx, module, "version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask Go for its version: %w", err)
+	}
+	fmt.Fprintf(sum, "%s%s", version, strings.Join(args, "\x00"))
+	return hex.EncodeToString(sum.Sum(nil)[:8]), nil
+}
