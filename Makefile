@@ -13,7 +13,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build the agent: bin/ipvs-proxy
@@ -49,6 +49,20 @@ test: ## all checks: vet, unit tests with -race, and the kernel tests on a kerne
 .PHONY: test-route
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
 	$(RUN_LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
+
+.PHONY: e2e
+e2e: ## the tests with a real control plane; the first time compiles Kubernetes, etcd and CoreDNS
+	$(RUN_LAB) e2e
+
+.PHONY: memory
+memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services from a real API server
+	$(RUN_LAB) e2e --memory
+
+RECORDING = pkg/healthz/testdata/kube-proxy-1.36.3
+
+.PHONY: record-kube-proxy
+record-kube-proxy: ## record what the real kube-proxy serves over HTTP, for the tests that compare
+	$(RUN_LAB) e2e --record $(RECORDING)
 
 .PHONY: proportion
 proportion: ## count what a change writes to the kernel with 10, 1,000 and 10,000 Services

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,9 +24,10 @@ const stopTime = 30 * time.Second
 // commandTime is how long a command of the agent may take.
 const commandTime = time.Minute
 
-// Agent is a running ipvs-proxy of a node.
+// Agent is a running ipvs-proxy of a node, or another program in a namespace of the world.
 type Agent struct {
-	Node *Node
+	Node *Node // nil for another program
+	host *Host
 	cmd  *exec.Cmd
 	log  *logBuffer
 	done chan struct{} // closed when the process has ended
@@ -44,6 +46,41 @@ func (w *World) StartAgent(t testing.TB, n *Node, c *Cluster, args ...string) *A
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.endWith(t)
+	return a
+}
+
+// StartAgentOf is StartAgent for an agent that reads an API server: source are the arguments that say which.
+func (w *World) StartAgentOf(t testing.TB, n *Node, source []string, args ...string) *Agent {
+	t.Helper()
+	a, err := w.runAgent(n, source, nil, args)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.endWith(t)
+	return a
+}
+
+// StartProgram runs another program in a namespace, as StartAgent runs the agent: it is not expected to end by
+// itself.
+func (w *World) StartProgram(t testing.TB, h *Host, args ...string) *Agent {
+	t.Helper()
+	a, err := w.RunProgram(h, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.endWith(t)
+	return a
+}
+
+// RunProgram is StartProgram outside tests.
+func (w *World) RunProgram(h *Host, args ...string) (*Agent, error) {
+	a := &Agent{host: h, log: &logBuffer{}, done: make(chan struct{}), cmd: exec.Command(args[0], args[1:]...)}
+	return a, w.runProcess(a, h.enter)
+}
+
+// endWith ends the agent with the test, and shows its log when that failed.
+func (a *Agent) endWith(t testing.TB) {
 	t.Cleanup(func() {
 		if err := a.endOfTest(); err != nil {
 			t.Error(err)
@@ -52,42 +89,48 @@ func (w *World) StartAgent(t testing.TB, n *Node, c *Cluster, args ...string) *A
 			t.Logf("log of %s:\n%s", a, tail(a.Log(), 32<<10))
 		}
 	})
-	return a
 }
 
 // RunAgent is StartAgent outside tests: the log also goes to out, unless that
 // is nil, and the agent ends with the world at the latest.
 func (w *World) RunAgent(n *Node, c *Cluster, out io.Writer, args ...string) (*Agent, error) {
+	return w.runAgent(n, []string{"--source-dir", c.Dir}, out, args)
+}
+
+func (w *World) runAgent(n *Node, source []string, out io.Writer, args []string) (*Agent, error) {
 	program := os.Getenv("LAB_AGENT")
 	if program == "" {
 		return nil, errors.New("LAB_AGENT does not name the program ipvs-proxy")
 	}
-	a := &Agent{Node: n, log: &logBuffer{out: out}, done: make(chan struct{})}
-	a.cmd = exec.Command(program, "run", "--source-dir", c.Dir, "--hostname-override", n.Name,
-		"--cluster-cidr", fmt.Sprintf("%s,%s", ClusterCIDR4, ClusterCIDR6))
-	a.cmd.Args = append(a.cmd.Args, args...)
-	a.cmd.Args = append(a.cmd.Args, strings.Fields(os.Getenv("LAB_AGENT_ARGS"))...)
+	a := &Agent{Node: n, host: n.Host, log: &logBuffer{out: out}, done: make(chan struct{})}
+	a.cmd = exec.Command(program, slices.Concat([]string{"run"}, source, []string{"--hostname-override", n.Name,
+		"--cluster-cidr", fmt.Sprintf("%s,%s", ClusterCIDR4, ClusterCIDR6)}, args, strings.Fields(os.Getenv("LAB_AGENT_ARGS")))...)
 	n.Container.in(a.cmd)
+	return a, w.runProcess(a, n.enterForAgents)
+}
+
+// runProcess starts the process in the namespace that enter enters.
+func (w *World) runProcess(a *Agent, enter func() error) error {
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	a.cmd.WaitDelay = 2 * time.Second // a grandchild may hold the log open
 	started := make(chan error, 1)
-	go a.run(started)
+	go a.run(enter, started)
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("starting %s: %w", a, err)
+		return fmt.Errorf("starting %s: %w", a, err)
 	}
 	w.mu.Lock()
 	w.agents = append(w.agents, a)
 	w.mu.Unlock()
-	return a, nil
+	return nil
 }
 
-// run starts the process in the node's namespace and stays until it ends: the
+// run starts the process in its namespace and stays until it ends: the
 // parent that Pdeathsig watches is the thread, not the process. The thread is
 // never unlocked, so it dies with this goroutine.
-func (a *Agent) run(started chan<- error) {
+func (a *Agent) run(enter func() error, started chan<- error) {
 	runtime.LockOSThread()
-	err := a.Node.enterForAgents()
+	err := enter()
 	if err == nil {
 		err = a.cmd.Start()
 	}
@@ -174,6 +217,9 @@ func readOnlySysctls() error {
 }
 
 func (a *Agent) String() string {
+	if a.Node == nil {
+		return fmt.Sprintf("%s in %s", strings.Join(a.cmd.Args, " "), a.host.Name)
+	}
 	return fmt.Sprintf("agent of %s (%s)", a.Node.Name, strings.Join(a.cmd.Args, " "))
 }
 

@@ -41,7 +41,7 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	if err := addImage(ctx, o, &job, dir); err != nil {
 		r.failed("build of the image", err.Error())
 	}
-	pkgs := kernelBinaries(ctx, o, r, &job, dir)
+	pkgs := kernelBinaries(ctx, o, r, &job, dir, kernelPackages...)
 	if len(pkgs) == 0 {
 		r.failed("kernel tests", "none of their packages could be built")
 		return machine.Report{}
@@ -66,9 +66,9 @@ func addAgent(ctx context.Context, job *machine.Job, dir string) error {
 
 // kernelBinaries builds the test programs and adds them to the job, with
 // their testdata where they look for it. It returns the packages in order.
-func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machine.Job, dir string) []goPackage {
+func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machine.Job, dir string, from ...kernelPackage) []goPackage {
 	var pkgs []goPackage
-	for _, k := range kernelPackages {
+	for _, k := range from {
 		if _, err := os.Stat(k.dir); err != nil {
 			fmt.Fprintf(r.w, "note: there is no %s yet\n", k.dir)
 			continue
@@ -99,6 +99,9 @@ func testProgram(o testOptions, rel, prog, only string) machine.Command {
 	args := []string{prog, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + o.timeout.String()}
 	if run := cmp.Or(o.run, only); run != "" {
 		args = append(args, "-test.run="+run)
+	}
+	if o.skip != "" {
+		args = append(args, "-test.skip="+o.skip)
 	}
 	return machine.Command{
 		Name: rel, Args: args, Dir: rel,

@@ -132,7 +132,7 @@ func hostTests(ctx context.Context, o testOptions, r *recorder) {
 		return
 	}
 	pkgs = slices.DeleteFunc(pkgs, func(p goPackage) bool {
-		return slices.ContainsFunc(kernelPackages, func(k kernelPackage) bool {
+		return slices.ContainsFunc(append(slices.Clone(kernelPackages), planePackage), func(k kernelPackage) bool {
 			return !k.host && importPath(k.dir) == p.ImportPath
 		})
 	})

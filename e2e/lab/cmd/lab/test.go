@@ -30,8 +30,12 @@ var kernelPackages = []kernelPackage{
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
 }
 
+// planePackage needs a control plane, too: lab e2e runs it.
+var planePackage = kernelPackage{dir: "./e2e/controlplane"}
+
 type testOptions struct {
 	run        string
+	skip       string
 	skipHost   bool
 	failOnSkip bool
 	timeout    time.Duration
