@@ -180,9 +180,12 @@ func (k *kubelet) terminate(obj *corev1.Pod, r *podRun) error {
 	if p == nil {
 		return k.gone(obj)
 	}
-	if k.linger >= 0 {
+	k.mu.Lock()
+	linger := k.linger
+	k.mu.Unlock()
+	if linger >= 0 {
 		select {
-		case <-time.After(k.linger):
+		case <-time.After(linger):
 		case <-k.ctx.Done():
 			return nil
 		}
@@ -208,6 +211,13 @@ func (k *kubelet) gone(obj *corev1.Pod) error {
 		}
 		return err
 	})
+}
+
+// setLinger changes linger for applications that are ended from now on.
+func (k *kubelet) setLinger(d time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.linger = d
 }
 
 // createPod makes a pod that somebody placed.
