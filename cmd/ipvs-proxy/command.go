@@ -29,15 +29,19 @@ func newVersion() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
-			revision := "unknown"
-			if info, ok := debug.ReadBuildInfo(); ok {
-				for _, s := range info.Settings {
-					if s.Key == "vcs.revision" {
-						revision = s.Value
-					}
-				}
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "ipvs-proxy %s (revision %s, %s)\n", version, revision, runtime.Version())
+			fmt.Fprintf(cmd.OutOrStdout(), "ipvs-proxy %s (revision %s, %s)\n", version, revision(), runtime.Version())
 		},
 	}
+}
+
+// revision is the commit that was built.
+func revision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -22,6 +23,7 @@ func newRun() *cobra.Command {
 	var cleanupOnly bool
 	var flags *config.Flags
 	var from *sourceFlags
+	var f *pflag.FlagSet
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Program this node's kernel for the Services of the cluster, and keep it so",
@@ -40,10 +42,10 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 			if cleanupOnly {
 				return cleanup(cmd.Context(), c, false, cmd.OutOrStdout())
 			}
-			return run(cmd.Context(), c, from, warnings)
+			return run(cmd.Context(), c, from, warnings, flagValues(f))
 		},
 	}
-	f := cmd.Flags()
+	f = cmd.Flags()
 	f.StringVar(&writeTo, "write-config-to", "", "write the configuration that flags and --config give, with all defaults, to this file, and end")
 	f.BoolVar(&cleanupOnly, "cleanup", false, "remove from the kernel what an agent left there, and end: the same as the command cleanup")
 	flags, from = config.RunFlags(f), addSourceFlags(cmd)
@@ -51,7 +53,7 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 }
 
 // run joins the parts: source, loop, kernel.
-func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []string) error {
+func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []string, flags map[string]string) error {
 	sopt, w, err := syncOptions(c)
 	if err != nil {
 		return err
@@ -70,6 +72,11 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	for _, w := range warnings {
 		log.Warn(w)
 	}
+	sopt.Health = newHealth(c)
+	serve, err := servers(c, sopt.Health, flags, log)
+	if err != nil {
+		return err
+	}
 	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
 	src, err := from.open(c, model, log)
 	if err != nil {
@@ -84,9 +91,10 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	err = together(ctx, src.run, loop.Run, func(ctx context.Context) error {
+	hold := func(ctx context.Context) error {
 		return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
-	})
+	}
+	err = together(ctx, append(serve, src.run, loop.Run, hold)...)
 	log.Info("stopped, the kernel stays as it is")
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -41,6 +42,8 @@ type Model struct {
 	nodeChanged bool
 	synced      bool
 	complete    bool
+	started     time.Time
+	changes     [2]uint64 // of Services, of slices
 }
 
 // service is all that is kept under one Service's name: either half may come
@@ -49,6 +52,8 @@ type service struct {
 	svc      *Service // nil: absent or not ours
 	problems []Problem
 	slices   []*slice // in no order
+	// triggers are the changes of slices that Take told of and nobody has asked for yet; nearly always none.
+	triggers []Trigger
 }
 
 // slice is an EndpointSlice in its place.
@@ -66,6 +71,7 @@ func NewModel(opt Options) *Model {
 		slices:   map[ID]*slice{},
 		node:     Node{Name: opt.NodeName},
 		queued:   map[ID]struct{}{},
+		started:  time.Now(),
 	}
 }
 
@@ -260,6 +266,7 @@ func (m *Model) APIServers() []netip.Addr {
 func (m *Model) setService(id ID, svc *Service, probs []Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.changes[0]++
 	s := m.services[id]
 	if s == nil {
 		if svc == nil && len(probs) == 0 {
@@ -281,11 +288,13 @@ func (m *Model) setService(id ID, svc *Service, probs []Problem) {
 func (m *Model) setSlice(id ID, content *sliceContent) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.changes[1]++
 	old := m.slices[id]
 	if old != nil && content != nil && old.content.service == content.service {
 		same := old.content.equal(content)
 		old.content = content
 		if !same {
+			m.noteTrigger(content)
 			m.markServed(content.service)
 		}
 		return
@@ -298,6 +307,7 @@ func (m *Model) setSlice(id ID, content *sliceContent) {
 		sl := &slice{content: content, pos: len(s.slices)}
 		s.slices = append(s.slices, sl)
 		m.slices[id] = sl
+		m.noteTrigger(content)
 		m.markServed(content.service)
 	}
 }
@@ -306,6 +316,7 @@ func (m *Model) setSlice(id ID, content *sliceContent) {
 func (m *Model) detach(id ID, sl *slice) {
 	owner := sl.content.service
 	s := m.services[owner]
+	s.triggers = nil // what is dated in a slice that goes is not its going
 	last := len(s.slices) - 1
 	s.slices[sl.pos] = s.slices[last]
 	s.slices[sl.pos].pos = sl.pos

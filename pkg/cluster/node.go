@@ -15,6 +15,7 @@ func sanitiseNode(obj *corev1.Node) (Node, []Problem) {
 	p := problems{object: "Node " + obj.Name}
 	n := Node{
 		Name:     obj.Name,
+		Known:    true,
 		Zone:     obj.Labels[corev1.LabelTopologyZone],
 		Deleting: obj.DeletionTimestamp != nil,
 		ToBeDeleted: slices.ContainsFunc(obj.Spec.Taints, func(t corev1.Taint) bool {

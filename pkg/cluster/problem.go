@@ -13,6 +13,7 @@ type Problem struct {
 	Field   string // "endpoints[2].addresses[0]"
 	Reason  string // one of the Reason constants, fit for a metric label
 	Message string // what is wrong with the field, of bounded length
+	Node    string // the node of the endpoint that it is about; "" when unknown, or when it is about no endpoint
 	// Count is how many places in the object this stands for, itself
 	// included: after the first few with the same reason the rest are
 	// counted, not listed, so that a thousand bad endpoints cost little.
@@ -60,6 +61,7 @@ const listedPerReason = 4
 type problems struct {
 	service ID
 	object  string
+	node    string // of the endpoint that is being looked at
 	list    []Problem
 }
 
@@ -76,7 +78,7 @@ func (p *problems) add(reason, field, format string, args ...any) {
 	}
 	p.list = append(p.list, Problem{
 		Service: p.service, Object: p.object, Field: field,
-		Reason: reason, Message: fmt.Sprintf(format, args...), Count: 1,
+		Reason: reason, Message: fmt.Sprintf(format, args...), Count: 1, Node: p.node,
 	})
 }
 

@@ -339,7 +339,7 @@ func TestSanitiseNode(t *testing.T) {
 	})
 	want := Node{
 		Name: "n1", Addrs: addrs("10.0.0.2", "fd00::2", "192.0.2.1"), PodCIDRs: prefixes("10.1.0.0/24", "fd00:1::/64"),
-		Zone: "z1", Deleting: true, ToBeDeleted: true,
+		Zone: "z1", Known: true, Deleting: true, ToBeDeleted: true,
 	}
 	if diff := cmp.Diff(want, got, netipComparer); diff != "" {
 		t.Errorf("Node (-want +got):\n%s", diff)

@@ -21,6 +21,8 @@ type sliceContent struct {
 	ports    []slicePort // sorted
 	records  []record    // sorted, unique
 	problems []Problem
+	ipv4     bool
+	trigger  int64 // when the change was that led to this content, Unix nanoseconds; 0: unknown. No part of it
 }
 
 type slicePort struct {
@@ -63,11 +65,12 @@ func sanitiseSlice(obj *discoveryv1.EndpointSlice) *sliceContent {
 	if _, headless := obj.Labels[corev1.IsHeadlessService]; headless || name == "" {
 		return nil
 	}
-	c := &sliceContent{id: objectID(obj), service: ID{intern(obj.Namespace), name}}
+	c := &sliceContent{id: objectID(obj), service: ID{intern(obj.Namespace), name}, trigger: triggerOf(obj)}
 	p := &problems{service: c.service, object: "EndpointSlice " + c.id.String()}
 	if t := obj.AddressType; t == discoveryv1.AddressTypeIPv4 || t == discoveryv1.AddressTypeIPv6 {
+		c.ipv4 = t == discoveryv1.AddressTypeIPv4
 		c.ports = p.slicePorts(obj.Ports)
-		c.records = p.records(obj.Endpoints, t == discoveryv1.AddressTypeIPv4)
+		c.records = p.records(obj.Endpoints, c.ipv4)
 	} else {
 		p.add(ReasonAddressType, "addressType", "%s endpoints cannot be used, only IPv4 and IPv6", quote(string(t)))
 	}
@@ -129,6 +132,10 @@ func (p *problems) records(endpoints []discoveryv1.Endpoint, ipv4 bool) []record
 	out := make([]record, 0, len(endpoints))
 	for i := range endpoints {
 		ep := &endpoints[i]
+		p.node = ""
+		if ep.NodeName != nil {
+			p.node = intern(*ep.NodeName)
+		}
 		addr, ok := p.endpointAddr(ep.Addresses, i, ipv4)
 		if !ok {
 			continue

@@ -152,6 +152,8 @@ type Node struct {
 	Addrs    []netip.Addr
 	PodCIDRs []netip.Prefix // in the order of the object, masked
 	Zone     string         // label topology.kubernetes.io/zone, "" without
+	// Known: there is such an object.
+	Known bool
 	// Deleting: the object has a deletion timestamp.
 	Deleting bool
 	// ToBeDeleted: the cluster autoscaler has tainted the node and is about
@@ -176,5 +178,8 @@ func (s *Service) equal(o *Service) bool {
 func (n Node) equal(o Node) bool {
 	return n.Name == o.Name && n.Zone == o.Zone &&
 		slices.Equal(n.Addrs, o.Addrs) && slices.Equal(n.PodCIDRs, o.PodCIDRs) &&
-		n.Deleting == o.Deleting && n.ToBeDeleted == o.ToBeDeleted
+		n.Known == o.Known && n.Deleting == o.Deleting && n.ToBeDeleted == o.ToBeDeleted
 }
+
+// Stays reports whether the Node exists and nobody is about to remove it: load balancers may send to it.
+func (n Node) Stays() bool { return n.Known && !n.Deleting && !n.ToBeDeleted }

@@ -207,10 +207,10 @@ func normal(s string) string { return strings.ReplaceAll(s, " ", "") }
 
 // A flag for a key that does nothing yet is named as the flag.
 func TestFlagsWithoutEffect(t *testing.T) {
-	_, warnings := loaded(t, "--kubeconfig=/k", "--config-sync-period=20m", "--iptables-masquerade-bit=3", "--healthz-bind-address=127.0.0.1:10256", "--proxy-mode=iptables", "--oom-score-adj=-999")
+	_, warnings := loaded(t, "--kubeconfig=/k", "--config-sync-period=20m", "--iptables-masquerade-bit=3", "--ipvs-tcp-timeout=9s", "--proxy-mode=iptables", "--oom-score-adj=-999")
 	want := []string{"--proxy-mode: iptables is another proxy; this one serves by IPVS",
 		"--config-sync-period: no effect: changes are watched, and the agent looks at the kernel by itself: nothing is repeated", "--iptables-masquerade-bit: no effect: the agent marks no packets",
-		"not used yet: --healthz-bind-address"}
+		"not used yet: --ipvs-tcp-timeout"}
 	if diff := cmp.Diff(want, warnings); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
@@ -262,7 +262,8 @@ func changedOwn(c *Config) (keys []string) {
 // Every key of kube-proxy's document has an effect, or a warning that it has none.
 func TestEveryKeyIsKnown(t *testing.T) {
 	live := []string{"apiVersion", "kind", "hostnameOverride", "mode", "detectLocalMode", "detectLocal", "clusterCIDR", "nodePortAddresses",
-		"clientConnection", "ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "conntrack", "logging.verbosity",
+		"clientConnection", "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling", "ipvs.syncPeriod",
+		"ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "conntrack", "logging.verbosity",
 		// IPVS takes no packet from the loopback interface, so that false is what one gets, and true is the default.
 		"iptables.localhostNodePorts"}
 	for _, w := range without {

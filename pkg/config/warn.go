@@ -23,8 +23,7 @@ var without = []struct{ key, why string }{
 
 // later are the keys, or beginnings of keys, that do nothing yet.
 var later = []string{"featureGates", "logging.format", "logging.flushFrequency", "logging.vmodule",
-	"logging.options", "bindAddress", "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling",
-	"oomScoreAdj", "ipvs.syncPeriod", "ipvs.minSyncPeriod", "ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"}
+	"logging.options", "bindAddress", "oomScoreAdj", "ipvs.minSyncPeriod", "ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"}
 
 // effectless names what is configured and has no effect. A value that is the default is not worth a word: the
 // file that kubeadm writes lists most keys.

@@ -69,4 +69,6 @@ type Outcome struct {
 	Err error
 	// Unknown: nobody can say whether the write took place (a time-out, a lost acknowledgement).
 	Unknown bool
+	// Deleted counts the conntrack entries that a Forget deleted.
+	Deleted int
 }

@@ -39,6 +39,7 @@ func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
 	if len(plan) == 0 {
 		return
 	}
+	l.noteWrites(plan, outcomes, failed, l.now().Sub(began))
 	level := zap.InfoLevel
 	if len(failed) == len(planned) {
 		level = zap.DebugLevel // each has said so, and will be tried again and again
@@ -254,6 +255,8 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 	if c.tries > 0 {
 		l.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
 	}
+	l.standing.mended(k)
+	l.confirmed(k)
 	c.seen = l.audits.sighted()
 	if want == nil && !l.complete && c.have != nil {
 		c.tries, c.unknown = 0, true // what this process did not know of it stays for now
@@ -264,6 +267,7 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 		return
 	}
 	if k == ipvs.Adopted || want == nil {
+		l.standing.draining -= len(c.drains)
 		delete(l.cells, k)
 		if k == ipvs.Adopted && !l.adopted {
 			l.queue.addAt(k, l.now().Add(time.Second))
@@ -297,6 +301,7 @@ func together(have, want *ipvs.Frontend) *ipvs.Frontend {
 // retry puts a Key back with its own backoff.
 func (l *Loop) retry(k ipvs.Key, c *cell) {
 	l.queue.addAt(k, l.now().Add(backoff(c.tries)))
+	l.standing.fails(k, l.ledger.owner(k))
 	if c.tries < 255 {
 		c.tries++
 	}

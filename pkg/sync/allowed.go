@@ -8,13 +8,14 @@ import (
 
 // allowed takes from a field's addresses those that the Service may have on this node, and notes why it may
 // not have the others.
-func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.Addr) string) []netip.Addr {
+func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.Addr) refusal) []netip.Addr {
 	var ok []netip.Addr
 	for i, a := range addrs {
 		switch why := refuse(a); {
 		case a.Is6() && c.site.Local.NoIPv6: // said once for the node
-		case why != "":
-			c.f.Problems = append(c.f.Problems, fmt.Sprintf("%s: %s %s: not served", field, a, why))
+		case why != allowed:
+			own := why.reason == ReasonNodeAddress
+			c.f.Problems = append(c.f.Problems, Problem{why.reason, fmt.Sprintf("%s: %s %s: not served", field, a, why.text), own, !own})
 		case ok == nil && len(addrs) == 1:
 			return addrs
 		default:
@@ -27,41 +28,46 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 	return ok
 }
 
+// refusal says why a Service may not have an address. The zero value: it may.
+type refusal struct{ reason, text string }
+
+var allowed refusal
+
 // refuseClusterIP: a Service that had the node's own address would cut the node off.
-func (c *compiler) refuseClusterIP(a netip.Addr) string { return c.refuseOwn(a) }
+func (c *compiler) refuseClusterIP(a netip.Addr) refusal { return c.refuseOwn(a) }
 
 // refuseOwn says why an address is this node's. While its Node object is not known, that may be any of them.
-func (c *compiler) refuseOwn(a netip.Addr) string {
+func (c *compiler) refuseOwn(a netip.Addr) refusal {
 	switch {
 	case slices.Contains(c.site.Node.Addrs, a):
-		return "is an address of this node"
+		return refusal{ReasonNodeAddress, "is an address of this node"}
 	case len(c.site.Node.Addrs) == 0 && c.site.isLocal(a):
-		return "stands on this node, whose own addresses are not known yet"
+		return refusal{ReasonNodeAddress, "stands on this node, whose own addresses are not known yet"}
 	}
-	return ""
+	return allowed
 }
 
 // refuseExternal says why no Service may have an address from outside the range of ClusterIPs (B61).
-func (c *compiler) refuseExternal(a netip.Addr) string {
+func (c *compiler) refuseExternal(a netip.Addr) refusal {
 	own := c.refuseOwn(a)
 	switch {
-	case own != "":
+	case own != allowed:
 		return own
 	case slices.Contains(c.site.APIServers, a):
-		return "is an address of the API server"
+		return refusal{ReasonAPIServerAddress, "is an address of the API server"}
 	case inAny(c.opt.Protected, a):
-		return "is in a protected range"
+		return refusal{ReasonProtectedAddress, "is in a protected range"}
 	case !c.hasFamily(a):
-		return "is of a family that the Service does not have"
+		return refusal{ReasonFamilyMissing, "is of a family that the Service does not have"}
 	}
-	return ""
+	return allowed
 }
 
 // refuseExternalIP: whoever may write a Service could take any address, so they are served only by leave
 // (CVE-2020-8554).
-func (c *compiler) refuseExternalIP(a netip.Addr) string {
+func (c *compiler) refuseExternalIP(a netip.Addr) refusal {
 	if !inAny(c.opt.ExternalIPs, a) {
-		return "is not in the ranges that --external-ip-cidrs allows"
+		return refusal{ReasonExternalIP, "is not in the ranges that --external-ip-cidrs allows"}
 	}
 	return c.refuseExternal(a)
 }

@@ -67,6 +67,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 	if a.found > 0 {
 		l.log.Info("another program changed what is ours: putting it right", zap.Int("differences", a.found))
 	}
+	l.opt.Health.Audited(a.cost, a.found)
 	a.busy, a.facts = false, nil
 	a.next = l.now().Add(max(l.opt.AuditPeriod, time.Duration(float64(a.cost)/l.opt.AuditCPU)))
 	return false

@@ -13,13 +13,19 @@ import (
 // Fragment is what one Service wants of this node's kernel.
 type Fragment struct {
 	Claims []KeyClaim // in the order of the Keys, which are unique
-	// Problems are what it may not have, a line each that names the field.
-	Problems []string
+	// Problems are what it may not have.
+	Problems []Problem
+	// NoLocal says for which ways in, and families, the policy is Local and no endpoint here may serve, while
+	// others could: by internal and external, IPv4 and IPv6.
+	NoLocal noLocal
 	// Sensitive: which addresses the node has decides what the Service becomes.
 	Sensitive bool
 	// Zonal: which zone the node is in may decide it.
 	Zonal bool
 }
+
+// noLocal is what kube-proxy counts of policies that find no endpoint: [internal, external][IPv4, IPv6].
+type noLocal [2][2]bool
 
 // KeyClaim is a Claim and the Key that it claims.
 type KeyClaim struct {
@@ -190,6 +196,9 @@ func (c *portCompiler) backends(ipv4 bool, w way) *backends {
 	}
 	if local {
 		eps = s.local
+		if len(eps) == 0 && s.any {
+			c.f.NoLocal[w][family(ipv4)] = true
+		}
 	}
 	b := &backends{}
 	for _, ep := range eps {

@@ -66,6 +66,7 @@ func (l *Loop) leftEverySlice(k ipvs.Key, addr netip.AddrPort) bool {
 // settleDrains makes the mirror of what was confirmed: what is wanted, and the real servers that drain.
 func (l *Loop) settleDrains(k ipvs.Key, c *cell, want *ipvs.Frontend) {
 	left := c.staying(k, want)
+	l.standing.draining += len(left) - len(c.drains)
 	if len(left) == 0 {
 		c.have, c.drains = want, nil
 		return

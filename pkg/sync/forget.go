@@ -101,7 +101,9 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 	l.forget = forgetting{next: now.Add(forgetPeriod)}
 	failed := 0
 	var first error
-	for i, o := range l.kernel.Do(ctx, plan) {
+	outcomes := l.kernel.Do(ctx, plan)
+	l.noteForgotten(plan, outcomes, l.now().Sub(now))
+	for i, o := range outcomes {
 		if o.Err != nil {
 			if failed++; first == nil {
 				first = o.Err

@@ -3,9 +3,6 @@ package sync
 import (
 	"net/netip"
 	"slices"
-	"strings"
-
-	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -19,6 +16,12 @@ func (l *Loop) hear() {
 		l.complete, l.started = true, false // read the kernel again, for what may now be removed
 	}
 	l.dirty = append(l.dirty, dirty...)
+	if nodeChanged {
+		l.opt.Health.SetNode(l.model.Node().Stays())
+	}
+	if len(dirty) > 0 {
+		l.opt.Health.Heard(l.model.Changes())
+	}
 	if !l.local.known {
 		return // nothing can be decided before the node's addresses are known
 	}
@@ -49,6 +52,8 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	touched, beaten, also := l.ledger.replace(id, frag) // who won or lost a Key has to say so
 	mark(l.sensitive, id, frag.Sensitive)
 	mark(l.zonal, id, frag.Zonal)
+	l.countNoLocal(id, frag.NoLocal)
+	l.awaitKeys(id, touched)
 	class := l.classOf(id, classChange)
 	for _, k := range touched {
 		if l.started {
@@ -68,7 +73,8 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 		}
 	}
 	for _, b := range beaten {
-		problems = append(problems, b.key.String()+" belongs to Service "+b.owner.String())
+		own := l.site.isOwn(b.key.Addr)
+		problems = append(problems, Problem{ReasonAddressTaken, b.key.String() + " belongs to Service " + b.owner.String(), own, !own})
 	}
 	l.tell(id, problems)
 	slices.SortFunc(also, cluster.ID.Compare)
@@ -99,7 +105,7 @@ func (l *Loop) classOf(id cluster.ID, otherwise class) class {
 
 // compile says what a Service wants. Endpoints that are virtual IPs of ours are left out: IPVS would send the
 // connection to itself.
-func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []string) {
+func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 	for a, ids := range l.refused {
 		delete(ids, id)
 		if len(ids) == 0 {
@@ -118,7 +124,9 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []string) {
 				l.refused[a] = map[cluster.ID]struct{}{}
 			}
 			l.refused[a][id] = struct{}{}
-			problems = append(problems, "endpoint "+a.String()+" is a virtual IP of a Service: left out")
+			here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == l.site.Node.Name })
+			unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
+			problems = append(problems, Problem{ReasonVirtualIPEndpoint, "endpoint " + a.String() + " is a virtual IP of a Service: left out", here, unknown})
 		}
 		var good []cluster.Endpoint
 		for _, ep := range eps {
@@ -183,22 +191,4 @@ func (l *Loop) servicesWithEndpoint(a netip.Addr, isVIP bool) (ids []cluster.ID)
 		}
 	}
 	return ids
-}
-
-// tell logs what is wrong with a Service when it changes, and when it is mended.
-func (l *Loop) tell(id cluster.ID, problems []string) {
-	for _, p := range l.model.Problems(id) {
-		problems = append(problems, p.String())
-	}
-	text := strings.Join(problems, "; ")
-	if text == l.told[id] {
-		return
-	}
-	if text == "" {
-		delete(l.told, id)
-		l.log.Info("Service is in order again", zap.Stringer("service", id))
-		return
-	}
-	l.told[id] = text
-	l.log.Warn("parts of a Service cannot be used", zap.Stringer("service", id), zap.Strings("problems", problems))
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -86,6 +87,8 @@ type ledger struct {
 	external map[netip.Addr]map[ipvs.Key]struct{}
 	needs    map[fact]int       // how many owning claims need a shared fact
 	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim
+	// sizes counts the claimed Keys by family.
+	sizes [2]int
 	// freed are the addresses of shared facts that nobody needs any more since the last look.
 	freed []netip.Addr
 }
@@ -293,11 +296,13 @@ func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 		at, _ := slices.BinarySearchFunc(cs, *c, Claim.compare)
 		cs = slices.Insert(slices.Clone(cs), at, *c)
 	}
+	was := len(l.claims)
 	if len(cs) == 0 {
 		delete(l.claims, k)
 	} else {
 		l.claims[k] = cs
 	}
+	l.sizes[healthz.FamilyOf(k.Addr)] += len(l.claims) - was
 	l.setExternal(k, slices.ContainsFunc(cs, func(c Claim) bool { return c.Rank != rankClusterIP }))
 }
 

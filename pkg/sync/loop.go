@@ -4,14 +4,13 @@ package sync
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -26,6 +25,8 @@ type Model interface {
 	APIServers() []netip.Addr
 	Services() []cluster.ID
 	Node() cluster.Node
+	Changes() (services, slices uint64)
+	TakeTriggers(cluster.ID) []cluster.Trigger
 }
 
 // Options of a Loop. Zero values mean the defaults.
@@ -45,6 +46,10 @@ type Options struct {
 	// AuditCPU is the share of one processor that these looks may cost, 0 to 1; 0.01 by default. Where a
 	// look costs more, they become rarer.
 	AuditCPU float64
+	// Health hears how the loop fares; nil: nobody does.
+	Health *healthz.Health
+	// Events takes what users should know of their objects; nil: there is only the log.
+	Events Events
 	// BasePeriod is how often interface, table and sysctls are looked at; 60 s by default.
 	BasePeriod time.Duration
 }
@@ -100,6 +105,8 @@ type Loop struct {
 	unsure  map[netip.Addr]bool
 	queue   *queue
 	told    map[cluster.ID]string                  // the problems last logged of a Service
+	counted map[cluster.ID]map[string]int          // them, by reason
+	raised  map[cluster.ID]map[string]string       // the last Event of each reason, while there is one
 	refused map[netip.Addr]map[cluster.ID]struct{} // Services with an endpoint that is a virtual IP
 	// sensitive are the Services for which it matters which addresses the node has.
 	sensitive map[cluster.ID]struct{}
@@ -112,12 +119,15 @@ type Loop struct {
 	forget    forgetting
 
 	base     state
-	warned   string // the warnings of the set-up that were logged last
-	adopted  bool   // the first start is over, and the kernel knows
-	synced   bool   // the source has delivered what it has
-	complete bool   // and nothing is missing: what nobody wants may go
-	started  bool   // the kernel was read
-	announce bool   // say when all is programmed
+	warned   []string // the warnings of the set-up that were logged last
+	adopted  bool     // the first start is over, and the kernel knows
+	synced   bool     // the source has delivered what it has
+	complete bool     // and nothing is missing: what nobody wants may go
+	started  bool     // the kernel was read
+	announce bool     // say when all is programmed
+
+	standing standing
+	awaited  map[ipvs.Key][]*programming
 }
 
 // state is how something that is tried again and again stands.
@@ -137,6 +147,10 @@ func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 		unsure:    map[netip.Addr]bool{},
 		queue:     newQueue(),
 		told:      map[cluster.ID]string{},
+		counted:   map[cluster.ID]map[string]int{},
+		raised:    map[cluster.ID]map[string]string{},
+		standing:  newStanding(),
+		awaited:   map[ipvs.Key][]*programming{},
 		sensitive: map[cluster.ID]struct{}{},
 		zonal:     map[cluster.ID]struct{}{},
 		local:     localState{news: true},
@@ -174,6 +188,8 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) step(ctx context.Context) (idle bool) {
 	l.lookLocal(ctx)
 	l.hear()
+	l.report()
+	defer l.report()
 	l.ensureBase(ctx)
 	l.start(ctx)
 	if !l.started || !l.base.ok {
@@ -183,6 +199,7 @@ func (l *Loop) step(ctx context.Context) (idle bool) {
 	if len(keys) > 0 {
 		l.act(ctx, keys)
 	}
+	l.probe(ctx)
 	l.forgetFlows(ctx)
 	busy := l.auditPart(ctx)
 	if len(keys) > 0 || len(l.dirty) > 0 || busy {
@@ -225,14 +242,11 @@ func (l *Loop) ensureBase(ctx context.Context) {
 	if err != nil {
 		l.base = state{tries: l.base.tries + 1, next: now.Add(backoff(l.base.tries))}
 		l.log.Error("node set-up failed, trying again", zap.Error(err), zap.Time("next", l.base.next))
+		l.opt.Health.SetSetup([]string{oneLine(err)})
 		return
 	}
-	if warnings := errors.Join(r.Warnings...); fmt.Sprint(warnings) != l.warned {
-		l.warned = fmt.Sprint(warnings)
-		for _, w := range r.Warnings {
-			l.log.Warn("node set-up is incomplete", zap.Error(w))
-		}
-	}
+	l.noteWarnings(r.Warnings)
+	l.opt.Health.SetUp(len(r.Wrote))
 	if len(r.Wrote) > 0 {
 		l.log.Info("node set up", zap.Strings("wrote", r.Wrote))
 	}
@@ -254,7 +268,7 @@ func (l *Loop) start(ctx context.Context) {
 		l.log.Error("reading the kernel failed, trying again", zap.Error(err))
 		return
 	}
-	l.started, l.announce = true, true
+	l.started, l.announce, l.standing.began = true, true, l.now()
 	l.audits.next, l.audits.void = l.now().Add(l.opt.AuditPeriod), l.audits.busy
 }
 
@@ -269,6 +283,7 @@ func (l *Loop) announceDone() {
 		}
 	}
 	l.announce = false
+	l.noteStarted()
 	if !l.complete {
 		l.log.Warn("parts of the cluster could not be read: until they can, nothing is taken out of service")
 	}

@@ -171,7 +171,11 @@ func TestRefusedAddresses(t *testing.T) {
 				fe = k.Claim.Want
 			}
 		}
-		text := strings.Join(f.Problems, "; ")
+		var texts []string
+		for _, p := range f.Problems {
+			texts = append(texts, p.Text)
+		}
+		text := strings.Join(texts, "; ")
 		switch {
 		case c.field == "" && (fe == nil || text != ""):
 			t.Errorf("%s: frontend %+v, problems %q; want it served", c.at, fe, text)

@@ -6,6 +6,10 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"k8s.io/component-base/metrics"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 )
 
 // TestOneChangeCostsTheSame: whether a node has 10 Services or 10,000, one event makes the same writes and
@@ -91,7 +95,8 @@ func crowd(n int) (objs []any) {
 func crowded(n int, objs ...any) *stepper {
 	objs = append(objs, crowd(n-1)...)
 	s := newStepper()
-	s.opt = Options{AuditPeriod: 1000 * time.Hour, BasePeriod: 1000 * time.Hour} // they look at everything
+	s.opt = Options{AuditPeriod: 1000 * time.Hour, BasePeriod: 1000 * time.Hour, // they look at everything
+		Health: healthz.New(healthz.Options{Registry: metrics.NewKubeRegistry()})}
 	s.start(completeModel(objs...))
 	s.pass(3 * time.Second)
 	return s

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"time"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -24,6 +25,8 @@ type queue struct {
 	waiting waitingHeap
 	// where says how each queued Key stands; a Key is queued once.
 	where map[ipvs.Key]place
+	// due counts the Keys that are ready, by family.
+	due [2]int
 }
 
 type place struct {
@@ -57,6 +60,9 @@ func (q *queue) add(k ipvs.Key, c class) {
 		return
 	}
 	// An entry in a lower class or in the heap stays where it is and is passed over when it comes up.
+	if !queued || !p.due.IsZero() {
+		q.due[healthz.FamilyOf(k.Addr)]++
+	}
 	q.where[k] = place{class: c}
 	q.ready[c] = append(q.ready[c], k)
 }
@@ -75,6 +81,7 @@ func (q *queue) pop(now time.Time, n int) (keys []ipvs.Key) {
 	for len(q.waiting) > 0 && !q.waiting[0].due.After(now) {
 		w := heap.Pop(&q.waiting).(waitingKey)
 		if p := q.where[w.key]; p.due.Equal(w.due) && !p.due.IsZero() {
+			q.due[healthz.FamilyOf(w.key.Addr)]++
 			q.where[w.key] = place{class: p.class}
 			q.ready[p.class] = append(q.ready[p.class], w.key)
 		}
@@ -84,6 +91,7 @@ func (q *queue) pop(now time.Time, n int) (keys []ipvs.Key) {
 			k := q.ready[c][0]
 			q.ready[c] = q.ready[c][1:]
 			if p, ok := q.where[k]; ok && p.due.IsZero() && p.class == class(c) {
+				q.due[healthz.FamilyOf(k.Addr)]--
 				delete(q.where, k)
 				keys = append(keys, k)
 			}

@@ -37,6 +37,7 @@ func (l *Loop) scan(ctx context.Context) error {
 		}
 	}
 	l.queueDifferences()
+	l.standAnew()
 	if !l.adopted && l.complete {
 		l.queue.add(ipvs.Adopted, classBulk)
 	}

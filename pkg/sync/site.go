@@ -165,6 +165,10 @@ func (l *Loop) noteLacking(op ipvs.Op, err error) {
 		return
 	}
 	l.log.Error("the kernel lacks a scheduler: rr serves in its place until the next start", zap.String("scheduler", scheduler), zap.Error(err))
+	if l.opt.Events != nil {
+		l.opt.Events.Warn(cluster.ID{}, ReasonSchedulerMissing, "the kernel of this node lacks the scheduler "+scheduler+": rr serves in its place")
+	}
+	l.opt.Health.Problems(ReasonSchedulerMissing, 1)
 	lacking := map[string]bool{scheduler: true}
 	maps.Copy(lacking, l.site.Lacking)
 	l.site.Lacking = lacking

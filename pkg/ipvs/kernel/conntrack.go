@@ -58,6 +58,9 @@ func (c *conntrackDoor) forget(ctx context.Context, ops []ipvs.Forget) []ipvs.Ou
 			err = nil
 			continue
 		}
+		for _, e := range found {
+			out[places[e.key]].Deleted++
+		}
 		c.remove(ctx, found, func(k ipvs.Key, r reply) {
 			out[places[k]] = ipvs.Outcome{Err: fmt.Errorf("%s: %w", ops[places[k]], r.err), Unknown: r.unknown}
 		})

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
+)
+
+// newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods.
+func newHealth(c *config.Config) *healthz.Health {
+	return healthz.New(healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision()})
+}
+
+// servers are kube-proxy's two: for health, and for metrics and what else helps to look into the agent.
+func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *zap.Logger) ([]func(context.Context) error, error) {
+	p := &c.Proxy
+	pages := healthz.Pages{Config: p, Version: version, Profiling: p.EnableProfiling, Statusz: gate(c, "ComponentStatusz")}
+	if gate(c, "ComponentFlagz") {
+		pages.Flags = flags
+	}
+	metrics, err := h.MetricsHandler(pages)
+	if err != nil {
+		return nil, err
+	}
+	var runs []func(context.Context) error
+	for _, s := range []struct {
+		name, key, address string
+		port               uint16
+		handler            http.Handler
+	}{
+		{"health", "healthzBindAddress", p.HealthzBindAddress, 10256, h.HealthHandler()},
+		{"metrics", "metricsBindAddress", p.MetricsBindAddress, 10249, metrics},
+	} {
+		address, err := healthz.Address(s.address, s.port)
+		if err != nil {
+			return nil, c.Invalid(s.key, s.address, "an IP address and a port, such as 127.0.0.1:10249; nothing, to switch it off")
+		}
+		runs = append(runs, healthz.Server{Name: s.name, Address: address, Handler: s.handler, HardFail: p.BindAddressHardFail, Log: log}.Run)
+	}
+	return runs, nil
+}
+
+// gate reports whether one of upstream's feature gates is open that are so by default.
+func gate(c *config.Config, name string) bool {
+	open, given := c.Proxy.FeatureGates[name]
+	return open || !given
+}
+
+// flagValues are the flags of a command with their values.
+func flagValues(fs *pflag.FlagSet) map[string]string {
+	values := map[string]string{}
+	fs.VisitAll(func(f *pflag.Flag) { values[f.Name] = f.Value.String() })
+	return values
+}
