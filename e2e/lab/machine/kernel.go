@@ -29,7 +29,10 @@ const DefaultKernel = "bookworm"
 // processor: two were no faster on a free host of two, twice as slow on a
 // busy one, and crashed newer kernels.
 var kernels = []Kernel{
+	{Suite: "bullseye", Series: "5.10", Package: "linux-image-cloud-amd64", Compress: "none", SMP: 1},
 	{Suite: "bookworm", Series: "6.1", Package: "linux-image-cloud-amd64", Compress: "none", SMP: 1},
+	{Suite: "trixie", Series: "6.12", Package: "linux-image-cloud-amd64", Compress: "none", SMP: 1},
+	{Suite: "sid", Series: "7.2", Package: "linux-image-cloud-amd64", Compress: "none", SMP: 1},
 }
 
 func kernelOf(suite string) (Kernel, error) {
@@ -111,17 +114,26 @@ func (k Kernel) download(ctx context.Context, cache, dir string) (unpacked, erro
 	return u, os.WriteFile(filepath.Join(dir, "kernel.json"), b, 0o600)
 }
 
-// survey finds the parts of an unpacked kernel: /lib may be /usr/lib.
+// survey finds the parts of an unpacked kernel. Since 7.x the image is in the
+// directory of its modules, before that in /boot; and /lib may be /usr/lib.
 func survey(dir string) (unpacked, error) {
-	images, _ := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
+	var images []string
+	for _, pattern := range []string{"boot/vmlinuz-*", "lib/modules/*/vmlinuz", "usr/lib/modules/*/vmlinuz"} {
+		found, _ := filepath.Glob(filepath.Join(dir, pattern))
+		images = append(images, found...)
+	}
 	if len(images) != 1 {
 		return unpacked{}, fmt.Errorf("want one kernel image in the packages, have %q", images)
 	}
-	u := unpacked{Release: strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")}
-	u.Vmlinuz = filepath.Join("boot", filepath.Base(images[0]))
+	var u unpacked
+	u.Vmlinuz, _ = filepath.Rel(dir, images[0])
+	var hasVersion bool
+	if u.Release, hasVersion = strings.CutPrefix(filepath.Base(images[0]), "vmlinuz-"); !hasVersion {
+		u.Release = filepath.Base(filepath.Dir(images[0]))
+	}
 	for _, lib := range []string{"lib", "usr/lib"} {
 		u.Modules = filepath.Join(lib, "modules", u.Release)
-		if _, err := os.Stat(filepath.Join(dir, u.Modules)); err == nil {
+		if fi, err := os.Stat(filepath.Join(dir, u.Modules, "kernel")); err == nil && fi.IsDir() {
 			return u, nil
 		}
 	}
@@ -191,9 +203,9 @@ func foreign(ctx context.Context, dir, suite string) (apt, error) {
 	return a, err
 }
 
-// kernelPart matches the packages that hold a kernel; the rest of what it
+// kernelPart matches the packages that hold a kernel and the lists that belong to it; the rest of what it
 // depends on is for installing it.
-var kernelPart = regexp.MustCompile(`^linux-(image|binary|modules)-[0-9]`)
+var kernelPart = regexp.MustCompile(`^linux-(image|binary|modules|base)-[0-9]`)
 
 // kernelPackages follows the meta package to the packages that hold files.
 func (a apt) kernelPackages(ctx context.Context, meta string) ([]pkg, error) {

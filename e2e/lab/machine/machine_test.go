@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -45,10 +47,43 @@ func TestParsePackage(t *testing.T) {
 		t.Errorf("deps %q, want %q", deps, want)
 	}
 	for name, want := range map[string]bool{
-		"linux-image-6.1.0-5-cloud-amd64": true, "linux-modules-7.2-amd64": true, "linux-base": false, "linux-image-amd64": false,
+		"linux-image-6.1.0-5-cloud-amd64": true, "linux-modules-7.2-amd64": true, "linux-base": false, "linux-base-7.2-cloud-amd64": true, "linux-image-amd64": false,
 	} {
 		if kernelPart.MatchString(name) != want {
 			t.Errorf("%s holds a kernel: %v", name, !want)
+		}
+	}
+}
+
+func TestSurvey(t *testing.T) {
+	for name, files := range map[string][]string{
+		"boot/vmlinuz-6.1":          {"boot/vmlinuz-6.1", "lib/modules/6.1/kernel/"},
+		"usr/lib/modules/7/vmlinuz": {"usr/lib/modules/7/vmlinuz", "usr/lib/modules/7/kernel/"},
+		"":                          {"boot/vmlinuz-6.1", "boot/vmlinuz-6.2", "lib/modules/6.1/kernel/"},
+		"no modules":                {"usr/lib/modules/7/vmlinuz"},
+	} {
+		dir := t.TempDir()
+		for _, f := range files {
+			isDir := strings.HasSuffix(f, "/")
+			f = filepath.Join(dir, f)
+			if err := os.MkdirAll(filepath.Dir(f), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if isDir {
+				if err := os.Mkdir(f, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				if err := os.WriteFile(f, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		u, err := survey(dir)
+		if failed := err != nil; failed != !strings.Contains(name, "/") {
+			t.Errorf("%q: error %v", name, err)
+		} else if !failed && (u.Vmlinuz != name || !strings.HasSuffix(u.Modules, u.Release)) {
+			t.Errorf("%q: %+v", name, u)
 		}
 	}
 }

@@ -15,14 +15,15 @@ import (
 
 // wantModules are the modules that the guest loads at boot, as patterns:
 // there is no modprobe in there that could answer the kernel's requests. A
-// pattern that a kernel has neither as a module nor built in is an error.
+// pattern that a kernel has neither as a module nor built in is an error. A
+// bar stands between names that a module had in different kernels.
 var wantModules = []string{
 	"virtio_pci", "virtio_console", // the stream to the host
 	"virtio_net", // and the way to its loopback
 	"ip_vs", "ip_vs_*", "nf_conntrack", "nf_conntrack_netlink", "nf_nat",
 	"nf_tables", "nft_chain_nat", "nft_ct", "nft_fib", "nft_fib_*", "nft_hash", "nft_limit", "nft_log",
 	"nft_masq", "nft_nat", "nft_numgen", "nft_queue", "nft_quota", "nft_redir", "nft_reject", "nft_reject_*",
-	"nf_log_syslog", "nfnetlink", "nfnetlink_log",
+	"nf_log_syslog|nf_log_ipv[46]" /* < 5.13 */, "nfnetlink|netfilter" /* >= 7 */, "nfnetlink_log",
 	"dummy", "veth", "bridge", "br_netfilter", "sctp", "ipip", "ip6_tunnel", "sch_netem", "inet_diag", "tcp_diag", "udp_diag",
 	"nlmon", // lets a test read what the agent writes
 }
@@ -76,8 +77,14 @@ func closure(mods map[string]module, builtin map[string]bool, patterns, skip []s
 		return nil
 	}
 	for _, p := range patterns {
-		names := match(mods, p, skip)
-		if len(names) == 0 && len(matchNames(builtin, p)) == 0 {
+		var names []string
+		found := false
+		for alt := range strings.SplitSeq(p, "|") {
+			here := match(mods, alt, skip)
+			found = found || len(here)+len(matchNames(builtin, alt)) > 0
+			names = append(names, here...)
+		}
+		if !found {
 			return nil, fmt.Errorf("kernel has nothing called %s", p)
 		}
 		for _, n := range names {

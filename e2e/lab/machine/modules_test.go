@@ -16,7 +16,7 @@ func TestClosure(t *testing.T) {
 		"crc32c_intel": {name: "crc32c_intel"},
 		"unrelated":    {name: "unrelated"},
 	}
-	got, err := closure(mods, map[string]bool{"core": true, "veth": true}, []string{"ip_vs_*", "veth"}, []string{"ip_vs_sh"})
+	got, err := closure(mods, map[string]bool{"core": true, "veth": true}, []string{"ip_vs_*", "veth|old_veth"}, []string{"ip_vs_sh"})
 	if err != nil {
 		t.Fatal(err)
 	}
