@@ -162,18 +162,20 @@ func (m *maker) kubernetes() {
 		[]string{"major", "minor", "git_version", "git_commit", "git_tree_state", "build_date", "go_version", "compiler", "platform"})
 	m.register(v)
 	i := version.Get()
-	major, minor, full := kubernetesVersion()
+	var deps []*debug.Module
+	if info, ok := debug.ReadBuildInfo(); ok {
+		deps = info.Deps
+	}
+	major, minor, full := kubernetesVersion(deps)
 	v.WithLabelValues(major, minor, full, "", "", "", i.GoVersion, i.Compiler, i.Platform).Set(1)
 }
 
 // kubernetesVersion is the release of Kubernetes whose modules are built in: v0.36.3 of them belong to v1.36.3.
-func kubernetesVersion() (major, minor, full string) {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, d := range info.Deps {
-			if rest, of := strings.CutPrefix(d.Version, "v0."); of && d.Path == "k8s.io/component-base" {
-				minor, _, _ = strings.Cut(rest, ".")
-				return "1", minor, "v1." + rest
-			}
+func kubernetesVersion(deps []*debug.Module) (major, minor, full string) {
+	for _, d := range deps {
+		if rest, of := strings.CutPrefix(d.Version, "v0."); of && d.Path == "k8s.io/component-base" {
+			minor, _, _ = strings.Cut(rest, ".")
+			return "1", minor, "v1." + rest
 		}
 	}
 	i := version.Get()
