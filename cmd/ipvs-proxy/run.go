@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -72,13 +73,17 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	sopt.Health = newHealth(c)
-	serve, err := servers(c, sopt.Health, flags, log)
+	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
+	src, err := from.open(c, model, log)
 	if err != nil {
 		return err
 	}
-	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
-	src, err := from.open(c, model, log)
+	var age func() time.Duration
+	if src.api != nil {
+		age, sopt.Events = src.api.Age, src.api.Events()
+	}
+	sopt.Health = newHealth(c, age)
+	serve, err := servers(c, sopt.Health, flags, log)
 	if err != nil {
 		return err
 	}
