@@ -20,7 +20,7 @@ const module = "github.com/ipvs-proxy/ipvs-proxy"
 var rooms = map[string][]string{
 	"cmd/ipvs-proxy": {module + "/pkg/", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.uber.org/zap"},
 	// kube-proxy's own types, how the API server's world decodes them, and flags.
-	"pkg/config": {"k8s.io/kube-proxy/config/v1alpha1", "k8s.io/component-base/logs/api/v1", "k8s.io/apimachinery/", "sigs.k8s.io/json",
+	"pkg/config": {"k8s.io/kube-proxy/config/v1alpha1", "k8s.io/component-base/logs/api/v1", "k8s.io/component-base/cli/flag", "k8s.io/apimachinery/", "sigs.k8s.io/json",
 		"sigs.k8s.io/yaml", "github.com/spf13/pflag"},
 	// Nobody else speaks to the API server.
 	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "k8s.io/client-go/", "k8s.io/klog/v2", "k8s.io/utils/clock", "github.com/go-logr/logr",

@@ -23,13 +23,17 @@ func newCommand() *cobra.Command {
 // version is set when a release is built.
 var version = "development"
 
+func versionLine() string {
+	return fmt.Sprintf("ipvs-proxy %s (revision %s, %s)", version, revision(), runtime.Version())
+}
+
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "ipvs-proxy %s (revision %s, %s)\n", version, revision(), runtime.Version())
+			fmt.Fprintln(cmd.OutOrStdout(), versionLine())
 		},
 	}
 }

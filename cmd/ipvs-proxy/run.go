@@ -20,8 +20,7 @@ import (
 )
 
 func newRun() *cobra.Command {
-	var writeTo string
-	var cleanupOnly bool
+	var only once
 	var flags *config.Flags
 	var from *sourceFlags
 	var f *pflag.FlagSet
@@ -33,22 +32,21 @@ func newRun() *cobra.Command {
 Stopping it leaves the kernel as it is: connections go on, and the next start takes over.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if done, err := only.printVersion(cmd); done {
+				return err
+			}
 			c, warnings, err := flags.Load(cmd.Flags())
 			if err != nil {
 				return err
 			}
-			if writeTo != "" {
-				return c.Write(writeTo)
-			}
-			if cleanupOnly {
-				return cleanup(cmd.Context(), c, false, cmd.OutOrStdout())
+			if done, err := only.do(cmd, c); done {
+				return err
 			}
 			return run(cmd.Context(), c, from, warnings, flagValues(f))
 		},
 	}
 	f = cmd.Flags()
-	f.StringVar(&writeTo, "write-config-to", "", "write the configuration that flags and --config give, with all defaults, to this file, and end")
-	f.BoolVar(&cleanupOnly, "cleanup", false, "remove from the kernel what an agent left there, and end: the same as the command cleanup")
+	only.add(cmd)
 	flags, from = config.RunFlags(f), addSourceFlags(cmd)
 	return cmd
 }
@@ -64,7 +62,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)
 	}
-	log, err := newLogger(uint32(c.Proxy.Logging.Verbosity))
+	log, err := newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format)
 	if err != nil {
 		return err
 	}
@@ -72,6 +70,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 
 	for _, w := range warnings {
 		log.Warn(w)
+	}
+	if err := node.SetOOMScore(*c.Proxy.OOMScoreAdj); err != nil {
+		log.Warn("when memory runs out, the kernel may end this process before others", zap.Error(err))
 	}
 	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
 	src, err := from.open(c, model, log)
@@ -116,9 +117,7 @@ func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err err
 	if opt.Compile.NodePorts, warnings, err = sync.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
 		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, or one of primary, all and localhost")
 	}
-	if opt.Compile.ExternalIPs, err = config.ParseRanges(c.Own.ExternalIPCIDRs); err != nil {
-		return opt, nil, err
-	}
+	opt.Compile.ExternalIPs = c.ExternalIPs()
 	if opt.Spared, err = config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs); err != nil {
 		return opt, nil, err
 	}
@@ -148,9 +147,11 @@ func together(ctx context.Context, fs ...func(context.Context) error) error {
 }
 
 // newLogger logs to standard error, a line an event.
-func newLogger(verbosity uint32) (*zap.Logger, error) {
+func newLogger(verbosity uint32, format string) (*zap.Logger, error) {
 	cfg := zap.NewProductionConfig()
-	cfg.Encoding = "console"
+	if format != "json" {
+		cfg.Encoding = "console"
+	}
 	cfg.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
 	cfg.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
 	cfg.DisableCaller, cfg.DisableStacktrace = true, true

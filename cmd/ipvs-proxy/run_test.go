@@ -59,12 +59,23 @@ func TestSetupFlags(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
+	for _, c := range []struct {
+		args  string
+		words int
+	}{{"version", 5}, {"run --version", 5}, {"run --version=true", 5}, {"run --version=raw", 1}} {
+		cmd := newCommand()
+		var out strings.Builder
+		cmd.SetOut(&out)
+		cmd.SetArgs(strings.Fields(c.args))
+		err := cmd.Execute()
+		if words := strings.Fields(out.String()); err != nil || len(words) != c.words || !slices.Contains(words, version) {
+			t.Errorf("%s: %q, %v", c.args, out.String(), err)
+		}
+	}
 	cmd := newCommand()
-	var out strings.Builder
-	cmd.SetOut(&out)
-	cmd.SetArgs([]string{"version"})
-	if err := cmd.Execute(); err != nil || !slices.Contains(strings.Fields(out.String()), version) {
-		t.Errorf("%q, %v", out.String(), err)
+	cmd.SetArgs([]string{"run", "--version=loud"})
+	if err := cmd.Execute(); err == nil || !strings.HasPrefix(err.Error(), "--version=loud: want") {
+		t.Errorf("--version=loud: %v", err)
 	}
 }
 
@@ -92,7 +103,8 @@ func TestB50KeysHaveTheirEffect(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", what, diff)
 		}
 	}
-	compare("kernel", kernelConfig(c), kernel.Config{PodInterface: "cali*", MasqueradeAll: true, Binding: kernel.BindRoute, StrictARP: true, Conntrack: tuned})
+	compare("kernel", kernelConfig(c), kernel.Config{PodInterface: "cali*", MasqueradeAll: true, Binding: kernel.BindRoute, StrictARP: true, Conntrack: tuned,
+		Timeouts: kernel.Timeouts{TCP: 15 * time.Minute}})
 	compare("node", nodeOptions(c), node.Options{Kernel: kernel.Config{StrictARP: true, Conntrack: tuned}, Scheduler: "sed"})
 	sopt, _, err := syncOptions(c)
 	if err != nil {

@@ -16,6 +16,9 @@ func kernelConfig(c *config.Config) kernel.Config {
 		MasqueradeAll: p.IPTables.MasqueradeAll,
 		Binding:       kernel.Binding(c.Own.VIPBinding),
 		StrictARP:     p.IPVS.StrictARP,
+		Timeouts: kernel.Timeouts{
+			TCP: p.IPVS.TCPTimeout.Duration, TCPFin: p.IPVS.TCPFinTimeout.Duration, UDP: p.IPVS.UDPTimeout.Duration,
+		},
 		Conntrack: kernel.Conntrack{
 			MaxPerCore: int(*t.MaxPerCore), Min: int(*t.Min),
 			TCPEstablished: t.TCPEstablishedTimeout.Duration, TCPCloseWait: t.TCPCloseWaitTimeout.Duration,

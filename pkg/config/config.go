@@ -3,11 +3,13 @@
 package config
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
@@ -68,7 +70,9 @@ func (c *Config) setDefaults() {
 		all, loopback = "[::]", "[::1]"
 	}
 	def(&p.HealthzBindAddress, all+":10256")
+	p.HealthzBindAddress = withPort(p.HealthzBindAddress, "10256")
 	def(&p.MetricsBindAddress, loopback+":10249")
+	p.MetricsBindAddress = withPort(p.MetricsBindAddress, "10249")
 	def(&p.ClientConnection.ContentType, "application/vnd.kubernetes.protobuf")
 	def(&p.ClientConnection.QPS, 5)
 	def(&p.ClientConnection.Burst, 10)
@@ -101,6 +105,24 @@ func (c *Config) setDefaults() {
 	defNew(&c.Own.DrainDeadline, metav1.Duration{Duration: 15 * time.Minute})
 	defNew(&c.Own.AuditPeriod, metav1.Duration{Duration: 10 * time.Second})
 	defNew(&c.Own.AuditCPU, 0.01)
+}
+
+// withPort gives an address its port where it has none. What is no address stays for Validate.
+func withPort(addr, port string) string {
+	if ip, err := netip.ParseAddr(strings.Trim(addr, "[]")); err == nil {
+		return net.JoinHostPort(ip.String(), port)
+	}
+	return addr
+}
+
+// setNoServers takes an empty flag for what it says: no server. As with kube-proxy, an empty key of the file
+// means the default.
+func (c *Config) setNoServers(given *pflag.FlagSet) {
+	for key, addr := range map[string]*string{"healthzBindAddress": &c.Proxy.HealthzBindAddress, "metricsBindAddress": &c.Proxy.MetricsBindAddress} {
+		if flag := c.flags[key]; flag != "" && given.Lookup(flag).Value.String() == "" {
+			*addr = ""
+		}
+	}
 }
 
 func def[T comparable](to *T, value T) {

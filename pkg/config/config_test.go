@@ -124,6 +124,8 @@ func TestB50Errors(t *testing.T) {
 		{proxyHead + "clusterCIDR: '10.244.0.0/16,'", []string{`clusterCIDR: "10.244.0.0/16,": want`}},
 		{proxyHead + "nodePortAddresses: 10.0.0.0/8", []string{`nodePortAddresses: "10.0.0.0/8": want a list`}},
 		{proxyHead + "featureGates: {A: yes please}", []string{`featureGates.A: "yes please": want true or false`}},
+		{proxyHead + "featureGates: {no gate: true}", []string{`featureGates: "no gate=true": want names of feature gates like AllowServiceExternalIPs`}},
+		{proxyHead + "logging: {format: xml}", []string{`logging.format: "xml": want text or json`}},
 		{proxyHead + "mode: userspace", []string{`mode: "userspace": want ipvs or nothing`}},
 		{proxyHead + "detectLocalMode: Magic", []string{`detectLocalMode: "Magic": want ClusterCIDR, NodeCIDR`}},
 		{proxyHead + "detectLocalMode: BridgeInterface", []string{`detectLocal.bridgeInterface: "": want the name`}},
@@ -174,6 +176,7 @@ func TestFlagErrors(t *testing.T) {
 		{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=: want the name of the pods' bridge"},
 		{"--vip-binding=bridge", "--vip-binding=bridge: want address or route"},
 		{"--protected-cidrs=10.0.0.0/8,x", "--protected-cidrs=x: want address ranges"},
+		{"--feature-gates=A=true,=true", "--feature-gates==true: want names of feature gates"},
 		{"--kube-api-qps=NaN", "--kube-api-qps=NaN: want a number"},
 		{"--proxy-mode=userspace", "--proxy-mode=userspace: want ipvs or nothing"},
 		{"--vip-binding=bridge --config=" + conf, "--vip-binding=bridge: want address or route"},
@@ -205,12 +208,11 @@ func TestB50FlagsBesideAFile(t *testing.T) {
 
 func normal(s string) string { return strings.ReplaceAll(s, " ", "") }
 
-// A flag for a key that does nothing yet is named as the flag.
+// A flag for a key that does nothing is named as the flag.
 func TestFlagsWithoutEffect(t *testing.T) {
 	_, warnings := loaded(t, "--kubeconfig=/k", "--config-sync-period=20m", "--iptables-masquerade-bit=3", "--ipvs-tcp-timeout=9s", "--proxy-mode=iptables", "--oom-score-adj=-999")
 	want := []string{"--proxy-mode: iptables is another proxy; this one serves by IPVS",
-		"--config-sync-period: no effect: changes are watched, and the agent looks at the kernel by itself: nothing is repeated", "--iptables-masquerade-bit: no effect: the agent marks no packets",
-		"not used yet: --ipvs-tcp-timeout"}
+		"--config-sync-period: no effect: changes are watched, and the agent looks at the kernel by itself: nothing is repeated", "--iptables-masquerade-bit: no effect: the agent marks no packets"}
 	if diff := cmp.Diff(want, warnings); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
@@ -226,7 +228,8 @@ func TestFlagsAndKeys(t *testing.T) {
 		}
 	})
 	for name, key := range keys {
-		value := map[string]string{"bool": "true", "int32": "7", "uint32": "7", "float32": "7", "duration": "7s", "string": "7", "stringSlice": "7"}
+		value := map[string]string{"bool": "true", "int32": "7", "uint32": "7", "float32": "7", "duration": "7s", "string": "7", "stringSlice": "7",
+			"mapStringBool": "G=true"}
 		f := fs.Lookup(name)
 		if f == nil {
 			t.Errorf("no flag --%s for %s", name, key)
@@ -240,7 +243,7 @@ func TestFlagsAndKeys(t *testing.T) {
 		if err := one.Set(name, value[f.Value.Type()]); err != nil {
 			t.Errorf("--%s: %v", name, err)
 		}
-		if got := strings.Join(append(changed(c), changedOwn(c)...), " "); got != key {
+		if got := strings.Join(append(changed(c), changedOwn(c)...), " "); got != key && got != key+".G" {
 			t.Errorf("--%s changes %q, want %s", name, got, key)
 		}
 	}
@@ -263,13 +266,13 @@ func changedOwn(c *Config) (keys []string) {
 func TestEveryKeyIsKnown(t *testing.T) {
 	live := []string{"apiVersion", "kind", "hostnameOverride", "mode", "detectLocalMode", "detectLocal", "clusterCIDR", "nodePortAddresses",
 		"clientConnection", "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling", "ipvs.syncPeriod",
-		"ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "conntrack", "logging.verbosity",
+		"ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "conntrack", "logging.verbosity", "logging.format",
+		"ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout", "oomScoreAdj",
 		// IPVS takes no packet from the loopback interface, so that false is what one gets, and true is the default.
 		"iptables.localhostNodePorts"}
 	for _, w := range without {
 		live = append(live, w.key)
 	}
-	live = append(live, later...)
 next:
 	for _, l := range leaves(asTree(Default().Proxy)) {
 		for _, k := range live {

@@ -27,7 +27,7 @@ var keys = map[string]string{
 	"hostname-override": "hostnameOverride", "proxy-mode": "mode", "cluster-cidr": "clusterCIDR", "detect-local-mode": "detectLocalMode",
 	"pod-bridge-interface": "detectLocal.bridgeInterface", "pod-interface-name-prefix": "detectLocal.interfaceNamePrefix",
 	"masquerade-all": "iptables.masqueradeAll", "nodeport-addresses": "nodePortAddresses", "ipvs-exclude-cidrs": "ipvs.excludeCIDRs",
-	"v": "logging.verbosity",
+	"v": "logging.verbosity", "feature-gates": "featureGates",
 
 	"vip-binding": "vipBinding", "external-ip-cidrs": "externalIPCIDRs", "protected-cidrs": "protectedCIDRs", "service-proxy-name": "serviceProxyName",
 
@@ -105,7 +105,8 @@ func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error
 	if err != nil {
 		return nil, nil, err
 	}
-	c.setDefaults() // --bind-address has a say in other addresses, and an empty flag means the default
+	c.setDefaults() // an empty flag means the default
+	c.setNoServers(fs)
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,9 @@
 package config
 
-import "github.com/spf13/pflag"
+import (
+	"github.com/spf13/pflag"
+	cliflag "k8s.io/component-base/cli/flag"
+)
 
 // addSetup binds the flags that run, init and check share. Help texts speak of what the values do here.
 func addSetup(f *pflag.FlagSet, c *Config) {
@@ -34,6 +37,17 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.BoolVar(&p.IPTables.MasqueradeAll, "masquerade-all", p.IPTables.MasqueradeAll, "masquerade every client on its way to a ClusterIP, pods as well")
 	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, or one of primary, all and localhost; all of them where it is not given")
 	f.Uint32VarP((*uint32)(&p.Logging.Verbosity), "v", "v", uint32(p.Logging.Verbosity), "log level: 0 for what matters, 4 and more for every write to the kernel")
+	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "how long IPVS keeps an idle TCP connection (0 leaves it alone)")
+	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "how long IPVS keeps a TCP connection after a FIN (0 leaves it alone)")
+	f.DurationVar(&p.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", p.IPVS.UDPTimeout.Duration, "how long IPVS keeps an idle UDP flow (0 leaves it alone)")
+	f.Int32Var(p.OOMScoreAdj, "oom-score-adj", *p.OOMScoreAdj, "how readily the kernel ends the agent when memory runs out, -1000 (never) to 1000")
+	f.Var(cliflag.NewMapStringBool(&p.FeatureGates), "feature-gates", "feature gates of kube-proxy's, NAME=true or false with commas between; those that have an effect are "+liveGateText)
+
+	f.StringVar(&p.HealthzBindAddress, "healthz-bind-address", p.HealthzBindAddress, "address and port of /healthz and /livez; none switches them off")
+	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "address and port of /metrics and the pages beside it; none switches them off")
+	f.BoolVar(&p.BindAddressHardFail, "bind-address-hard-fail", p.BindAddressHardFail, "end when one of these ports cannot be had, in place of a warning and another try")
+	f.BoolVar(&p.EnableProfiling, "profiling", p.EnableProfiling, "serve /debug/pprof beside /metrics")
+	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "half the time for which work may wait for the kernel before /healthz and /livez answer 503")
 
 	k := &p.ClientConnection
 	f.StringVar(&k.Kubeconfig, "kubeconfig", k.Kubeconfig, "file that says how the API server is reached; without it and --master a pod's own service account and environment do")
@@ -47,26 +61,15 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.StringVar(&o.ServiceProxyName, "service-proxy-name", o.ServiceProxyName, "serve exactly the Services whose label service.kubernetes.io/service-proxy-name has this value; where it is not given, those without the label")
 }
 
-// addUnused binds flags of kube-proxy's that do nothing, or nothing yet, so that a command line made for it
-// starts the agent. They do not show in the help.
+// addUnused binds flags of kube-proxy's that do nothing, so that a command line made for it starts the agent. They
+// do not show in the help.
 func addUnused(f *pflag.FlagSet, c *Config) {
 	p := &c.Proxy
 	f.StringVar(&p.BindAddress, "bind-address", p.BindAddress, "")
-	f.StringVar(&p.HealthzBindAddress, "healthz-bind-address", p.HealthzBindAddress, "")
-	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "")
-	f.BoolVar(&p.BindAddressHardFail, "bind-address-hard-fail", p.BindAddressHardFail, "")
-	f.BoolVar(&p.EnableProfiling, "profiling", p.EnableProfiling, "")
 	f.Int32Var(p.IPTables.MasqueradeBit, "iptables-masquerade-bit", *p.IPTables.MasqueradeBit, "")
-	f.Int32Var(p.OOMScoreAdj, "oom-score-adj", *p.OOMScoreAdj, "")
 	f.DurationVar(&p.ConfigSyncPeriod.Duration, "config-sync-period", p.ConfigSyncPeriod.Duration, "")
-	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "")
 	f.DurationVar(&p.IPVS.MinSyncPeriod.Duration, "ipvs-min-sync-period", p.IPVS.MinSyncPeriod.Duration, "")
-	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "")
-	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "")
-	f.DurationVar(&p.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", p.IPVS.UDPTimeout.Duration, "")
-	for _, name := range []string{"bind-address", "healthz-bind-address",
-		"metrics-bind-address", "bind-address-hard-fail", "profiling", "iptables-masquerade-bit", "oom-score-adj", "config-sync-period",
-		"ipvs-sync-period", "ipvs-min-sync-period", "ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout"} {
+	for _, name := range []string{"bind-address", "iptables-masquerade-bit", "config-sync-period", "ipvs-min-sync-period"} {
 		_ = f.MarkHidden(name)
 	}
 }

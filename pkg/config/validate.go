@@ -39,8 +39,12 @@ func (c *Config) Validate() error {
 	c.checkNumbers(bad)
 	c.checkAddresses(bad)
 	c.checkPods(bad)
+	c.checkGates(bad)
 	if !slices.Contains([]string{"", "ipvs", "iptables", "nftables"}, string(c.Proxy.Mode)) {
 		bad("mode", c.Proxy.Mode, "ipvs or nothing; iptables and nftables are accepted, too, and served as ipvs")
+	}
+	if !slices.Contains([]string{"text", "json"}, c.Proxy.Logging.Format) {
+		bad("logging.format", c.Proxy.Logging.Format, "text or json")
 	}
 	if !slices.Contains([]string{"address", "route"}, c.Own.VIPBinding) {
 		bad("vipBinding", c.Own.VIPBinding, "address or route")
@@ -106,6 +110,9 @@ func (c *Config) checkAddresses(bad func(string, any, string)) {
 		bad("bindAddress", c.Proxy.BindAddress, "an IP address")
 	}
 	for key, value := range map[string]string{"healthzBindAddress": c.Proxy.HealthzBindAddress, "metricsBindAddress": c.Proxy.MetricsBindAddress} {
+		if value == "" {
+			continue // no server
+		}
 		host, port, err := net.SplitHostPort(value)
 		_, alone := netip.ParseAddr(strings.Trim(value, "[]"))
 		_, both := netip.ParseAddrPort(net.JoinHostPort(cmp.Or(host, "::"), port))

@@ -14,6 +14,12 @@ var without = []struct{ key, why string }{
 	{"iptables.minSyncPeriod", "for another proxy"},
 	{"nftables.masqueradeAll", "for another proxy; iptables.masqueradeAll is the one that counts, as in kube-proxy's mode ipvs"},
 	{"nftables", "for another proxy"},
+	{"ipvs.minSyncPeriod", "every change is written at once, and those that come together are written together"},
+	{"featureGates", "what kube-proxy's gates switch, the agent does always or not at all, but for " + liveGateText},
+	{"logging.flushFrequency", "the log is not buffered"},
+	{"logging.vmodule", "one level for all of the log"},
+	{"logging.options", "the log is not buffered, and goes to standard error"},
+	{"bindAddress", "the node's addresses are those that its Node object and its kernel have; it says only of which family healthzBindAddress and metricsBindAddress are where they are not given"},
 	{"winkernel", "for Windows"},
 	{"windowsRunAsService", "for Windows"},
 	{"portRange", "kube-proxy does not use it, either"},
@@ -21,35 +27,19 @@ var without = []struct{ key, why string }{
 	{"configSyncPeriod", "changes are watched, and the agent looks at the kernel by itself: nothing is repeated"},
 }
 
-// later are the keys, or beginnings of keys, that do nothing yet.
-var later = []string{"featureGates", "logging.format", "logging.flushFrequency", "logging.vmodule",
-	"logging.options", "bindAddress", "oomScoreAdj", "ipvs.minSyncPeriod", "ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"}
-
 // effectless names what is configured and has no effect. A value that is the default is not worth a word: the
 // file that kubeadm writes lists most keys.
 func (c *Config) effectless() (warnings []string) {
 	if m := c.Proxy.Mode; m != "" && m != "ipvs" {
 		warnings = append(warnings, fmt.Sprintf("%s: %s is another proxy; this one serves by IPVS", c.origin("mode"), m))
 	}
-	var waiting []string
-	said := map[string]bool{}
 	for _, key := range changed(c) {
 		for _, k := range without {
-			if within(key, k.key) {
+			if within(key, k.key) && !isLiveGate(key) {
 				warnings = append(warnings, fmt.Sprintf("%s: no effect: %s", c.origin(key), k.why))
 				break
 			}
 		}
-		for _, k := range later {
-			// The feature gates are one setting, as are the others that are maps or lists.
-			if within(key, k) && !said[c.origin(key)] {
-				said[c.origin(key)] = true
-				waiting = append(waiting, c.origin(key))
-			}
-		}
-	}
-	if len(waiting) > 0 {
-		warnings = append(warnings, "not used yet: "+strings.Join(waiting, ", "))
 	}
 	return warnings
 }

@@ -35,6 +35,8 @@ type Config struct {
 	// StrictARP keeps the node from answering and asking for virtual IPs by ARP: a load balancer on the same
 	// wire that announces some of them (MetalLB, kube-vip) needs it.
 	StrictARP bool
+	// Timeouts are those of IPVS; its zero value leaves all as it is.
+	Timeouts Timeouts
 	// Conntrack is how connection tracking is tuned; its zero value leaves all as it is.
 	Conntrack Conntrack
 }
@@ -49,6 +51,7 @@ type Kernel struct {
 	detector  *detector
 	watch     *watcher
 	settings  []Setting
+	timeouts  Timeouts
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -83,7 +86,7 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg)}
+	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts}
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
 	}
@@ -135,6 +138,11 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 		bridges = []error{err}
 	}
 	r.Warnings = append(r.Warnings, bridges...)
+	set, err := k.ipvs.ensureTimeouts(ctx, k.timeouts)
+	r.Wrote = append(r.Wrote, set...)
+	if err != nil {
+		r.Warnings = append(r.Warnings, err)
+	}
 	wrote, created, err := k.link.ensure()
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
 	if err != nil {
