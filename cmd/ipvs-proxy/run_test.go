@@ -35,14 +35,6 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-func TestRunWantsASource(t *testing.T) {
-	cmd := newCommand()
-	cmd.SetArgs([]string{"run", "--hostname-override", "n"})
-	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "--source-dir") {
-		t.Errorf("no source: %v", err)
-	}
-}
-
 // A value that cannot be used is an error that names the flag, in each command that has it.
 func TestSetupFlags(t *testing.T) {
 	for _, flag := range []string{"conntrack-max-per-core=-1", "conntrack-min=-1", "conntrack-tcp-timeout-established=-1s",

@@ -10,9 +10,10 @@ import (
 // mostAPIServers bounds what a name with ever new addresses can do.
 const mostAPIServers = 64
 
-// addAPIServers adds addresses by which the API server is reached, and returns
-// those that are new.
-func (m *Model) addAPIServers(addrs []netip.Addr) (added []netip.Addr) {
+// AddAPIServers is called by the source with addresses by which it reaches the
+// API server, and returns those that are new. They are for no Service from
+// outside.
+func (m *Model) AddAPIServers(addrs []netip.Addr) (added []netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := slices.Clone(m.apiServers) // the old list is in others' hands

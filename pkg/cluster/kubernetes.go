@@ -306,7 +306,7 @@ func (k *Kubernetes) listed(kind string) {
 
 // foundServers takes over addresses of the API server.
 func (k *Kubernetes) foundServers(addrs []netip.Addr) {
-	for _, a := range k.model.addAPIServers(usable(addrs)) {
+	for _, a := range k.model.AddAPIServers(usable(addrs)) {
 		for _, id := range k.model.withClusterIP(a) {
 			k.ownAddress(id, a.String(), "the kubeconfig")
 		}

@@ -189,6 +189,29 @@ func TestAPIServerStaysProtected(t *testing.T) {
 	}
 }
 
+// B61: the address by which the API server is reached is for no Service, even if it turns up when one has it.
+func TestAPIServersHostIsProtected(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		host := netip.MustParseAddr("192.0.2.100")
+		thief := balancer("thief", "10.96.0.9", host.String(), 1, 443)
+		r.set(thief, slice(thief, "10.244.2.10"))
+		r.synced()
+		r.start()
+		expect := func(want bool) {
+			t.Helper()
+			r.tamper(func() {
+				if r.kernel.Addrs[host] != want || !r.kernel.Addrs[netip.MustParseAddr("10.96.0.9")] {
+					t.Errorf("bound: %v; want %s: %t", r.kernel.Addrs, host, want)
+				}
+			})
+		}
+		expect(true)
+		r.model.AddAPIServers([]netip.Addr{host})
+		time.Sleep(5 * time.Second)
+		expect(false)
+	})
+}
+
 // B61, B11: a Node object that is gone for a moment neither lays the node's own address open nor takes its node ports.
 func TestNodeObjectGone(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
