@@ -1,12 +1,15 @@
 package sync
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/component-base/metrics"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
@@ -203,4 +206,140 @@ func TestI2SourceSilent(t *testing.T) {
 	r := newHealthRig(t)
 	r.start(newModel())
 	r.healthyFor("no word from the source", 10*healthTime)
+}
+
+// The metrics of the loop's work say what it did.
+func TestB52Work(t *testing.T) {
+	a, objs := pair("a", "10.96.0.1")
+	b := service("b", "fd00:96::1", 80)
+	r := newHealthRig(t, append(objs, b)...)
+	r.pass(3 * time.Second)
+	const four, six = "IPv4", "IPv6"
+	const k = "kubeproxy_sync_proxy_rules_"
+	r.wantValue("started", 1, k+"duration_seconds", "ip_family", four)
+	r.wantValue("started", 1, "kubeproxy_sync_full_proxy_rules_duration_seconds", "ip_family", four)
+	r.wantValue("started", 1, "kubeproxy_sync_full_proxy_rules_duration_seconds", "ip_family", six)
+	r.wantValue("a frontend", 1, "ipvsproxy_frontends", "ip_family", four)
+	r.wantValue("a frontend", 1, "ipvsproxy_frontends", "ip_family", six)
+	r.wantValue("two Services", 2, k+"service_changes_total")
+	r.wantValue("a slice", 1, k+"endpoint_changes_total")
+	r.wantValue("at rest", 0, k+"service_changes_pending")
+	r.wantValue("virtual servers", 2, "ipvsproxy_kernel_writes_total", "operation", "add_virtual_server")
+	r.wantValue("real servers", 2, "ipvsproxy_kernel_writes_total", "operation", "add_real_server")
+
+	r.kernel.Conns[tcp("10.96.0.1")] = map[netip.AddrPort]ipvs.Conns{netip.MustParseAddrPort("10.244.2.10:8080"): {Active: 1}}
+	give(r.model, slice(a, "10.244.1.5@node1"))
+	r.pass(3 * time.Second)
+	r.wantValue("an endpoint drains", 1, "ipvsproxy_draining_real_servers")
+	r.wantValue("the IPv6 frontend is left alone", 1, k+"duration_seconds", "ip_family", six)
+	r.kernel.Conns = map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{}
+	r.pass(10 * time.Second)
+	r.wantValue("drained", 0, "ipvsproxy_draining_real_servers")
+
+	delete(r.kernel.Servers, tcp("10.96.0.1"))
+	r.pass(15 * time.Second)
+	r.wantValue("a look found what is gone", 1, "ipvsproxy_audit_differences_total")
+	r.model.DeleteService("default", "a")
+	r.pass(3 * time.Second)
+	r.wantValue("a is gone", 0, "ipvsproxy_frontends", "ip_family", four)
+}
+
+// The time of a change counts from when the control plane dates it until the kernel has confirmed all of it.
+func TestB52NetworkProgramming(t *testing.T) {
+	svc, objs := pair("a", "10.96.0.1")
+	r := newHealthRig(t, objs...)
+	r.now = time.Now() // the model goes by the real clock
+	r.pass(3 * time.Second)
+	const name = "kubeproxy_network_programming_duration_seconds"
+	dated := func(at time.Time, addrs ...string) {
+		s := slice(svc, addrs...)
+		s.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: at.Format(time.RFC3339Nano)}
+		give(r.model, s)
+	}
+	dated(r.now, "10.244.2.10", "10.244.2.11")
+	r.pass(time.Second)
+	r.wantValue("a change", 1, name, "ip_family", "IPv4")
+	dated(r.now, "10.244.2.10", "10.244.2.11")
+	r.pass(time.Second)
+	r.wantValue("nothing new", 1, name)
+	dated(r.now.Add(-time.Hour), "10.244.2.10", "10.244.2.12")
+	r.pass(time.Second)
+	r.wantValue("from before the start", 1, name)
+
+	r.refuseIPVS(tcp("10.96.0.1"))
+	dated(r.now, "10.244.2.10", "10.244.2.13")
+	dated(r.now, "10.244.2.10", "10.244.2.14")
+	r.pass(30 * time.Second)
+	r.wantValue("the kernel has not confirmed it", 1, name)
+	r.door.fault = nil
+	r.pass(3 * time.Second)
+	r.wantValue("now it has: both changes", 3, name)
+	r.wantValue("IPv6", 0, name, "ip_family", "IPv6")
+	dated(r.now, "10.244.2.10", "10.244.2.15")
+	r.model.DeleteSlice("default", "a-1")
+	r.pass(3 * time.Second)
+	r.wantValue("a slice that goes", 3, name)
+	if len(r.loop.awaited) > 0 {
+		t.Errorf("still awaited: %v", r.loop.awaited)
+	}
+}
+
+// Services whose Local policies find no endpoint here, while others exist, are counted by policy and family.
+func TestB52NoLocalEndpoints(t *testing.T) {
+	inside, outside := service("inside", "10.96.0.1", 80, 81), nodePorts(service("outside", "10.96.0.2", 80), 30080)
+	local := corev1.ServiceInternalTrafficPolicyLocal
+	inside.Spec.InternalTrafficPolicy = &local
+	outside.Spec.Type = corev1.ServiceTypeNodePort
+	outside.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	r := newHealthRig(t, inside, outside)
+	r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7")}
+	r.kernel.SetNode(r.kernel.Node)
+	const name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total"
+	wants := func(what string, internal, external float64) {
+		t.Helper()
+		r.pass(3 * time.Second)
+		r.wantValue(what, internal, name, "traffic_policy", "internal", "ip_family", "IPv4")
+		r.wantValue(what, external, name, "traffic_policy", "external", "ip_family", "IPv4")
+		r.wantValue(what, 0, name, "ip_family", "IPv6")
+	}
+	wants("no endpoint at all", 0, 0)
+	give(r.model, slice(inside, "10.244.2.1"), slice(outside, "10.244.2.1"))
+	wants("endpoints elsewhere", 1, 1)
+	give(r.model, slice(outside, "10.244.2.1", "10.244.1.1@node1"))
+	wants("one here", 1, 0)
+	r.model.DeleteService("default", "inside")
+	wants("the other goes", 0, 0)
+}
+
+// Whether the node is one to send traffic to follows its Node object.
+func TestB51NodeObject(t *testing.T) {
+	_, objs := pair("a", "10.96.0.1")
+	r := newHealthRig(t, objs...)
+	code := func(what string, healthz int) {
+		t.Helper()
+		r.pass(3 * time.Second)
+		for path, want := range map[string]int{"/healthz": healthz, "/livez": 200} {
+			w := httptest.NewRecorder()
+			r.health.HealthHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			if w.Code != want {
+				t.Errorf("%s: %s %d, want %d: %s", what, path, w.Code, want, w.Body)
+			}
+		}
+	}
+	node := nodeNamed("192.0.2.7")
+	code("no Node", 503)
+	give(r.model, node)
+	code("a Node", 200)
+	node.Spec.Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}
+	give(r.model, node)
+	code("about to be removed", 503)
+	node.Spec.Taints = nil
+	give(r.model, node)
+	code("to stay after all", 200)
+	r.model.DeleteNode(thisNode)
+	code("removed", 503)
+	now := metav1.Now()
+	node.DeletionTimestamp = &now
+	give(r.model, node)
+	code("being deleted", 503)
 }
