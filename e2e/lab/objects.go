@@ -145,6 +145,8 @@ type Slice struct {
 	Ports     []Port // as those of the Service: the target is what is written
 	Endpoints []Endpoint
 	Labels    map[string]string
+	// Annotations of the slice.
+	Annotations map[string]string
 }
 
 func (s Slice) name() string {
@@ -170,7 +172,7 @@ func (s Slice) document() map[string]any {
 	return map[string]any{
 		"apiVersion":  "discovery.k8s.io/v1",
 		"kind":        "EndpointSlice",
-		"metadata":    metadata(s.Namespace, s.name(), labels, nil),
+		"metadata":    metadata(s.Namespace, s.name(), labels, s.Annotations),
 		"addressType": fmt.Sprintf("IPv%d", s.Family),
 		"ports":       ports,
 		"endpoints":   endpoints,
