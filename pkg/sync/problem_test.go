@@ -131,7 +131,8 @@ func TestB53Once(t *testing.T) {
 	step("the Service changes", 0, svc)
 	step("one more of the kind", 1, slice(svc, "127.0.0.1@node1", "127.0.0.2@node1", "10.244.1.1@node1"))
 	step("it is mended", 0, slice(svc, "10.244.1.1@node1"))
-	step("it comes back", 1, slice(svc, "127.0.0.1@node1", "10.244.1.1@node1"))
+	step("it comes back as it was", 1, slice(svc, "127.0.0.1@node1", "127.0.0.2@node1", "10.244.1.1@node1"))
+	step("one of them goes", 1, slice(svc, "127.0.0.1@node1", "10.244.1.1@node1"))
 
 	external := service("web", "10.96.0.1", 80)
 	external.Spec.ExternalIPs = []string{"192.0.2.99"}
