@@ -84,7 +84,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		age, sopt.Events = src.api.Age, src.api.Events()
 	}
 	sopt.Health = newHealth(c, age)
-	serve, err := servers(c, sopt.Health, flags, log)
+	list, err := servers(c, sopt.Health, flags, log)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,11 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	hold := func(ctx context.Context) error {
 		return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
 	}
-	err = together(ctx, append(serve, src.run, loop.Run, hold)...)
+	parts := []func(context.Context) error{src.run, loop.Run, hold}
+	for _, s := range list {
+		parts = append(parts, s.Run)
+	}
+	err = together(ctx, parts...)
 	log.Info("stopped, the kernel stays as it is")
 	return err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"net/http"
 	"time"
 
@@ -19,7 +18,7 @@ func newHealth(c *config.Config, age func() time.Duration) *healthz.Health {
 }
 
 // servers are kube-proxy's two: for health, and for metrics and what else helps to look into the agent.
-func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *zap.Logger) ([]func(context.Context) error, error) {
+func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *zap.Logger) (list []healthz.Server, err error) {
 	p := &c.Proxy
 	pages := healthz.Pages{Config: p, Version: version, Profiling: p.EnableProfiling, Statusz: gate(c, "ComponentStatusz")}
 	if gate(c, "ComponentFlagz") {
@@ -29,7 +28,6 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 	if err != nil {
 		return nil, err
 	}
-	var runs []func(context.Context) error
 	for _, s := range []struct {
 		name, key, address string
 		port               uint16
@@ -42,9 +40,9 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 		if err != nil {
 			return nil, c.Invalid(s.key, s.address, "an IP address and a port, such as 127.0.0.1:10249; nothing, to switch it off")
 		}
-		runs = append(runs, healthz.Server{Name: s.name, Address: address, Handler: s.handler, HardFail: p.BindAddressHardFail, Log: log}.Run)
+		list = append(list, healthz.Server{Name: s.name, Address: address, Handler: s.handler, HardFail: p.BindAddressHardFail, Log: log})
 	}
-	return runs, nil
+	return list, nil
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.
