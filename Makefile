@@ -87,6 +87,7 @@ mutants: ## take one behaviour out at a time and require that its test fails
 .PHONY: lint
 lint: ## staticcheck
 	$(WITH_GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(WITH_GO) run -C hack/release honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 .PHONY: vuln
 vuln: ## govulncheck, where its module and its database can be had
