@@ -35,6 +35,9 @@ var kernels = []Kernel{
 	{Suite: "sid", Series: "7.2", Package: "linux-image-cloud-amd64", Compress: "none", SMP: 1},
 }
 
+// Kernels are all of them, older ones first.
+func Kernels() []Kernel { return slices.Clone(kernels) }
+
 func kernelOf(suite string) (Kernel, error) {
 	var have []string
 	for _, k := range kernels {

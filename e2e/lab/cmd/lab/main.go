@@ -27,7 +27,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(runCommand(), testCommand(), e2eCommand(), demoCommand(), benchCommand())
+	cmd.AddCommand(runCommand(), testCommand(), kernelsCommand(), e2eCommand(), demoCommand(), benchCommand())
 	return cmd
 }
 

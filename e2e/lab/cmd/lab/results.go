@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -15,19 +16,20 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
-// keepResults writes what the kernel tests came to where the conformance page finds it. After a run of some tests
-// only, the file keeps what it had of the others, if they ran on the same kernel.
+// keepResults writes what the kernel tests came to where the conformance page finds it, in the kernel's file. After a
+// run of some tests only, the file keeps what it had of the others, if they ran on the same kernel.
 func keepResults(o testOptions, r *recorder, report machine.Report, took time.Duration) error {
 	if o.results == "" || report.Kernel == "" {
 		return nil
 	}
 	f := results.File{Kernel: report.Kernel, Tests: map[string]map[string]string{}}
+	file := filepath.Join(o.results, f.Series()+".json")
 	if o.run == "" {
 		f.Seconds = int(took.Seconds())
-	} else if b, err := os.ReadFile(o.results); err == nil {
+	} else if b, err := os.ReadFile(file); err == nil {
 		var before results.File
 		if err := json.Unmarshal(b, &before); err != nil {
-			return fmt.Errorf("results so far in %s: %w", o.results, err)
+			return fmt.Errorf("results so far in %s: %w", file, err)
 		}
 		if before.Kernel == f.Kernel {
 			f = before
@@ -48,7 +50,7 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 		}
 		maps.Copy(f.Tests[pkg], tests)
 	}
-	return f.Write(o.results)
+	return f.Write(file)
 }
 
 // verdicts are those of tests without subtests, and of tests that failed by themselves, by package.

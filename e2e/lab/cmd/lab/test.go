@@ -71,7 +71,7 @@ not build or runs no test, the lab itself) counts as one failed test.`,
 	f.BoolVar(&o.failOnSkip, "fail-on-skip", os.Getenv("CI") == "true", "count a skipped test as a failure; the default where CI=true")
 	f.DurationVar(&o.timeout, "timeout", 15*time.Minute, "for the tests of one package")
 	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests on the lab")
-	f.StringVar(&o.results, "results", "", "keep the verdicts of the kernel tests in this file; with --run, those of the others stay")
+	f.StringVar(&o.results, "results", "", "keep the verdicts of the kernel tests in this directory; with --run, those of the others stay")
 	f.StringVar(&o.kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
 	return cmd
 }

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"io"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/conformance/results"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+)
+
+// recorded is a recorder that heard how tests ended, "action name".
+func recorded(t *testing.T, events ...string) *recorder {
+	t.Helper()
+	r := newRecorder(io.Discard, "kernel")
+	var b strings.Builder
+	for _, e := range events {
+		action, name, _ := strings.Cut(e, " ")
+		b.WriteString(`{"Action":"` + action + `","Package":"` + module + `/p","Test":"` + name + `"}` + "\n")
+	}
+	if err := r.read(strings.NewReader(b.String())); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// A whole run replaces the file. A run of some tests replaces those, with subtests that are no more, and keeps the
+// others, but not those of another kernel.
+func TestKeepResults(t *testing.T) {
+	dir := t.TempDir()
+	keep := func(kernel, run string, events ...string) results.File {
+		t.Helper()
+		if err := keepResults(testOptions{results: dir, run: run}, recorded(t, events...), machine.Report{Kernel: kernel}, 0); err != nil {
+			t.Fatal(err)
+		}
+		all, err := results.Read(dir)
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%d files, %v", len(all), err)
+		}
+		return all[0]
+	}
+	for _, step := range []struct {
+		kernel, run string
+		events      []string
+		want        map[string]string
+	}{
+		{"6.1.0-1", "", []string{"pass TestA/x", "fail TestA/y", "fail TestA", "pass TestB", "skip TestC"},
+			map[string]string{"TestA/x": "pass", "TestA/y": "fail", "TestB": "pass", "TestC": "skip"}},
+		{"6.1.0-1", "TestA", []string{"pass TestA/x", "pass TestA/z", "pass TestA"},
+			map[string]string{"TestA/x": "pass", "TestA/z": "pass", "TestB": "pass", "TestC": "skip"}},
+		{"6.1.0-1", "TestA", []string{"pass TestA/x", "fail TestA"}, // by itself
+			map[string]string{"TestA": "fail", "TestA/x": "pass", "TestB": "pass", "TestC": "skip"}},
+		{"6.1.0-2", "TestB", []string{"pass TestB"}, map[string]string{"TestB": "pass"}},
+		{"6.1.0-2", "", []string{"pass TestD"}, map[string]string{"TestD": "pass"}},
+	} {
+		if f := keep(step.kernel, step.run, step.events...); !reflect.DeepEqual(f.Tests["p"], step.want) || f.Kernel != step.kernel {
+			t.Errorf("after %q of %q: %+v, want %v", step.events, step.run, f, step.want)
+		}
+	}
+	if err := keepResults(testOptions{results: filepath.Join(dir, "none")}, recorded(t), machine.Report{}, 0); err != nil {
+		t.Errorf("a machine that never ran: %v", err)
+	}
+}
+
+func TestSayFailed(t *testing.T) {
+	var out strings.Builder
+	if err := sayFailed(&out, []string{"a", "b"}, nil); err != nil {
+		t.Error(err)
+	}
+	if err := sayFailed(&out, []string{"a", "b"}, []string{"b"}); err == nil || !strings.Contains(out.String(), "cannot be had: b") {
+		t.Errorf("error %v, said %s", err, out.String())
+	}
+}
