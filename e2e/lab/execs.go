@@ -19,6 +19,45 @@ type Execs struct{ dir string }
 // CountExecs counts until the end of the test.
 func CountExecs(t testing.TB) *Execs {
 	t.Helper()
+	e := trace(t)
+	if err := e.start("execve", "execveat"); err != nil {
+		t.Fatalf("set up tracing: %v", err)
+	}
+	return e
+}
+
+// Sockets counts the attempts to open sockets of one protocol.
+type Sockets struct{ e *Execs }
+
+// CountSockets counts those of this process and of all that it starts from now on, until the end of the test.
+func CountSockets(t testing.TB, protocol int) *Sockets {
+	t.Helper()
+	e := trace(t)
+	err := e.write("events/syscalls/sys_enter_socket/filter", fmt.Sprintf("protocol == %d", protocol))
+	if err = errors.Join(err, e.start("socket")); err != nil {
+		t.Fatalf("set up tracing: %v", err)
+	}
+	return &Sockets{e}
+}
+
+// ByProgram tells which programs tried, by the name that the kernel has for them, and how often.
+func (s *Sockets) ByProgram(t testing.TB) map[string]int {
+	t.Helper()
+	found := map[string]int{}
+	for _, line := range s.e.lines(t) {
+		front, _, _ := strings.Cut(line, " [")
+		if dash := strings.LastIndexByte(front, '-'); dash >= 0 && strings.Contains(line, ": sys_socket(") {
+			found[strings.TrimSpace(front[:dash])]++
+		} else {
+			t.Fatalf("not a traced socket: %q", line)
+		}
+	}
+	return found
+}
+
+// trace makes an instance of tracing that has no events yet.
+func trace(t testing.TB) *Execs {
+	t.Helper()
 	root := t.TempDir()
 	if err := unix.Mount("tracefs", root, "tracefs", 0, ""); err != nil {
 		t.Fatalf("mount tracefs: %v", err)
@@ -32,13 +71,11 @@ func CountExecs(t testing.TB) *Execs {
 	if err := os.Mkdir(e.dir, 0o755); err != nil {
 		t.Fatalf("new instance of tracing: %v", err)
 	}
-	if err := e.start(); err != nil {
-		t.Fatalf("set up tracing: %v", err)
-	}
 	return e
 }
 
-func (e *Execs) start() error {
+// start traces system calls.
+func (e *Execs) start(calls ...string) error {
 	// First the option: a thread that begins between the two is then followed.
 	if err := e.write("options/event-fork", "1"); err != nil {
 		return err
@@ -53,7 +90,12 @@ func (e *Execs) start() error {
 			return err
 		}
 	}
-	return errors.Join(e.write("events/syscalls/sys_enter_execve/enable", "1"), e.write("events/syscalls/sys_enter_execveat/enable", "1"))
+	for _, c := range calls {
+		if err := e.write("events/syscalls/sys_enter_"+c+"/enable", "1"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Execs) write(file, text string) error {
@@ -69,11 +111,24 @@ func (e *Execs) write(file, text string) error {
 // thread with its own id.
 func (e *Execs) ByThread(t testing.TB) map[int]int {
 	t.Helper()
+	found := map[int]int{}
+	for _, line := range e.lines(t) {
+		tid, err := threadOf(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[tid]++
+	}
+	return found
+}
+
+// lines are the events so far, all of them.
+func (e *Execs) lines(t testing.TB) (list []string) {
+	t.Helper()
 	text, err := os.ReadFile(filepath.Join(e.dir, "trace"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[int]int{}
 	for line := range strings.Lines(string(text)) {
 		if counts, ok := strings.CutPrefix(line, "# entries-in-buffer/entries-written: "); ok {
 			if in, written, _ := strings.Cut(strings.Fields(counts)[0], "/"); in != written {
@@ -83,13 +138,9 @@ func (e *Execs) ByThread(t testing.TB) map[int]int {
 		if strings.HasPrefix(line, "#") || strings.TrimSpace(line) == "" {
 			continue
 		}
-		tid, err := threadOf(line)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found[tid]++
+		list = append(list, line)
 	}
-	return found
+	return list
 }
 
 // threadOf reads a line like "  kube-proxy-812  [000] .....  52.604000: sys_execve(filename: ...". The name in

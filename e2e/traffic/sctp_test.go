@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -132,5 +134,32 @@ func TestSCTPRefused(t *testing.T) {
 		if r := s.w.Client.AskSCTP(to, lab.Timeout(time.Second)); r.Verdict != lab.TimedOut {
 			t.Errorf("outside through %s %s: %s; the documents say that it hears nothing", kind, to, r)
 		}
+	}
+}
+
+// The agent serves SCTP and opens no socket of it: that alone has the kernel load the module sctp on a node where
+// nobody uses it.
+func TestUpstreamSCTPModule(t *testing.T) {
+	s := newStage(t)
+	sockets := lab.CountSockets(t, unix.IPPROTO_SCTP)
+	s.start()
+	svc := diameter(74)
+	s.apply(svc, s.w.Pod("pod-c"))
+	each(t, func(t *testing.T, family int) {
+		to := at(svc, family, 3868)
+		want := netip.AddrPortFrom(s.w.Pod("pod-c").Addr(family), 9090).String() + " 1"
+		for _, n := range s.w.Nodes {
+			wantReals(t, n, to, want)
+		}
+	})
+	v4, v6 := s.w.SlicesFor(svc)
+	s.cluster.Delete(svc, v4, v6)
+	s.wantGone(t, at(svc, 4, 3868))
+	if found := sockets.ByProgram(t); len(found) > 0 {
+		t.Errorf("sockets of SCTP were opened: %v", found)
+	}
+	s.serveSCTP(s.w.Pod("pod-c"))
+	if found := sockets.ByProgram(t); len(found) != 1 {
+		t.Errorf("the control, a server of SCTP in the test itself, was not noticed: %v", found)
 	}
 }

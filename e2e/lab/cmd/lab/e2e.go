@@ -31,7 +31,7 @@ const (
 )
 
 func e2eCommand() *cobra.Command {
-	o := testOptions{skipHost: true}
+	o := testOptions{skipHost: true, beside: true}
 	var record string
 	var memory, build bool
 	cmd := &cobra.Command{
@@ -63,6 +63,7 @@ and stay in the lab's cache.`,
 	f.DurationVar(&o.timeout, "timeout", 45*time.Minute, "for the tests")
 	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests")
 	f.StringVar(&o.kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
+	f.StringVar(&o.results, "results", "", "keep the verdicts in this directory, beside those of the kernel's other tests")
 	f.StringVar(&record, "record", "", "record what kube-proxy serves into this directory, and nothing else")
 	f.BoolVar(&memory, "memory", false, "measure the agent's memory and kube-proxy's with 5,000 Services, and nothing else")
 	f.BoolVar(&build, "build", false, "compile the programs, and nothing else")
@@ -97,7 +98,11 @@ func runE2E(ctx context.Context, o testOptions, out string, w io.Writer) (err er
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if summarize(w, o, newRecorder(w, "host"), r, report, time.Since(start)) {
+	failed := summarize(w, o, newRecorder(w, "host"), r, report, time.Since(start))
+	if err := keepResults(o, r, report, 0); err != nil {
+		return err
+	}
+	if failed {
 		return exitError(1)
 	}
 	return nil

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,17 +15,16 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
-// keepResults writes what the kernel tests came to where the conformance page finds it, in the kernel's file. After a
-// run of some tests only, the file keeps what it had of the others, if they ran on the same kernel.
+// keepResults writes what tests on a kernel came to where the conformance page finds it, in the kernel's file. The file
+// keeps what it had of other packages, and after a run of some tests only of the others, if that was the same kernel.
 func keepResults(o testOptions, r *recorder, report machine.Report, took time.Duration) error {
 	if o.results == "" || report.Kernel == "" {
 		return nil
 	}
 	f := results.File{Kernel: report.Kernel, Tests: map[string]map[string]string{}}
 	file := filepath.Join(o.results, f.Series()+".json")
-	if o.run == "" {
-		f.Seconds = int(took.Seconds())
-	} else if b, err := os.ReadFile(file); err == nil {
+	b, err := os.ReadFile(file)
+	if err == nil {
 		var before results.File
 		if err := json.Unmarshal(b, &before); err != nil {
 			return fmt.Errorf("results so far in %s: %w", file, err)
@@ -37,20 +35,46 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	ran := r.verdicts()
-	for pkg, tests := range ran {
-		if f.Tests[pkg] == nil {
+	if o.run == "" && !o.beside {
+		f.Seconds = int(took.Seconds())
+	}
+	for pkg, tests := range r.verdicts() {
+		if o.run == "" || f.Tests[pkg] == nil {
 			f.Tests[pkg] = map[string]string{}
 		}
-		for name := range f.Tests[pkg] { // subtests that there are no more
-			top, _, _ := strings.Cut(name, "/")
-			if slices.ContainsFunc(slices.Collect(maps.Keys(tests)), func(n string) bool { t, _, _ := strings.Cut(n, "/"); return t == top }) {
-				delete(f.Tests[pkg], name)
-			}
+		ran := map[string]bool{}
+		for name := range tests {
+			ran[topOf(name)] = true
 		}
+		maps.DeleteFunc(f.Tests[pkg], func(name, _ string) bool { return ran[topOf(name)] }) // also subtests that are no more
 		maps.Copy(f.Tests[pkg], tests)
 	}
+	if lacks, ok := r.lacks(); ok {
+		f.Lacks = lacks
+	}
 	return f.Write(file)
+}
+
+func topOf(test string) string {
+	top, _, _ := strings.Cut(test, "/")
+	return top
+}
+
+// lackTest logs a line for each thing that the kernel lacks.
+const lackTest, lackWord = "TestWhatThisKernelLacks", "lacks: "
+
+// lacks are these things, if the test ran.
+func (r *recorder) lacks() (list []string, ran bool) {
+	o := r.tests[testID{importPath("e2e/traffic"), lackTest}]
+	if o == nil || o.action != "pass" {
+		return nil, false
+	}
+	for line := range strings.Lines(o.output.String()) {
+		if _, what, ok := strings.Cut(line, lackWord); ok {
+			list = append(list, strings.TrimSpace(what))
+		}
+	}
+	return list, true
 }
 
 // verdicts are those of tests without subtests, and of tests that failed by themselves, by package.

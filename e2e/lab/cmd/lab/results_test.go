@@ -59,6 +59,15 @@ func TestKeepResults(t *testing.T) {
 			t.Errorf("after %q of %q: %+v, want %v", step.events, step.run, f, step.want)
 		}
 	}
+	r := recorded(t)
+	id := testID{importPath("e2e/traffic"), lackTest}
+	for _, e := range []event{{Action: "output", Output: "    kernel_test.go:1: lacks: scheduler ovf\n"}, {Action: "pass"}} {
+		e.Package, e.Test = id.pkg, id.test
+		r.event(e)
+	}
+	if list, ok := r.lacks(); !ok || !reflect.DeepEqual(list, []string{"scheduler ovf"}) {
+		t.Errorf("lacks %q, %t", list, ok)
+	}
 	if err := keepResults(testOptions{results: filepath.Join(dir, "none")}, recorded(t), machine.Report{}, 0); err != nil {
 		t.Errorf("a machine that never ran: %v", err)
 	}

@@ -42,6 +42,7 @@ type testOptions struct {
 	env        []string
 	kernel     string
 	results    string
+	beside     bool // not the whole suite of a kernel
 }
 
 func testCommand() *cobra.Command {
