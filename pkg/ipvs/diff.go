@@ -43,15 +43,27 @@ func serves(have, want Server) bool {
 }
 
 func diffGuard(ops []Op, k Key, have, want Guard, serves bool) []Op {
+	put := func(e Element) { ops = append(ops, e) }
 	element := func(s Set, key Key, h, w bool) {
 		if h != w {
-			ops = append(ops, Element{Set: s, Key: key, Remove: h, Early: s == SetOpen && w && serves})
+			put(Element{Set: s, Key: key, Remove: h, Early: s == SetOpen && w && serves})
 		}
 	}
 	element(SetOwned, k, have.Owned, want.Owned)
 	element(SetVIPs, AddrKey(k.Addr), have.VIP, want.VIP)
-	element(SetMasqueraded, k, have.Sources&SourcesMasqueraded != 0, want.Sources&SourcesMasqueraded != 0)
-	element(SetKept, k, have.Sources&SourcesKept != 0, want.Sources&SourcesKept != 0)
+	diffSources(put, k, have, want)
+	for _, s := range []Set{SetMasqueraded, SetKept, SetInside, SetDropped} {
+		element(s, k, have.Has(s), want.Has(s))
+	}
+	if have.Redirect != want.Redirect {
+		both := have.Redirect.IsValid() && want.Redirect.IsValid()
+		if have.Redirect.IsValid() {
+			put(Element{Set: SetRedirect, Key: k, Remove: true, Early: both})
+		}
+		if want.Redirect.IsValid() {
+			put(Element{Set: SetRedirect, Key: k, To: want.Redirect})
+		}
+	}
 	element(SetOpen, k, have.Open, want.Open)
 	merge(have.Hairpin, want.Hairpin, netip.Addr.Compare, func(h, w *netip.Addr) {
 		switch {
@@ -62,6 +74,25 @@ func diffGuard(ops []Op, k Key, have, want Guard, serves bool) []Op {
 		}
 	})
 	return ops
+}
+
+// diffSources changes which sources are let in. Ranges go before others come: the kernel takes none that overlap.
+func diffSources(put func(Element), k Key, have, want Guard) {
+	if have.Limited != want.Limited {
+		put(Element{Set: SetLimited, Key: k, Remove: have.Limited})
+	}
+	var fresh []Range
+	merge(have.Ranges, want.Ranges, func(a, b Range) int { return a.Compare(b) }, func(h, w *Range) {
+		switch {
+		case h == nil:
+			fresh = append(fresh, *w)
+		case w == nil:
+			put(Element{Set: SetRanges, Key: k, From: *h, Remove: true})
+		}
+	})
+	for _, r := range fresh {
+		put(Element{Set: SetRanges, Key: k, From: r})
+	}
 }
 
 func diffServer(ops []Op, k Key, have, want Server, remove bool) []Op {

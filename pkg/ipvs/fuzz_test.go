@@ -34,6 +34,20 @@ func frontendOf(data []byte, wanted bool) (*ipvs.Frontend, []byte) {
 		sources = 0
 	}
 	fe.Guard.Sources = sources
+	policy := next()
+	if fe.Guard.Barred = ipvs.Barred(policy & 3); wanted && fe.Guard.Barred == ipvs.BarredOutside|ipvs.BarredAll {
+		fe.Guard.Barred = 0
+	}
+	if to := policy >> 2 & 3; to > 0 {
+		fe.Guard.Redirect = netip.AddrPortFrom(key.Addr.Next(), uint16(to))
+	}
+	fe.Guard.Limited = policy&16 != 0
+	for i, bits := range []int{32, 24, 16} {
+		if policy&(32<<i) != 0 {
+			fe.Guard.Ranges = append(fe.Guard.Ranges, ipvs.RangeOf(netip.PrefixFrom(pod(policy).Addr(), bits)))
+		}
+	}
+	fe.Guard.Ranges = ipvs.SortRanges(fe.Guard.Ranges)
 	for range next() % 8 {
 		b := next()
 		if b&64 != 0 {
@@ -131,10 +145,14 @@ func put(node *fake.Kernel, k ipvs.Key, fe *ipvs.Frontend) {
 			node.Sets[s][k] = true
 		}
 	}
-	set(ipvs.SetOwned, k, fe.Guard.Owned)
-	set(ipvs.SetOpen, k, fe.Guard.Open)
-	set(ipvs.SetMasqueraded, k, fe.Guard.Sources&ipvs.SourcesMasqueraded != 0)
-	set(ipvs.SetKept, k, fe.Guard.Sources&ipvs.SourcesKept != 0)
+	for _, s := range ipvs.KeySets {
+		if fe.Guard.Has(s) {
+			node.Tamper(ipvs.Element{Set: s, Key: k, To: fe.Guard.Redirect})
+		}
+	}
+	for _, r := range fe.Guard.Ranges {
+		node.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: k, From: r})
+	}
 	set(ipvs.SetVIPs, ipvs.AddrKey(k.Addr), fe.Guard.VIP)
 	for _, a := range fe.Guard.Hairpin {
 		set(ipvs.SetHairpin, ipvs.AddrKey(a), true)
@@ -150,8 +168,9 @@ func read(t *testing.T, node *fake.Kernel, k ipvs.Key) *ipvs.Frontend {
 	fe := &ipvs.Frontend{}
 	err := node.Scan(context.Background(), func(at ipvs.Key, o ipvs.Observed) {
 		if at == k {
-			fe.Server, fe.Guard.Owned, fe.Guard.Open = o.Have.Server, o.Have.Guard.Owned, o.Have.Guard.Open
-			fe.Guard.Sources = o.Have.Guard.Sources
+			vip, hairpin := fe.Guard.VIP, fe.Guard.Hairpin
+			fe.Server, fe.Guard = o.Have.Server, o.Have.Guard
+			fe.Guard.VIP, fe.Guard.Hairpin = vip, hairpin
 			return
 		}
 		fe.Bind = fe.Bind || o.Have.Bind

@@ -3,6 +3,7 @@ package ipvs
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Phase orders the operations of a Plan. The order has traffic reasons: every prefix of a Plan must be a
@@ -61,7 +62,8 @@ type Plan []Step
 // Set names a pair of nftables sets of our table, one a family (owned4 and owned6, …).
 type Set string
 
-// The sets. VIPs and Hairpin hold addresses, the others {address . protocol . port}.
+// The sets. VIPs and Hairpin hold addresses, the others {address . protocol . port}, and Ranges {address . protocol
+// . port . sources}. Redirect is a map to {address . port}.
 const (
 	SetOwned   Set = "owned"
 	SetOpen    Set = "open"
@@ -70,27 +72,48 @@ const (
 	// SetMasqueraded and SetKept are the frontends whose Sources are those.
 	SetMasqueraded Set = "masqueraded"
 	SetKept        Set = "kept"
+	// SetInside and SetDropped are those that bar clients from outside, or all.
+	SetInside   Set = "inside"
+	SetDropped  Set = "dropped"
+	SetRedirect Set = "redirect"
+	// SetLimited are the frontends to which only SetRanges lets in. Ranges have a set of their own because the
+	// kernel copies a set of intervals as a whole with every change.
+	SetLimited Set = "limited"
+	SetRanges  Set = "ranges"
 )
 
 // Sets are all of them.
-var Sets = []Set{SetOwned, SetOpen, SetVIPs, SetHairpin, SetMasqueraded, SetKept}
+var Sets = append(slices.Clone(KeySets), SetVIPs, SetHairpin, SetRanges)
+
+// KeySets are those that have at most one element of a Key.
+var KeySets = []Set{SetOwned, SetOpen, SetMasqueraded, SetKept, SetInside, SetDropped, SetRedirect, SetLimited}
 
 // OfAddr reports whether the set's elements are bare addresses.
 func (s Set) OfAddr() bool { return s == SetVIPs || s == SetHairpin }
+
+// Bars reports whether an element of the set takes a frontend out of service for some clients: the opposite of what
+// an element of the others does.
+func (s Set) Bars() bool { return s == SetInside || s == SetDropped || s == SetLimited }
 
 // Element adds or removes an element of one of our sets.
 type Element struct {
 	Set Set
 	// Key is the element; of an address set only its Addr counts and the rest is zero.
-	Key    Key
+	Key Key
+	// To is what SetRedirect has for the Key; it is not needed to remove the element.
+	To netip.AddrPort
+	// From is the rest of an element of SetRanges.
+	From   Range
 	Remove bool
-	// Early opens a frontend together with its guard, because its virtual server serves already.
+	// Early: together with the guard, not at the end. A frontend opens early when its virtual server serves already,
+	// a redirection goes early when another one takes its place.
 	Early bool
 }
 
-// Phase: what guards goes first and is removed last, what opens goes last and is removed first.
+// Phase: what guards goes first and is removed last, what opens goes last and is removed first. Which sources a
+// frontend takes changes in one transaction: no client that may come before and after is turned away in between.
 func (e Element) Phase() Phase {
-	if (e.Set == SetOpen) == e.Remove || e.Early {
+	if (e.Set == SetOpen) == e.Remove || e.Early || e.Set == SetLimited || e.Set == SetRanges {
 		return PhaseGuard
 	}
 	return PhaseOpen
@@ -112,6 +135,12 @@ func (e Element) String() string {
 		elem += " . " + elem
 	case !e.Set.OfAddr():
 		elem = fmt.Sprintf("%s . %s . %d", elem, e.Key.Proto, e.Key.Port)
+	}
+	switch {
+	case e.Set == SetRanges:
+		elem += " . " + e.From.String()
+	case e.Set == SetRedirect && !e.Remove:
+		elem = fmt.Sprintf("%s : %s . %d", elem, e.To.Addr(), e.To.Port())
 	}
 	return fmt.Sprintf("nft %s element inet ipvs-proxy %s%s { %s }", verb, e.Set, family, elem)
 }

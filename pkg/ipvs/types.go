@@ -131,6 +131,15 @@ type Guard struct {
 	VIP bool
 	// Sources says as whom clients are seen by the real servers.
 	Sources Sources
+	// Barred says whose new connections are dropped in silence, because a policy leaves no endpoint for them.
+	Barred Barred
+	// Redirect is the virtual server that serves clients inside the cluster in place of this one, by destination
+	// NAT: the ClusterIP. The zero value: none.
+	Redirect netip.AddrPort
+	// Limited lets in new connections only from Ranges.
+	Limited bool
+	// Ranges are sorted and do not overlap.
+	Ranges []Range
 	// Hairpin are the addresses of this node's pods behind the Key, whose connections to themselves are
 	// masqueraded. Sorted and unique. Shared by the Keys that the pod stands behind.
 	Hairpin []netip.Addr
@@ -152,6 +161,124 @@ const (
 	SourcesKept Sources = 2
 )
 
+// Barred says whose new connections to a frontend are dropped.
+type Barred uint8
+
+// These are bits because the kernel holds them apart: both may be read, never wanted.
+const (
+	// BarredNobody lets all in that the rest of the guard lets in.
+	BarredNobody Barred = 0
+	// BarredOutside drops clients from outside the cluster: no endpoint of the node is left for them, and those of
+	// other nodes are not for them.
+	BarredOutside Barred = 1
+	// BarredAll drops every client.
+	BarredAll Barred = 2
+)
+
+// Range is a range of source addresses of one family, both ends in it.
+type Range struct{ First, Last netip.Addr }
+
+// RangeOf is the range of a prefix.
+func RangeOf(p netip.Prefix) Range {
+	last := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(last)*8; i++ {
+		last[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(last)
+	return Range{p.Masked().Addr(), a}
+}
+
+// Compare orders ranges by their first address, and then by their last.
+func (r Range) Compare(o Range) int { return cmp.Or(r.First.Compare(o.First), r.Last.Compare(o.Last)) }
+
+// Contains reports whether an address is in the range.
+func (r Range) Contains(a netip.Addr) bool {
+	return r.First.Is4() == a.Is4() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+func (r Range) String() string {
+	if r.First == r.Last {
+		return r.First.String()
+	}
+	return r.First.String() + "-" + r.Last.String()
+}
+
+// SortRanges puts ranges in canonical order and drops those that lie within another.
+func SortRanges(rs []Range) []Range {
+	slices.SortFunc(rs, func(a, b Range) int { return cmp.Or(a.First.Compare(b.First), b.Last.Compare(a.Last)) })
+	kept := rs[:0]
+	for _, r := range rs {
+		if n := len(kept); n == 0 || !kept[n-1].Contains(r.Last) {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
+
+// Has reports whether a Key with this Guard has an element in one of KeySets.
+func (g *Guard) Has(s Set) bool {
+	switch s {
+	case SetOwned:
+		return g.Owned
+	case SetOpen:
+		return g.Open
+	case SetMasqueraded:
+		return g.Sources&SourcesMasqueraded != 0
+	case SetKept:
+		return g.Sources&SourcesKept != 0
+	case SetInside:
+		return g.Barred&BarredOutside != 0
+	case SetDropped:
+		return g.Barred&BarredAll != 0
+	case SetRedirect:
+		return g.Redirect.IsValid()
+	case SetLimited:
+		return g.Limited
+	}
+	return false
+}
+
+// Put notes what an element of any set says. Ranges stay sorted.
+func (g *Guard) Put(e Element) {
+	switch e.Set {
+	case SetOwned:
+		g.Owned = true
+	case SetOpen:
+		g.Open = true
+	case SetVIPs:
+		g.VIP = true
+	case SetHairpin:
+		g.Hairpin = []netip.Addr{e.Key.Addr}
+	case SetMasqueraded:
+		g.Sources |= SourcesMasqueraded
+	case SetKept:
+		g.Sources |= SourcesKept
+	case SetInside:
+		g.Barred |= BarredOutside
+	case SetDropped:
+		g.Barred |= BarredAll
+	case SetRedirect:
+		g.Redirect = e.To
+	case SetLimited:
+		g.Limited = true
+	case SetRanges:
+		at, _ := slices.BinarySearchFunc(g.Ranges, e.From, Range.Compare)
+		g.Ranges = slices.Insert(slices.Clone(g.Ranges), at, e.From)
+	}
+}
+
+// Own is the Guard without what the Key shares with others.
+func (g Guard) Own() Guard {
+	g.VIP, g.Hairpin = false, nil
+	return g
+}
+
+// Equal compares everything.
+func (g *Guard) Equal(o *Guard) bool {
+	return g.Owned == o.Owned && g.Open == o.Open && g.VIP == o.VIP && g.Sources == o.Sources && g.Barred == o.Barred &&
+		g.Redirect == o.Redirect && g.Limited == o.Limited && slices.Equal(g.Ranges, o.Ranges) && slices.Equal(g.Hairpin, o.Hairpin)
+}
+
 // Frontend is all that the kernel holds for a Key. It is not changed once made, so it may be shared.
 type Frontend struct {
 	Server Server
@@ -169,9 +296,7 @@ func (f *Frontend) Equal(o *Frontend) bool {
 		return f == o
 	}
 	return f.Bind == o.Bind && f.Misbound == o.Misbound && f.Server.sameConfig(o.Server) && slices.Equal(f.Server.Reals, o.Server.Reals) &&
-		f.Guard.Owned == o.Guard.Owned && f.Guard.Open == o.Guard.Open && f.Guard.VIP == o.Guard.VIP &&
-		f.Guard.Sources == o.Guard.Sources &&
-		slices.Equal(f.Guard.Hairpin, o.Guard.Hairpin)
+		f.Guard.Equal(&o.Guard)
 }
 
 // Observed is what a read of the kernel found for a Key.

@@ -153,7 +153,7 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 		})
 	}
 	if !l.complete {
-		return slices.DeleteFunc(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return removes(op) && !c.knew(k, want, op) })
+		return withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return removes(op) && !c.knew(k, want, op) })
 	}
 	var ops []ipvs.Op
 	if want == nil && have.Server.Exists() && !have.Guard.Owned {
@@ -175,11 +175,23 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 // spares reports whether nothing that stands at a Key's address is ever removed.
 func (l *Loop) spares(k ipvs.Key) bool { return k != ipvs.Adopted && inAny(l.opt.Spared, k.Addr) }
 
+// withheld leaves out what must not be done while parts of the cluster are not known. Where outside clients must not
+// be barred yet, endpoints that are not for them must not come either.
+func withheld(ops []ipvs.Op, not func(ipvs.Op) bool) []ipvs.Op {
+	open := false
+	ops = slices.DeleteFunc(ops, func(op ipvs.Op) bool {
+		e, ok := op.(ipvs.Element)
+		open = open || ok && e.Set == ipvs.SetInside && not(op)
+		return not(op)
+	})
+	return slices.DeleteFunc(ops, func(op ipvs.Op) bool { _, adds := op.(ipvs.AddReal); return adds && open })
+}
+
 // removes reports whether an operation takes something out of service.
 func removes(op ipvs.Op) bool {
 	switch o := op.(type) {
 	case ipvs.Element:
-		return o.Remove
+		return o.Remove != o.Set.Bars()
 	case ipvs.SetReal:
 		return o.Real.Weight == 0
 	case ipvs.DelServer, ipvs.DelReal, ipvs.Unbind:
@@ -195,11 +207,19 @@ func (c *cell) knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 		e, ok := op.(ipvs.Element)
 		return ok && e.Set == ipvs.SetHairpin
 	}
+	had := func(a netip.AddrPort) bool {
+		return c != nil && c.wanted != nil && slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a })
+	}
+	if o, ok := op.(ipvs.Element); ok && want != nil {
+		switch o.Set {
+		case ipvs.SetLimited, ipvs.SetRanges, ipvs.SetRedirect:
+			return true // the Service says it, and the Service is known
+		case ipvs.SetInside, ipvs.SetDropped: // only when nothing unknown serves behind it
+			return c == nil || !slices.ContainsFunc(extraReals(c.have, want), func(r ipvs.Real) bool { return r.Weight > 0 && !had(r.Addr) })
+		}
+	}
 	if c == nil || c.wanted == nil {
 		return false
-	}
-	had := func(a netip.AddrPort) bool {
-		return slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a })
 	}
 	switch o := op.(type) {
 	case ipvs.SetReal:
@@ -275,13 +295,13 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 		return
 	}
 	c.tries = 0
+	// What was removed of a cluster that is not all known shows only in a proper read, and who was barred.
+	c.unknown = !l.complete && (c.wanted != nil && c.wanted != want || c.have != nil && c.have.Guard.Barred != want.Guard.Barred)
 	if l.complete {
 		l.settleDrains(k, c, want)
 	} else {
 		c.have = together(c.have, want)
 	}
-	// What was removed of a cluster that is not all known shows only in a proper read.
-	c.unknown = !l.complete && c.wanted != nil && c.wanted != want
 	c.wanted = want
 }
 
@@ -293,6 +313,7 @@ func together(have, want *ipvs.Frontend) *ipvs.Frontend {
 	fe := *want
 	fe.Guard.Owned = want.Guard.Owned || have.Guard.Owned
 	fe.Guard.Open = want.Guard.Open || have.Guard.Open
+	fe.Guard.Barred = want.Guard.Barred & have.Guard.Barred // none was added that is not known to be right
 	fe.Guard.Sources = want.Guard.Sources | have.Guard.Sources
 	fe.Server.Reals = ipvs.SortReals(append(slices.Clone(want.Server.Reals), extraReals(have, want)...))
 	return &fe

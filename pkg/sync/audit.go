@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,14 +26,41 @@ type audit struct {
 }
 
 // sighting says in which pass the parts of a Key were last seen as they should be, or written by us.
-type sighting struct{ server, owned, open, masqueraded, kept uint32 }
+type sighting struct {
+	server uint32
+	sets   [8]uint32 // of ipvs.KeySets
+	// ranges are how many of the source ranges were seen in the pass; -1: all of them.
+	ranges     int
+	rangesPass uint32
+}
 
-func (a *audit) sighted() sighting { return sighting{a.pass, a.pass, a.pass, a.pass, a.pass} }
+func (a *audit) sighted() sighting {
+	s := sighting{server: a.pass, ranges: -1, rangesPass: a.pass}
+	for i := range s.sets {
+		s.sets[i] = a.pass
+	}
+	return s
+}
+
+// sawRange notes another source range.
+func (s *sighting) sawRange(pass uint32) {
+	if s.rangesPass != pass {
+		s.ranges, s.rangesPass = 0, pass
+	}
+	if s.ranges >= 0 {
+		s.ranges++
+	}
+}
 
 // missed reports whether a part that a Key should have was not seen in a pass.
-func (s sighting) missed(have *ipvs.Frontend, pass uint32) bool {
-	return have.Server.Exists() && s.server != pass || have.Guard.Owned && s.owned != pass || have.Guard.Open && s.open != pass ||
-		have.Guard.Sources&ipvs.SourcesMasqueraded != 0 && s.masqueraded != pass || have.Guard.Sources&ipvs.SourcesKept != 0 && s.kept != pass
+func (s *sighting) missed(have *ipvs.Frontend, pass uint32) bool {
+	for i, set := range ipvs.KeySets {
+		if have.Guard.Has(set) && s.sets[i] != pass {
+			return true
+		}
+	}
+	n := len(have.Guard.Ranges)
+	return have.Server.Exists() && s.server != pass || n > 0 && (s.rangesPass != pass || s.ranges >= 0 && s.ranges != n)
 }
 
 // saw notes a shared fact that the kernel holds by other evidence than the pass under way: it may have come
@@ -90,30 +118,8 @@ func (l *Loop) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	}
 	if piece.Guard.Owned && k == ipvs.Adopted {
 		l.audits.adopted = true
-	} else if piece.Guard.Owned {
-		if c == nil || c.have == nil || !c.have.Guard.Owned {
-			l.differs(k)
-		} else {
-			c.seen.owned = pass
-		}
-	}
-	if piece.Guard.Open {
-		if c == nil || c.have == nil || !c.have.Guard.Open {
-			l.differs(k)
-		} else {
-			c.seen.open = pass
-		}
-	}
-	if s := piece.Guard.Sources; s != 0 {
-		if c == nil || c.have == nil || c.have.Guard.Sources&s != s {
-			l.differs(k)
-		}
-		if c != nil && s&ipvs.SourcesMasqueraded != 0 {
-			c.seen.masqueraded = pass
-		}
-		if c != nil && s&ipvs.SourcesKept != 0 {
-			c.seen.kept = pass
-		}
+	} else {
+		l.compareGuard(k, c, &piece.Guard)
 	}
 	factsOf(k, piece, func(f fact) {
 		l.audits.facts[f] = true
@@ -125,6 +131,30 @@ func (l *Loop) compare(k ipvs.Key, piece *ipvs.Frontend) {
 			}
 		}
 	})
+}
+
+// compareGuard holds facts of the guard that are the Key's own against the mirror.
+func (l *Loop) compareGuard(k ipvs.Key, c *cell, piece *ipvs.Guard) {
+	known := func(is func(have *ipvs.Guard) bool) bool {
+		if c == nil || c.have == nil || !is(&c.have.Guard) {
+			l.differs(k)
+			return false
+		}
+		return true
+	}
+	pass := l.audits.pass
+	for i, s := range ipvs.KeySets {
+		if piece.Has(s) && known(func(have *ipvs.Guard) bool {
+			return have.Has(s) && (s != ipvs.SetRedirect || have.Redirect == piece.Redirect)
+		}) {
+			c.seen.sets[i] = pass
+		}
+	}
+	for _, r := range piece.Ranges {
+		if known(func(have *ipvs.Guard) bool { return slices.Contains(have.Ranges, r) }) {
+			c.seen.sawRange(pass)
+		}
+	}
 }
 
 // looksLike compares what the detector sees of a virtual server.

@@ -22,6 +22,18 @@ type Fragment struct {
 	Sensitive bool
 	// Zonal: which zone the node is in may decide it.
 	Zonal bool
+	// Considered are addresses of endpoints that decided something without being real servers everywhere. Sorted.
+	Considered []netip.Addr
+	// Local is what the balancer in front of the cluster wants to know of this node.
+	Local Local
+}
+
+// Local says how many endpoints of a Service stand on this node.
+type Local struct {
+	// HealthCheckNodePort is where the load balancer asks; 0: nowhere.
+	HealthCheckNodePort uint16
+	// Ready are the ready endpoints of each family, IPv4 and IPv6, counted by address as kube-proxy does.
+	Ready [2]int
 }
 
 // noLocal is what kube-proxy counts of policies that find no endpoint: [internal, external][IPv4, IPv6].
@@ -66,7 +78,7 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Compil
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
 	for _, port := range svc.Ports {
 		external := port.NodePort != 0 || len(balancerIPs)+len(externalIPs) > 0
-		p := portCompiler{compiler: &c, port: port, external: external, eps: portEndpoints(port, eps)}
+		p := portCompiler{compiler: &c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}
 		p.claim(rankClusterIP, clusterIPs, port.Port, internal)
 		p.claim(rankLoadBalancer, balancerIPs, port.Port, outward)
 		p.claim(rankExternalIP, externalIPs, port.Port, outward)
@@ -74,6 +86,8 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Compil
 			p.claim(rankNodePort, site.NodePorts, port.NodePort, outward)
 		}
 	}
+	c.countReady(eps)
+	c.f.Considered = ipvs.SortAddrs(c.f.Considered)
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0
 	slices.SortFunc(c.f.Claims, func(a, b KeyClaim) int {
 		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Claim.Rank, b.Claim.Rank))
@@ -88,128 +102,6 @@ type compiler struct {
 	site Site
 	opt  CompileOptions
 	f    Fragment
-}
-
-// portCompiler compiles one port. Frontends of one family that are reached in the same way share their real
-// servers, which are made when the first one is.
-type portCompiler struct {
-	*compiler
-	port     cluster.Port
-	external bool               // it can be reached from outside the cluster
-	eps      []cluster.Endpoint // of the port, both families
-	chosen   [2]*scopes         // IPv4, IPv6
-	made     [2][2]*backends    // by the way, and IPv4, IPv6
-}
-
-// way is how a frontend is reached.
-type way int
-
-const (
-	internal way = iota // by the ClusterIP
-	outward             // by any other address
-)
-
-// backends are real servers, and whose hairpins they bring.
-type backends struct {
-	reals   []ipvs.Real
-	hairpin []netip.Addr
-}
-
-// claim claims a port of some addresses.
-func (c *portCompiler) claim(rank uint8, addrs []netip.Addr, number uint16, w way) {
-	for _, a := range addrs {
-		if rank == rankNodePort && !c.hasFamily(a) {
-			continue
-		}
-		fe := c.frontend(c.backends(a.Is4(), w))
-		fe.Guard.Sources = c.sources(w)
-		if rank != rankNodePort && !c.site.isLocal(a) {
-			// On another interface it is another program's, or the node's: served, but neither bound nor closed.
-			fe.Guard.VIP, fe.Bind = true, true
-		}
-		c.f.Claims = append(c.f.Claims, KeyClaim{
-			Key:   ipvs.Key{Addr: a, Port: number, Proto: ipvs.Proto(c.port.Protocol)},
-			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe},
-		})
-	}
-}
-
-// sources says as whom clients are seen.
-func (c *portCompiler) sources(w way) ipvs.Sources {
-	switch {
-	case w == internal:
-		return ipvs.SourcesByOrigin
-	case c.svc.ExternalLocal:
-		return ipvs.SourcesKept
-	}
-	return ipvs.SourcesMasqueraded
-}
-
-// frontend is a frontend with some real servers.
-func (c *compiler) frontend(b *backends) *ipvs.Frontend {
-	fe := &ipvs.Frontend{
-		Server: ipvs.Server{Scheduler: c.site.scheduler(c.opt.Scheduler), Reals: b.reals},
-		Guard:  ipvs.Guard{Owned: true, Open: len(b.reals) > 0, Hairpin: b.hairpin},
-	}
-	if c.svc.AffinitySeconds > 0 {
-		fe.Server.Flags, fe.Server.Timeout = ipvs.Persistent, c.svc.AffinitySeconds
-	}
-	return fe
-}
-
-// family is the place of a family in a pair.
-func family(ipv4 bool) int {
-	if ipv4 {
-		return 0
-	}
-	return 1
-}
-
-// scopes are the endpoints of one family that may be used.
-func (c *portCompiler) scopes(ipv4 bool) *scopes {
-	at := &c.chosen[family(ipv4)]
-	if *at == nil {
-		ofFamily := slices.Collect(func(yield func(cluster.Endpoint) bool) {
-			for _, ep := range c.eps {
-				if ep.Addr.Is4() == ipv4 && !yield(ep) {
-					return
-				}
-			}
-		})
-		s := scopesOf(c.svc, c.external, ofFamily, c.site.Node)
-		c.f.Zonal = c.f.Zonal || s.zonal
-		*at = &s
-	}
-	return *at
-}
-
-// backends are the real servers of one family for a way.
-func (c *portCompiler) backends(ipv4 bool, w way) *backends {
-	at := &c.made[w][family(ipv4)]
-	if *at != nil {
-		return *at
-	}
-	s := c.scopes(ipv4)
-	eps, local := s.cluster, c.svc.InternalLocal
-	if w == outward {
-		local = c.svc.ExternalLocal
-	}
-	if local {
-		eps = s.local
-		if len(eps) == 0 && s.any {
-			c.f.NoLocal[w][family(ipv4)] = true
-		}
-	}
-	b := &backends{}
-	for _, ep := range eps {
-		b.reals = append(b.reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: 1})
-		if ep.NodeName == c.site.Node.Name || ep.NodeName == "" { // made by hand: it may be a pod of this node
-			b.hairpin = append(b.hairpin, ep.Addr)
-		}
-	}
-	b.reals, b.hairpin = ipvs.SortReals(b.reals), ipvs.SortAddrs(b.hairpin)
-	*at = b
-	return b
 }
 
 // portEndpoints cuts out a port's endpoints: the model sorts them by port name and protocol. With many ports,

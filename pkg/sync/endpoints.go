@@ -15,6 +15,8 @@ type scopes struct {
 	// any: somewhere in the cluster there is an endpoint that could be used. Where a policy allows none all the
 	// same, clients are dropped, not refused.
 	any bool
+	// partial: an endpoint may decide something without being in both.
+	partial bool
 	// zonal: which zone the node is in may decide what cluster holds.
 	zonal bool
 }
@@ -30,9 +32,10 @@ func scopesOf(svc *cluster.Service, external bool, eps []cluster.Endpoint, node 
 		var near func(cluster.Endpoint) bool
 		near, s.zonal = nearness(eps, node)
 		s.cluster = scope(eps, near)
+		s.partial = slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return len(ep.ZoneHints)+len(ep.NodeHints) > 0 })
 	}
 	if svc.InternalLocal || external && svc.ExternalLocal {
-		s.local = scope(eps, func(ep cluster.Endpoint) bool { return ep.NodeName == node.Name })
+		s.local, s.partial = scope(eps, func(ep cluster.Endpoint) bool { return ep.NodeName == node.Name }), true
 	}
 	return s
 }

@@ -71,7 +71,7 @@ func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
 	}
 	if c != nil && c.have != nil {
 		v.Server = c.have.Server
-		v.Guard.Owned, v.Guard.Open, v.Guard.Sources = c.have.Guard.Owned, c.have.Guard.Open, c.have.Guard.Sources
+		v.Guard = c.have.Guard.Own()
 	}
 	mine := func(kind factKind, a netip.Addr, wanted bool) bool {
 		f := fact{kind, a}

@@ -138,7 +138,7 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 	}
 }
 
-// vipsAmong lists the real servers of a Service that are virtual IPs of ours, or would be.
+// vipsAmong lists the endpoints of a Service that are virtual IPs of ours, or would be.
 func (l *Loop) vipsAmong(f Fragment) (vips []netip.Addr) {
 	own := func(a netip.Addr) bool {
 		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
@@ -149,6 +149,11 @@ func (l *Loop) vipsAmong(f Fragment) (vips []netip.Addr) {
 			if a := r.Addr.Addr(); l.ledger.isVIP(a) || own(a) {
 				vips = append(vips, a)
 			}
+		}
+	}
+	for _, a := range f.Considered {
+		if l.ledger.isVIP(a) || own(a) {
+			vips = append(vips, a)
 		}
 	}
 	return ipvs.SortAddrs(vips)
@@ -180,6 +185,12 @@ func (l *Loop) servicesWithEndpoint(a netip.Addr, isVIP bool) (ids []cluster.ID)
 		return nil
 	}
 	found := map[cluster.ID]bool{}
+	for id, addrs := range l.ledger.considered {
+		if _, is := slices.BinarySearchFunc(addrs, a, netip.Addr.Compare); is {
+			found[id] = true
+			ids = append(ids, id)
+		}
+	}
 	for _, claims := range l.ledger.claims {
 		for _, c := range claims {
 			for _, r := range c.Want.Server.Reals {

@@ -86,7 +86,9 @@ type ledger struct {
 	// external are the Keys of an address that are claimed as anything but a ClusterIP.
 	external map[netip.Addr]map[ipvs.Key]struct{}
 	needs    map[fact]int       // how many owning claims need a shared fact
-	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim
+	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim, or is considered
+	// considered are the addresses of endpoints that matter to a Service beside its real servers.
+	considered map[cluster.ID][]netip.Addr
 	// sizes counts the claimed Keys by family.
 	sizes [2]int
 	// freed are the addresses of shared facts that nobody needs any more since the last look.
@@ -101,6 +103,8 @@ func newLedger() *ledger {
 		external:  map[netip.Addr]map[ipvs.Key]struct{}{},
 		needs:     map[fact]int{},
 		reals:     map[netip.Addr]int{},
+
+		considered: map[cluster.ID][]netip.Addr{},
 	}
 }
 
@@ -254,6 +258,15 @@ func (l *ledger) write(id cluster.ID, f Fragment) {
 			l.hold(c.Key.Addr, holder{c.Claim.Created, id})
 		}
 	}
+	for _, a := range l.considered[id] {
+		l.countReal(a, -1)
+	}
+	for _, a := range f.Considered {
+		l.countReal(a, +1)
+	}
+	if l.considered[id] = f.Considered; len(f.Considered) == 0 {
+		delete(l.considered, id)
+	}
 	if len(keys) == 0 {
 		delete(l.byService, id)
 	} else {
@@ -329,9 +342,13 @@ func (l *ledger) count(f fact, by int) {
 
 func (l *ledger) countReals(fe *ipvs.Frontend, by int) {
 	for _, r := range fe.Server.Reals {
-		if l.reals[r.Addr.Addr()] += by; l.reals[r.Addr.Addr()] == 0 {
-			delete(l.reals, r.Addr.Addr())
-		}
+		l.countReal(r.Addr.Addr(), by)
+	}
+}
+
+func (l *ledger) countReal(a netip.Addr, by int) {
+	if l.reals[a] += by; l.reals[a] == 0 {
+		delete(l.reals, a)
 	}
 }
 

@@ -291,6 +291,12 @@ func (w *walker) wrote(op ipvs.Op) {
 		if h.what == notBound && w.trouble {
 			continue // one Key of an address could not be closed, and another let the address go: unreachable anyway
 		}
+		if _, element := op.(ipvs.Element); element && h.what == tooFar && w.trouble {
+			continue // a Key's elements of one phase fail together, unlike here
+		}
+		if h.what == tooFar && !w.expected().sets[ipvs.SetKept][h.key] {
+			continue // on its way to another policy
+		}
 		if h.caused(op, w.hazards) && !w.allBad && !w.tampered[h.key.Addr] {
 			w.wrong("after %s: %s", op, h)
 		}
@@ -304,6 +310,10 @@ func (w *walker) knew(op ipvs.Op) bool {
 	return slices.ContainsFunc(w.known, func(e *expected) bool {
 		o, ok := op.(ipvs.Element)
 		whole := ok && e.sets[ipvs.SetOwned][o.Key] && !w.expected().sets[ipvs.SetOwned][o.Key]
+		// What the Service itself says is known, and nobody is barred as long as something unknown serves.
+		if ok && (o.Set == ipvs.SetRanges || o.Set == ipvs.SetRedirect || o.Set.Bars()) && e.sets[ipvs.SetOwned][o.Key] {
+			return true
+		}
 		return e.wantsBack(op) || whole
 	})
 }
@@ -422,8 +432,8 @@ func (w *walker) happen(e event) {
 		s := w.randomService(r)
 		w.services[s.Name] = s
 		give(w.model, s)
-		w.say("%s %s %v ports %v affinity %s balancer %v external %v %s created %d", s.Name, s.Spec.Type, s.Spec.ClusterIPs, portsOf(s), s.Spec.SessionAffinity,
-			s.Status.LoadBalancer.Ingress, s.Spec.ExternalIPs, s.Spec.ExternalTrafficPolicy, s.CreationTimestamp.Unix())
+		w.say("%s %s %v ports %v affinity %s balancer %v from %q external %v %s created %d", s.Name, s.Spec.Type, s.Spec.ClusterIPs, portsOf(s), s.Spec.SessionAffinity,
+			s.Status.LoadBalancer.Ingress, s.Spec.LoadBalancerSourceRanges, s.Spec.ExternalIPs, string(s.Spec.ExternalTrafficPolicy)+"/"+internalPolicy(s), s.CreationTimestamp.Unix())
 	case "delete service":
 		name := pick(r, serviceNames)
 		delete(w.services, name)
@@ -539,6 +549,9 @@ func (w *walker) randomService(r *rand.Rand) *corev1.Service {
 			}
 		},
 		func(s *corev1.Service) {
+			s.Spec.LoadBalancerSourceRanges = pick(r, [][]string{nil, nil, {"198.51.100.0/24"}, {"192.0.0.0/8", "198.51.100.0/25"}, {"nonsense"}})
+		},
+		func(s *corev1.Service) {
 			s.Spec.ExternalIPs = nil
 			if r.IntN(3) == 0 {
 				s.Spec.ExternalIPs = []string{pick(r, external4)}
@@ -623,6 +636,13 @@ func randomLocal(r *rand.Rand) (l ipvs.Local) {
 	return l
 }
 
+func internalPolicy(s *corev1.Service) string {
+	if p := s.Spec.InternalTrafficPolicy; p != nil {
+		return string(*p)
+	}
+	return ""
+}
+
 func portsOf(s *corev1.Service) (out []string) {
 	for _, p := range s.Spec.Ports {
 		out = append(out, fmt.Sprintf("%s=%d/%s", p.Name, p.Port, p.Protocol))
@@ -697,20 +717,25 @@ func (w *walker) tamper(r *rand.Rand) {
 			key := pick(r, elements)
 			w.say("%s %s", set, key)
 			w.tampered[key.Addr] = true
-			delete(k.Sets[set], key)
+			k.Tamper(ipvs.Element{Set: set, Key: key, Remove: true})
 			if set == ipvs.SetOwned || set == ipvs.SetVIPs {
 				w.disowned[key] = true
 			}
 		}
 	case "extra element":
-		if set != ipvs.SetOwned && k.Table { // whoever says that something is ours, hands it over
+		if set == ipvs.SetRanges && k.Table {
+			w.tamperRange(r)
+		} else if set != ipvs.SetOwned && k.Table { // whoever says that something is ours, hands it over
 			key := ipvs.AddrKey(netip.MustParseAddr(pick(r, vips4)))
 			if !set.OfAddr() {
 				key.Port, key.Proto = 443, ipvs.TCP
 			}
 			w.say("%s %s", set, key)
 			w.tampered[key.Addr] = true
-			k.Sets[set][key] = true
+			if k.Sets[set][key] && set == ipvs.SetRedirect {
+				k.Tamper(ipvs.Element{Set: set, Key: key, Remove: true})
+			}
+			k.Tamper(ipvs.Element{Set: set, Key: key, To: netip.AddrPortFrom(foreignAddr, 80)})
 		}
 	case "address":
 		if len(addrs) > 0 {
@@ -728,6 +753,21 @@ func (w *walker) tamper(r *rand.Rand) {
 		if len(servers) > 0 {
 			w.tamperServer(r, what, pick(r, servers))
 		}
+	}
+}
+
+// tamperRange removes one of the source ranges of a frontend, or adds one.
+func (w *walker) tamperRange(r *rand.Rand) {
+	extra := ipvs.Range{First: foreignAddr, Last: foreignAddr}
+	for _, key := range sorted(w.kernel.Ranges) {
+		w.say("%s", key)
+		w.tampered[key.Addr] = true
+		if have := w.kernel.Ranges[key]; r.IntN(2) == 0 || slices.Contains(have, extra) {
+			w.kernel.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: key, From: pick(r, have), Remove: true})
+		} else {
+			w.kernel.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: key, From: extra})
+		}
+		return
 	}
 }
 

@@ -177,8 +177,15 @@ func dumpOf(k *fake.Kernel) string {
 	}
 	for _, s := range ipvs.Sets {
 		for _, key := range slices.SortedFunc(maps.Keys(k.Sets[s]), ipvs.Key.Compare) {
-			fmt.Fprintf(&b, "%s %s\n", s, key)
+			fmt.Fprintf(&b, "%s %s", s, key)
+			if s == ipvs.SetRedirect {
+				fmt.Fprintf(&b, " to %s", k.Redirects[key])
+			}
+			b.WriteByte('\n')
 		}
+	}
+	for _, key := range sorted(k.Ranges) {
+		fmt.Fprintf(&b, "%s from %s\n", key, k.Ranges[key])
 	}
 	for _, a := range slices.SortedFunc(maps.Keys(k.Addrs), netip.Addr.Compare) {
 		fmt.Fprintf(&b, "addr %s\n", a)

@@ -50,7 +50,8 @@ func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
 	if l.spares(k) {
 		return have.Guard.Owned || l.ledger.want(k) != nil
 	}
-	return have.Guard.Owned || have.Guard.Open || have.Guard.Sources != 0 || l.ledger.want(k) != nil ||
+	own := have.Guard.Own()
+	return !own.Equal(&ipvs.Guard{}) || l.ledger.want(k) != nil ||
 		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}] || l.isNodePort(k))
 }
 

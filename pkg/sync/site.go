@@ -46,13 +46,25 @@ func newSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt C
 	return s
 }
 
+// primary is the node's first address of a family; invalid: it has none.
+func (s Site) primary(ipv4 bool) netip.Addr {
+	for _, list := range [][]netip.Addr{s.Node.Addrs, s.Local.Sources} {
+		for _, a := range list {
+			if a.Is4() == ipv4 {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
 // equal reports whether two Sites give every Service the same Fragment.
 func (s Site) equal(o Site) bool { return s.Node.Zone == o.Node.Zone && s.equalButZone(o) }
 
 func (s Site) equalButZone(o Site) bool {
 	return s.Node.Name == o.Node.Name && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
 		s.Local.NoIPv6 == o.Local.NoIPv6 && slices.Equal(s.Local.Addrs, o.Local.Addrs) &&
-		maps.Equal(s.Lacking, o.Lacking) && slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
+		slices.Equal(s.Local.Sources, o.Local.Sources) && maps.Equal(s.Lacking, o.Lacking) && slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
 }
 
 // isLocal reports whether an address stands on another interface of the node.

@@ -125,10 +125,15 @@ func detect(t *testing.T, k ipvs.Kernel) (all map[ipvs.Key]*ipvs.Frontend, parts
 			if piece.Server.Exists() {
 				f.Server = piece.Server
 			}
-			f.Guard.Owned = f.Guard.Owned || piece.Guard.Owned
-			f.Guard.Open = f.Guard.Open || piece.Guard.Open
+			for _, s := range ipvs.KeySets {
+				if piece.Guard.Has(s) {
+					f.Guard.Put(ipvs.Element{Set: s, Key: k, To: piece.Guard.Redirect})
+				}
+			}
+			for _, r := range piece.Guard.Ranges {
+				f.Guard.Put(ipvs.Element{Set: ipvs.SetRanges, Key: k, From: r})
+			}
 			f.Guard.VIP = f.Guard.VIP || piece.Guard.VIP
-			f.Guard.Sources |= piece.Guard.Sources
 			f.Guard.Hairpin = append(f.Guard.Hairpin, piece.Guard.Hairpin...)
 			f.Bind, f.Misbound = f.Bind || piece.Bind, f.Misbound || piece.Misbound
 		})
@@ -217,6 +222,13 @@ func (c *suite) lifecycle(t *testing.T, k ipvs.Kernel) {
 		{"weights", c.frontend("wlc", 0, 0, c.real(0, 65535), c.real(1, 7))},
 		{"weight 0", c.frontend("wlc", 0, 0, c.real(0, 0), c.real(1, 7))},
 		{"weight back", c.frontend("wlc", 0, 0, c.real(0, 3), c.real(1, 7))},
+		{"policies", c.with(ipvs.Guard{Barred: ipvs.BarredOutside, Redirect: netip.AddrPortFrom(c.other.Addr, 80)})},
+		{"another redirection, everybody barred", c.with(ipvs.Guard{Barred: ipvs.BarredAll, Redirect: netip.AddrPortFrom(c.other.Addr, 81)})},
+		{"no source", c.with(ipvs.Guard{Limited: true})},
+		{"sources", c.with(ipvs.Guard{Limited: true, Ranges: c.ranges(16, 24, 32)})},
+		{"a wider one", c.with(ipvs.Guard{Limited: true, Ranges: c.ranges(8)})},
+		{"narrower ones", c.with(ipvs.Guard{Limited: true, Ranges: c.ranges(24, 32)})},
+		{"every source", c.frontend("wlc", 0, 0, c.real(0, 3), c.real(1, 7))},
 	} {
 		must(t, k, c.key, ipvs.Diff(c.key, have, step.want)...)
 		c.check(t, k, step.name, step.want)
@@ -237,11 +249,31 @@ func (c *suite) frontend(sched string, flags ipvs.Flags, timeout uint32, reals .
 	}
 }
 
+// with is a frontend with facts of its own in the guard.
+func (c *suite) with(g ipvs.Guard) *ipvs.Frontend {
+	fe := c.frontend("wlc", 0, 0, c.real(0, 3), c.real(1, 7))
+	g.Owned, g.Open, g.VIP, g.Hairpin = true, true, true, fe.Guard.Hairpin
+	fe.Guard = g
+	return fe
+}
+
+// ranges are the real servers' networks of so many bits in IPv4, and three times as many in IPv6. The first ends
+// where the next begins.
+func (c *suite) ranges(bits ...int) (rs []ipvs.Range) {
+	a := c.pods[0].Addr()
+	for _, n := range bits {
+		p := netip.PrefixFrom(a, n*a.BitLen()/32)
+		rs = append(rs, ipvs.RangeOf(p))
+		a = ipvs.RangeOf(p).Last.Next()
+	}
+	return ipvs.SortRanges(rs)
+}
+
 // check compares the Key, its address and its hairpin fact, which the kernel keeps apart.
 func (c *suite) check(t *testing.T, k ipvs.Kernel, name string, want *ipvs.Frontend) {
 	t.Helper()
 	t.Log(name)
-	wants(t, k, c.key, &ipvs.Frontend{Server: want.Server, Guard: ipvs.Guard{Owned: true, Open: true}})
+	wants(t, k, c.key, &ipvs.Frontend{Server: want.Server, Guard: want.Guard.Own()})
 	wants(t, k, ipvs.AddrKey(c.key.Addr), &ipvs.Frontend{Guard: ipvs.Guard{VIP: true}, Bind: true})
 	wants(t, k, ipvs.AddrKey(c.pods[0].Addr()), &ipvs.Frontend{Guard: ipvs.Guard{Hairpin: want.Guard.Hairpin}})
 }
@@ -277,14 +309,20 @@ func (c *suite) single(t *testing.T, k ipvs.Kernel) {
 	step(ipvs.Element{Set: ipvs.SetOwned, Key: c.key})
 	want.Guard.Open = true
 	step(ipvs.Element{Set: ipvs.SetOpen, Key: c.key})
-	for set, bit := range map[ipvs.Set]ipvs.Sources{ipvs.SetMasqueraded: ipvs.SourcesMasqueraded, ipvs.SetKept: ipvs.SourcesKept} {
-		want.Guard.Sources |= bit
-		step(ipvs.Element{Set: set, Key: c.key})
+	for _, set := range ipvs.KeySets {
+		if set == ipvs.SetOwned || set == ipvs.SetOpen {
+			continue
+		}
+		before, e := want.Guard, ipvs.Element{Set: set, Key: c.key}
+		if set == ipvs.SetRedirect {
+			e.To = c.pods[1]
+		}
+		want.Guard.Put(e)
+		step(e)
+		step(e) // adding what is there is no error
+		want.Guard, e.Remove = before, true
+		step(e)
 	}
-	want.Guard.Sources = ipvs.SourcesKept
-	step(ipvs.Element{Set: ipvs.SetMasqueraded, Key: c.key, Remove: true})
-	want.Guard.Sources = 0
-	step(ipvs.Element{Set: ipvs.SetKept, Key: c.key, Remove: true})
 	want.Guard.Owned = false
 	step(ipvs.Element{Set: ipvs.SetOwned, Key: c.key, Remove: true})
 	want.Server.Reals = nil

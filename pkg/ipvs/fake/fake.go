@@ -17,8 +17,11 @@ import (
 type Kernel struct {
 	Servers map[ipvs.Key]ipvs.Server
 	Conns   map[ipvs.Key]map[netip.AddrPort]ipvs.Conns
-	Sets    map[ipvs.Set]map[ipvs.Key]bool
-	Addrs   map[netip.Addr]bool
+	Sets    map[ipvs.Set]map[ipvs.Key]bool // but for Ranges
+	// Redirects are the values of the set Redirect, Ranges the elements of the set Ranges.
+	Redirects map[ipvs.Key]netip.AddrPort
+	Ranges    map[ipvs.Key][]ipvs.Range
+	Addrs     map[netip.Addr]bool
 	// Misbound are addresses that stand on the interface in a form that is not configured.
 	Misbound map[netip.Addr]bool
 	Link     bool
@@ -51,6 +54,8 @@ func New() *Kernel {
 		Servers:    map[ipvs.Key]ipvs.Server{},
 		Conns:      map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{},
 		Sets:       emptySets(),
+		Redirects:  map[ipvs.Key]netip.AddrPort{},
+		Ranges:     map[ipvs.Key][]ipvs.Range{},
 		Addrs:      map[netip.Addr]bool{},
 		Misbound:   map[netip.Addr]bool{},
 		changed:    make(chan struct{}, 1),
@@ -72,7 +77,11 @@ func (k *Kernel) DropLink() {
 }
 
 // DropTable deletes the nftables table, as another program might.
-func (k *Kernel) DropTable() { k.Table, k.Sets = false, emptySets() }
+func (k *Kernel) DropTable() {
+	k.Table, k.Sets = false, emptySets()
+	clear(k.Redirects)
+	clear(k.Ranges)
+}
 
 // Local gives Node.
 func (k *Kernel) Local(context.Context) (ipvs.Local, error) {
@@ -191,6 +200,9 @@ func (k *Kernel) all() map[ipvs.Key]ipvs.Observed {
 			at(key)
 		}
 	}
+	for key := range k.Ranges {
+		at(key)
+	}
 	for _, addrs := range []map[netip.Addr]bool{k.Addrs, k.Misbound} {
 		for a := range addrs {
 			at(ipvs.AddrKey(a))
@@ -204,18 +216,13 @@ func (k *Kernel) look(key ipvs.Key) ipvs.Observed {
 	s, served := k.Servers[key]
 	s.Reals = slices.Clone(s.Reals)
 	f := &ipvs.Frontend{Server: s}
-	f.Guard.Owned, f.Guard.Open = k.Sets[ipvs.SetOwned][key], k.Sets[ipvs.SetOpen][key]
-	if k.Sets[ipvs.SetMasqueraded][key] {
-		f.Guard.Sources |= ipvs.SourcesMasqueraded
-	}
-	if k.Sets[ipvs.SetKept][key] {
-		f.Guard.Sources |= ipvs.SourcesKept
-	}
-	if !key.HasServer() {
-		f.Guard.VIP = k.Sets[ipvs.SetVIPs][key]
-		if k.Sets[ipvs.SetHairpin][key] {
-			f.Guard.Hairpin = []netip.Addr{key.Addr}
+	for _, s := range ipvs.Sets {
+		if k.Sets[s][key] && (!s.OfAddr() || !key.HasServer()) {
+			f.Guard.Put(ipvs.Element{Set: s, Key: key, To: k.Redirects[key]})
 		}
+	}
+	f.Guard.Ranges = slices.Clone(k.Ranges[key])
+	if !key.HasServer() {
 		f.Misbound = k.Misbound[key.Addr]
 		f.Bind = k.Addrs[key.Addr] && !f.Misbound
 	}
@@ -336,18 +343,60 @@ func unicast(a netip.Addr) bool {
 	return !a.IsUnspecified() && !a.IsMulticast() && !broadcast && !(a.Is6() && a.IsLinkLocalUnicast())
 }
 
+// Tamper adds or removes an element, as another program might.
+func (k *Kernel) Tamper(o ipvs.Element) {
+	if err := k.element(o); err != nil {
+		panic(fmt.Sprintf("%s: %v", o, err))
+	}
+}
+
 func (k *Kernel) element(o ipvs.Element) error {
 	if !k.Table {
 		return syscall.ENOENT
 	}
+	if o.Set == ipvs.SetRanges {
+		return k.rangeElement(o)
+	}
+	there := k.Sets[o.Set][o.Key]
 	if o.Remove {
-		if !k.Sets[o.Set][o.Key] {
+		if !there {
 			return syscall.ENOENT
 		}
 		delete(k.Sets[o.Set], o.Key)
+		if o.Set == ipvs.SetRedirect {
+			delete(k.Redirects, o.Key)
+		}
 		return nil
 	}
+	if o.Set == ipvs.SetRedirect {
+		if there && k.Redirects[o.Key] != o.To {
+			return syscall.EBUSY
+		}
+		k.Redirects[o.Key] = o.To
+	}
 	k.Sets[o.Set][o.Key] = true // adding what is there is no error
+	return nil
+}
+
+// rangeElement: ranges of one frontend may not overlap (nft_pipapo_insert).
+func (k *Kernel) rangeElement(o ipvs.Element) error {
+	have := k.Ranges[o.Key]
+	at, there := slices.BinarySearchFunc(have, o.From, ipvs.Range.Compare)
+	switch {
+	case o.Remove && !there:
+		return syscall.ENOENT
+	case o.Remove:
+		have = slices.Delete(slices.Clone(have), at, at+1)
+	case there:
+		return nil
+	case slices.ContainsFunc(have, func(r ipvs.Range) bool { return r.Contains(o.From.First) || r.Contains(o.From.Last) }):
+		return syscall.ENOTEMPTY
+	default:
+		have = slices.Insert(slices.Clone(have), at, o.From)
+	}
+	if k.Ranges[o.Key] = have; len(have) == 0 {
+		delete(k.Ranges, o.Key)
+	}
 	return nil
 }
 

@@ -109,10 +109,10 @@ func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (
 }
 
 func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f func(ipvs.Key, *ipvs.Frontend)) error {
-	return k.nft.all(ctx, s, func(key ipvs.Key) {
+	return k.nft.all(ctx, s, func(e ipvs.Element) {
 		piece := &ipvs.Frontend{}
-		addElement(&piece.Guard, s, key)
-		f(key, piece)
+		piece.Guard.Put(e)
+		f(e.Key, piece)
 	})
 }
 

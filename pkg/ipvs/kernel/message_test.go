@@ -34,7 +34,11 @@ func sampleMessages() (samples [][]byte) {
 			commonOf([]ipvs.Key{k}).put(b)
 			b.attrU32(ctID, 7)
 		})
-		message(func(b *batch) { putElement(b, unix.NFT_MSG_NEWSETELEM, 0, ipvs.SetOpen, k) })
+		for _, el := range []ipvs.Element{{Set: ipvs.SetOpen}, {Set: ipvs.SetRedirect, To: netip.AddrPortFrom(k.Addr, 81)},
+			{Set: ipvs.SetRanges, From: ipvs.Range{First: k.Addr, Last: k.Addr}}} {
+			el.Key = k
+			message(func(b *batch) { putElement(b, unix.NFT_MSG_NEWSETELEM, 0, el) })
+		}
 		l.b.reset()
 		l.putRoute(unix.RTM_NEWROUTE, 0, k.Addr, k.Addr)
 		l.putAddr(unix.RTM_NEWADDR, 0, k.Addr)
@@ -58,7 +62,7 @@ func readAll(body []byte) {
 	}
 	for _, s := range ipvs.Sets {
 		for _, f := range families {
-			_ = eachElement(body, func(b []byte) error { _, err := parseElement(s, f, b); return err })
+			_ = eachElement(body, func(r rawElement) error { _, err := r.parse(s, f); return err })
 		}
 	}
 	_, _, _, _ = parseRule(body)
@@ -89,7 +93,7 @@ func TestSampleMessages(t *testing.T) {
 			if r, _, err := parseDest(body, unix.AF_INET); err == nil && r.Weight == 7 {
 				dests++
 			}
-			_ = eachElement(body, func([]byte) error { elements++; return nil })
+			_ = eachElement(body, func(rawElement) error { elements++; return nil })
 			if _, ours, _ := (&linkDoor{index: 3}).parseRoute(body); ours {
 				routes++
 			}
@@ -98,7 +102,7 @@ func TestSampleMessages(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if servers != 2 || dests != 2 || elements != 2 || routes != 2 {
+	if servers != 2 || dests != 2 || elements != 6 || routes != 2 {
 		t.Errorf("%d virtual servers, %d real servers, %d elements, %d routes; want 2 of each", servers, dests, elements, routes)
 	}
 }

@@ -54,24 +54,33 @@ func (n *nftDoor) conn() (*nftables.Conn, error) {
 
 // keyType gives the type of a set's elements.
 func keyType(s ipvs.Set, f fam) nftables.SetDatatype {
-	addr := nftables.TypeIPAddr
-	if f.size == 16 {
-		addr = nftables.TypeIP6Addr
-	}
 	switch s {
 	case ipvs.SetVIPs:
-		return addr
+		return f.datatype()
 	case ipvs.SetHairpin:
-		return nftables.MustConcatSetType(addr, addr)
+		return nftables.MustConcatSetType(f.datatype(), f.datatype())
+	case ipvs.SetRanges:
+		return nftables.MustConcatSetType(f.datatype(), nftables.TypeInetProto, nftables.TypeInetService, f.datatype())
 	default:
-		return nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService)
+		return nftables.MustConcatSetType(f.datatype(), nftables.TypeInetProto, nftables.TypeInetService)
 	}
+}
+
+func (f fam) datatype() nftables.SetDatatype {
+	if f.size == 16 {
+		return nftables.TypeIP6Addr
+	}
+	return nftables.TypeIPAddr
 }
 
 func (n *nftDoor) sets() (out []*nftables.Set) {
 	for _, s := range ipvs.Sets {
 		for _, f := range families {
-			out = append(out, &nftables.Set{Table: n.table, Name: f.set(s), KeyType: keyType(s, f), Concatenation: s != ipvs.SetVIPs})
+			set := &nftables.Set{Table: n.table, Name: f.set(s), KeyType: keyType(s, f), Concatenation: s != ipvs.SetVIPs, Interval: s == ipvs.SetRanges}
+			if s == ipvs.SetRedirect {
+				set.IsMap, set.DataType = true, nftables.MustConcatSetType(f.datatype(), nftables.TypeInetService)
+			}
+			out = append(out, set)
 		}
 	}
 	return out

@@ -43,6 +43,17 @@ func TestTableListsWithNft(t *testing.T) {
 		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k}, ipvs.Element{Set: ipvs.SetOpen, Key: k},
 			ipvs.Element{Set: ipvs.SetVIPs, Key: ipvs.AddrKey(k.Addr)})
 	}
+	for from, k := range map[netip.Prefix]ipvs.Key{
+		netip.MustParsePrefix("198.51.100.0/25"): key("203.0.113.10", 80), netip.MustParsePrefix("2001:db8:7::/48"): key("fd20:113::10", 80)} {
+		clusterIP := netip.AddrPortFrom(netip.MustParseAddr("10.96.0.10"), 80)
+		if k.Addr.Is6() {
+			clusterIP = netip.AddrPortFrom(netip.MustParseAddr("fd00:96::10"), 80)
+		}
+		for _, s := range []ipvs.Set{ipvs.SetKept, ipvs.SetInside, ipvs.SetDropped, ipvs.SetLimited} {
+			ops = append(ops, ipvs.Element{Set: s, Key: k})
+		}
+		ops = append(ops, ipvs.Element{Set: ipvs.SetRedirect, Key: k, To: clusterIP}, ipvs.Element{Set: ipvs.SetRanges, Key: k, From: ipvs.RangeOf(from)})
+	}
 	for _, pod := range []string{"10.244.1.10", "fd10:244:1::10"} {
 		ops = append(ops, ipvs.Element{Set: ipvs.SetHairpin, Key: ipvs.AddrKey(netip.MustParseAddr(pod))})
 	}
@@ -118,11 +129,11 @@ func TestElements(t *testing.T) {
 		t.Fatal(o[0].Err)
 	}
 	has, err := n.has(ctx, ipvs.SetOpen, []ipvs.Key{missing, there})
-	if err != nil || !has[there] || has[missing] {
+	if err != nil || !slices.Equal(has, []ipvs.Element{{Set: ipvs.SetOpen, Key: there}}) {
 		t.Errorf("has %v, %v; want only %s", has, err, there)
 	}
 	var all []ipvs.Key
-	if err := n.all(ctx, ipvs.SetOpen, func(k ipvs.Key) { all = append(all, k) }); err != nil || !slices.Equal(all, []ipvs.Key{there}) {
+	if err := n.all(ctx, ipvs.SetOpen, func(e ipvs.Element) { all = append(all, e.Key) }); err != nil || !slices.Equal(all, []ipvs.Key{there}) {
 		t.Errorf("all %v, %v; want %s", all, err, there)
 	}
 	out := n.write(ctx, []ipvs.Element{{Set: ipvs.SetOpen, Key: key("10.96.0.11", 80)}, {Set: ipvs.SetOpen, Key: missing, Remove: true}})

@@ -32,13 +32,19 @@ func (k *Kernel) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipv
 		if set.OfAddr() {
 			ask = addrs
 		}
+		if set == ipvs.SetRanges {
+			continue
+		}
 		has, err := k.nft.has(ctx, set, ask)
 		if err != nil {
 			return nil, err
 		}
-		for key := range has {
-			as.element(set, key)
+		for _, e := range has {
+			as.element(e)
 		}
+	}
+	if err := k.addRanges(ctx, as, keys); err != nil {
+		return nil, err
 	}
 	if len(addrs) > 0 {
 		if err := k.addBindings(ctx, as); err != nil {
@@ -59,7 +65,7 @@ func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 		return err
 	}
 	for _, set := range ipvs.Sets {
-		if err := k.nft.all(ctx, set, func(key ipvs.Key) { as.element(set, key) }); err != nil {
+		if err := k.nft.all(ctx, set, as.element); err != nil {
 			return err
 		}
 	}
@@ -71,6 +77,25 @@ func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 		f(key, all[key])
 	}
 	return nil
+}
+
+// addRanges notes the source ranges of Keys. They cannot be asked for by Key, only listed all together, so that is
+// done only for Keys that have some.
+func (k *Kernel) addRanges(ctx context.Context, as *assembly, keys []ipvs.Key) error {
+	limited := map[ipvs.Key]bool{}
+	for _, key := range keys {
+		if f := as.parts[key]; f != nil && f.Guard.Limited {
+			limited[key] = true
+		}
+	}
+	if len(limited) == 0 {
+		return nil
+	}
+	return k.nft.all(ctx, ipvs.SetRanges, func(e ipvs.Element) {
+		if limited[e.Key] {
+			as.element(e)
+		}
+	})
 }
 
 func (k *Kernel) addReals(ctx context.Context, as *assembly, servers map[ipvs.Key]ipvs.Server) error {
@@ -131,27 +156,7 @@ func (a *assembly) server(k ipvs.Key, s ipvs.Server, conns map[netip.AddrPort]ip
 	a.conns[k] = conns
 }
 
-func (a *assembly) element(s ipvs.Set, k ipvs.Key) {
-	addElement(&a.at(k).Guard, s, k)
-}
-
-// addElement notes an element of a set.
-func addElement(g *ipvs.Guard, s ipvs.Set, k ipvs.Key) {
-	switch s {
-	case ipvs.SetOwned:
-		g.Owned = true
-	case ipvs.SetOpen:
-		g.Open = true
-	case ipvs.SetVIPs:
-		g.VIP = true
-	case ipvs.SetHairpin:
-		g.Hairpin = []netip.Addr{k.Addr}
-	case ipvs.SetMasqueraded:
-		g.Sources |= ipvs.SourcesMasqueraded
-	case ipvs.SetKept:
-		g.Sources |= ipvs.SourcesKept
-	}
-}
+func (a *assembly) element(e ipvs.Element) { a.at(e.Key).Guard.Put(e) }
 
 func (a *assembly) all() map[ipvs.Key]ipvs.Observed {
 	out := make(map[ipvs.Key]ipvs.Observed, len(a.parts))

@@ -21,23 +21,29 @@ import (
 //
 //	chain check  { ct state established,related accept
 //	               meta l4proto icmp accept
+//	               … drop what comes from a source that the frontend does not take
+//	               … drop what a traffic policy leaves no endpoint for
 //	               ip daddr @vips4 ip daddr . meta l4proto . th dport != @open4 goto refuse }
 //	chain input  { type filter hook input priority 0; jump check }
 //	chain output { type filter hook output priority -150; jump check }
 //	chain refuse { meta l4proto tcp reject with tcp reset
 //	               meta l4proto sctp reject with icmp prot-unreachable
 //	               reject with icmpx port-unreachable }
+//	chain pre    { type nat hook prerouting priority dstnat; … dnat to what map redirect says }
+//	chain local  { type nat hook output priority dstnat; … dnat to what map redirect says }
 //	chain post   { type nat hook postrouting priority srcnat; … masquerade fully-random }
 const (
 	chainCheck  = "check"
 	chainInput  = "input"
 	chainOutput = "output"
 	chainRefuse = "refuse"
+	chainPre    = "pre"
+	chainLocal  = "local"
 	chainPost   = "post"
 )
 
 // chains lists the chains with their hooks. IPVS takes incoming packets at input 98 and the node's own at
-// output -98: the guard stands before both.
+// output -98: guard and redirection stand before both.
 func chains(t *nftables.Table) []*nftables.Chain {
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
 		return &nftables.Chain{Name: name, Table: t, Type: typ, Hooknum: hook, Priority: nftables.ChainPriorityRef(prio)}
@@ -47,6 +53,8 @@ func chains(t *nftables.Table) []*nftables.Chain {
 		{Name: chainCheck, Table: t},
 		base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, 0),
 		base(chainOutput, nftables.ChainTypeFilter, nftables.ChainHookOutput, -150),
+		base(chainPre, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest),
+		base(chainLocal, nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest),
 		base(chainPost, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource),
 	}
 }
@@ -204,14 +212,15 @@ func verdict(kind expr.VerdictKind, chain string) any { return &expr.Verdict{Kin
 // rules builds all rules for a configuration, in order.
 func rules(cfg Config) ([]rule, error) {
 	var rb ruleBuilder
-	guardRules(&rb)
+	guardRules(&rb, cfg)
 	for _, f := range families {
+		redirectRules(&rb, f, cfg)
 		masqueradeRules(&rb, f, cfg)
 	}
 	return rb.rules, rb.err
 }
 
-func guardRules(rb *ruleBuilder) {
+func guardRules(rb *ruleBuilder, cfg Config) {
 	accept := verdict(expr.VerdictAccept, "")
 	// First: without it the replies to the node's own connections, whose destination is a VIP, would be
 	// refused, and a Service that loses its endpoints would cut the connections that live.
@@ -222,6 +231,7 @@ func guardRules(rb *ruleBuilder) {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}, accept)
 	for _, f := range families {
 		rb.add(chainCheck, "a virtual IP answers to ping", l4proto(f.icmp), accept)
+		policyRules(rb, f, cfg)
 		rb.add(chainCheck, "refuse what no Service serves", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false),
 			f.destination(), f.lookup(ipvs.SetOpen, true), verdict(expr.VerdictGoto, chainRefuse))
 		rb.add(chainCheck, "refuse a frontend on the node's own address that has no endpoints", f.is(), f.destination(),
@@ -238,6 +248,36 @@ func guardRules(rb *ruleBuilder) {
 	rb.add(chainOutput, "before IPVS takes the node's own packets", verdict(expr.VerdictJump, chainCheck))
 }
 
+// policyRules drop new connections that a Service does not take, in silence: what is refused would be tried no
+// more, or elsewhere.
+func policyRules(rb *ruleBuilder, f fam, cfg Config) {
+	drop := verdict(expr.VerdictDrop, "")
+	// By the original destination: clients inside the cluster may have been sent on already.
+	limited := &expr.Lookup{SourceRegister: reg0, SetName: f.set(ipvs.SetLimited)}
+	rb.add(chainCheck, "loadBalancerSourceRanges", f.is(), f.original(), limited,
+		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), drop)
+	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", f.is(), f.destination(), f.lookup(ipvs.SetDropped, false), drop)
+	outside, _ := f.strangers(cfg)
+	rb.add(chainCheck, "externalTrafficPolicy Local without an endpoint here, for clients outside the cluster",
+		f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
+		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, drop)
+}
+
+// redirectRules send clients inside the cluster, pods and the node itself, to the ClusterIP where the frontend has
+// only the endpoints that outside clients may reach. One connection tracking entry carries both translations.
+func redirectRules(rb *ruleBuilder, f fam, cfg Config) {
+	redirect := []any{f.is(), f.destination(),
+		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: f.set(ipvs.SetRedirect)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: reg0, RegProtoMin: reg0 + f.regs}}
+	const why = "externalTrafficPolicy Local: all endpoints for clients inside the cluster"
+	if outside, some := f.strangers(cfg); some {
+		rb.add(chainPre, "clients outside the cluster go to the endpoints of this node", f.is(), outside, verdict(expr.VerdictReturn, ""))
+		rb.add(chainPre, why, redirect)
+	}
+	rb.add(chainLocal, why, redirect)
+}
+
 // masqueradeRules match the connection's original destination, so that no packet mark is needed. They
 // match what is owned, which outlives what is open: a connection that was let in keeps its translation.
 func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
@@ -250,6 +290,11 @@ func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, masquerade)
 	rb.add(chainPost, "hairpin: a pod that reaches itself", owned,
 		f.addr(f.srcOff, reg0), f.addr(f.dstOff, reg0+f.regs), f.lookup(ipvs.SetHairpin, false), masquerade)
+	// Replies to a pod of another node that came by a node port would not pass here. Any other frontend is taken by the
+	// client's own node, and there pods keep their address.
+	rb.add(chainPost, "externalTrafficPolicy Local: a client inside the cluster by a node port, with the endpoint elsewhere",
+		original(ipvs.SetKept), ctOriginal{f.ctDst, reg0}, f.lookup(ipvs.SetVIPs, true),
+		f.addr(f.dstOff, reg0), f.addr(f.dstOff, reg0+f.regs), f.lookup(ipvs.SetHairpin, true), masquerade)
 	others, some := f.others(cfg)
 	if !some {
 		return
@@ -260,10 +305,16 @@ func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
 
 // others matches the clients that are to be masqueraded on their way to a ClusterIP. False: none are.
 func (f fam) others(cfg Config) (match []any, some bool) {
-	switch {
-	case cfg.MasqueradeAll:
+	if cfg.MasqueradeAll {
 		return nil, true
-	case cfg.PodInterface != "":
+	}
+	return f.strangers(cfg)
+}
+
+// strangers matches the clients outside the cluster, as far as the configuration can tell. False: it cannot, and
+// matches everyone.
+func (f fam) strangers(cfg Config) (match []any, known bool) {
+	if cfg.PodInterface != "" {
 		name := []byte(cfg.PodInterface)
 		if prefix, ok := bytes.CutSuffix(name, []byte("*")); ok {
 			name = prefix
