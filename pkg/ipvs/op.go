@@ -183,7 +183,12 @@ type Unbind struct{ Addr netip.Addr }
 // Forget deletes the conntrack entries of a frontend that were made before its virtual server took the
 // packets: original destination the frontend, and replies from the virtual IP itself. IPVS never makes such
 // an entry and cannot change one, so its client would stay in the dark for as long as it keeps sending.
-type Forget struct{ Key Key }
+type Forget struct {
+	Key Key
+	// Undirected deletes those as well that were made before clients inside the cluster were redirected, when the
+	// frontend has no real server of its own any more.
+	Undirected bool
+}
 
 func (AddServer) Phase() Phase { return PhaseServe }
 func (SetServer) Phase() Phase { return PhaseServe }
@@ -244,7 +249,11 @@ func (o Bind) String() string   { return "ip addr add " + host(o.Addr) + " dev k
 func (o Unbind) String() string { return "ip addr del " + host(o.Addr) + " dev kube-ipvs0" }
 
 func (o Forget) String() string {
-	return fmt.Sprintf("conntrack -D -p %s --orig-dst %s --orig-port-dst %d --reply-src %s", o.Key.Proto, o.Key.Addr, o.Key.Port, o.Key.Addr)
+	line := fmt.Sprintf("conntrack -D -p %s --orig-dst %s --orig-port-dst %d", o.Key.Proto, o.Key.Addr, o.Key.Port)
+	if o.Undirected {
+		return line + " # those without destination NAT"
+	}
+	return line + " --reply-src " + o.Key.Addr.String()
 }
 
 func host(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }

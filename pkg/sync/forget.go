@@ -39,7 +39,7 @@ func (l *Loop) noteTaken(s ipvs.Step) {
 	case ipvs.AddServer:
 		l.forget.take(s.Key)
 	case ipvs.Element:
-		if op.Set == ipvs.SetOpen && !op.Remove {
+		if opens := op.Set == ipvs.SetOpen || op.Set == ipvs.SetRedirect || op.Set == ipvs.SetInside; opens && !op.Remove {
 			l.forget.take(s.Key)
 		}
 	}
@@ -95,7 +95,9 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 	var plan ipvs.Plan
 	for _, k := range sorted(l.forget.keys) {
 		if want := l.ledger.want(k); want != nil && !servesItself(k, want) {
-			plan = append(plan, ipvs.Step{Key: k, Op: ipvs.Forget{Key: k}})
+			// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
+			undirected := want.Guard.Redirect.IsValid() && len(want.Server.Reals) == 0
+			plan = append(plan, ipvs.Step{Key: k, Op: ipvs.Forget{Key: k, Undirected: undirected}})
 		}
 	}
 	l.forget = forgetting{next: now.Add(forgetPeriod)}

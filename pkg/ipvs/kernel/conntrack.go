@@ -38,22 +38,22 @@ func (c *conntrackDoor) forget(ctx context.Context, ops []ipvs.Forget) []ipvs.Ou
 		places[o.Key] = i
 	}
 	for _, is6 := range []bool{false, true} {
-		var keys []ipvs.Key
+		var mine []ipvs.Forget
 		for _, o := range ops {
 			if o.Key.Addr.Is6() == is6 {
-				keys = append(keys, o.Key)
+				mine = append(mine, o)
 			}
 		}
-		if len(keys) == 0 {
+		if len(mine) == 0 {
 			continue
 		}
 		var found []ctEntry
 		if err == nil {
-			found, err = c.find(ctx, keys)
+			found, err = c.find(ctx, mine)
 		}
 		if err != nil { // nothing is written yet
-			for _, k := range keys {
-				out[places[k]].Err = fmt.Errorf("%s: %w", ops[places[k]], err)
+			for _, o := range mine {
+				out[places[o.Key]].Err = fmt.Errorf("%s: %w", o, err)
 			}
 			err = nil
 			continue
@@ -77,18 +77,22 @@ func tableIsEmpty() (bool, error) {
 	return err == nil && string(bytes.TrimSpace(count)) == "0", err
 }
 
-// find lists the entries that bypass the Keys, which are all of one family.
-func (c *conntrackDoor) find(ctx context.Context, keys []ipvs.Key) (found []ctEntry, err error) {
-	want := make(map[ipvs.Key]bool, len(keys))
-	for _, k := range keys {
-		want[k] = true
+// find lists the entries that are to go, of Keys which are all of one family.
+func (c *conntrackDoor) find(ctx context.Context, ops []ipvs.Forget) (found []ctEntry, err error) {
+	want, keys, anyReply := make(map[ipvs.Key]ipvs.Forget, len(ops)), make([]ipvs.Key, len(ops)), false
+	for i, o := range ops {
+		want[o.Key], keys[i], anyReply = o, o.Key, anyReply || o.Undirected
 	}
 	c.b.reset()
 	c.b.begin(ctType(ctMsgGet), unix.NLM_F_DUMP, nfgen(byte(af(keys[0].Addr)), 0))
-	commonOf(keys).put(&c.b)
+	match := commonOf(keys)
+	if anyReply {
+		match.reply = 0
+	}
+	match.put(&c.b)
 	err = c.sock.dump(ctx, &c.b, func(msg []byte) error {
 		e, err := parseCT(msg)
-		if err != nil || !want[e.key] || !e.bypasses() {
+		if o, asked := want[e.key]; err != nil || !asked || !e.useless(o.Undirected) {
 			return err
 		}
 		e.tuple, e.id = bytes.Clone(e.tuple), bytes.Clone(e.id)

@@ -139,13 +139,46 @@ func forget(t *testing.T, c *conntrackDoor, keys ...ipvs.Key) {
 	}
 }
 
+// TestForgetUndirected: of a frontend whose clients are redirected now, everything goes that was not.
+func TestForgetUndirected(t *testing.T) {
+	for _, vip := range []string{"203.0.113.10", "fd20:113::10"} {
+		dns, other := udp(vip, 53), udp(vip, 54)
+		c := testConntrack(t)
+		client, pod := netip.AddrPortFrom(dns.Addr.Next(), 1000), netip.AddrPortFrom(dns.Addr.Next().Next(), 5353)
+		c.make(t, flow{key: dns, client: client, answer: pod}, flow{key: other, client: netip.AddrPortFrom(client.Addr(), 1002), answer: pod}, straight(dns, netip.AddrPortFrom(client.Addr(), 1001).String()))
+		if out := c.forget(context.Background(), []ipvs.Forget{{Key: dns, Undirected: true}}); out[0].Err != nil {
+			t.Fatal(out[0].Err)
+		}
+		if got := c.table(t); !slices.Equal(got, []ipvs.Key{other}) {
+			t.Errorf("left %v, want %v", got, other)
+		}
+		for status, want := range map[uint32]bool{0x08e: true, 0x0ae: false} { // as the kernel writes it; with IPS_DST_NAT
+			c.b.reset()
+			c.b.begin(ctType(ctMsgNew), 0, nfgen(byte(af(dns.Addr)), 0))
+			c.putTuple(ctTupleOrig, client, netip.AddrPortFrom(dns.Addr, 53), ipvs.UDP)
+			c.putTuple(ctTupleReply, pod, client, ipvs.UDP)
+			c.b.attr(ctStatus, binary.BigEndian.AppendUint32(nil, status))
+			c.b.attrU32(ctID, 7)
+			c.b.finish()
+			if err := eachMessage(c.b.data, func(_, _ uint16, _ uint32, body []byte) {
+				e, err := parseCT(body)
+				if err != nil || e.useless(true) != want || e.useless(false) {
+					t.Errorf("status %#x: %+v, %v; want useless %t", status, e, err, want)
+				}
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // TestForgetSparesANewEntry: an entry that took the place of the one that was found is left alone.
 func TestForgetSparesANewEntry(t *testing.T) {
 	c := testConntrack(t)
 	dns := udp("10.96.0.10", 53)
 	c.make(t, straight(dns, "10.244.1.5:1000"))
 	ctx := context.Background()
-	found, err := c.find(ctx, []ipvs.Key{dns})
+	found, err := c.find(ctx, []ipvs.Forget{{Key: dns}})
 	if err != nil || len(found) != 1 {
 		t.Fatalf("found %v, %v", found, err)
 	}

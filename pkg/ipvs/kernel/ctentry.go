@@ -18,6 +18,7 @@ const (
 
 	ctTupleOrig  = 1
 	ctTupleReply = 2
+	ctStatus     = 3
 	ctID         = 12
 	ctZone       = 18
 	ctFilter     = 25
@@ -38,6 +39,9 @@ const (
 	ctFilterOrig  = 1
 	ctFilterReply = 2
 
+	// ctDstNAT is IPS_DST_NAT of include/uapi/linux/netfilter/nf_conntrack_common.h. IPVS does not set it.
+	ctDstNAT = 1 << 5
+
 	// What a filter looks at, CTA_FILTER_F_* in net/netfilter/nf_conntrack_netlink.c.
 	ctFilterSrc     = 0x01
 	ctFilterDst     = 0x02
@@ -54,12 +58,18 @@ type ctEntry struct {
 	tuple    []byte     // the original tuple as the kernel wrote it: it names the entry
 	id       []byte     // tells the entry from a later one with the same tuple
 	zone     bool
+	directed bool // its destination was translated by a rule
 }
 
 // bypasses: the entry answers from the virtual IP itself, which no connection of IPVS does. Entries of a
 // zone other than the first are another's view of the traffic (Open vSwitch): there, a connection through
 // IPVS looks like this as well.
 func (e *ctEntry) bypasses() bool { return e.replySrc == e.key.Addr && !e.zone }
+
+// useless reports whether an entry is one that a Forget is for.
+func (e *ctEntry) useless(undirected bool) bool {
+	return e.bypasses() || undirected && !e.directed && !e.zone
+}
 
 // parseCT reads an entry; its slices point into msg. An entry whose protocol has no ports has none.
 func parseCT(msg []byte) (e ctEntry, err error) {
@@ -70,6 +80,8 @@ func parseCT(msg []byte) (e ctEntry, err error) {
 			return e.parseTuple(v, func(dst netip.Addr) { e.key.Addr = dst }, nil)
 		case ctTupleReply:
 			return e.parseTuple(v, nil, func(src netip.Addr) { e.replySrc = src })
+		case ctStatus:
+			e.directed = len(v) == 4 && binary.BigEndian.Uint32(v)&ctDstNAT != 0
 		case ctID:
 			e.id = v
 		case ctZone:

@@ -19,7 +19,8 @@ import (
 // The table is constant: chains and rules depend on the configuration alone, all facts of Services are set
 // elements. As nft prints it:
 //
-//	chain check  { ct state established,related accept
+//	chain check  { … drop UDP that a traffic policy leaves no endpoint for
+//	               ct state established,related accept
 //	               meta l4proto icmp accept
 //	               … drop what comes from a source that the frontend does not take
 //	               … drop what a traffic policy leaves no endpoint for
@@ -222,7 +223,12 @@ func rules(cfg Config) ([]rule, error) {
 
 func guardRules(rb *ruleBuilder, cfg Config) {
 	accept := verdict(expr.VerdictAccept, "")
-	// First: without it the replies to the node's own connections, whose destination is a VIP, would be
+	// A UDP client that keeps sending is no connection that lives on: the endpoint that it had is gone, and the next one
+	// may be another node's.
+	for _, f := range families {
+		localPolicyRules(rb, f, cfg, l4proto(unix.IPPROTO_UDP))
+	}
+	// Before what follows: without it the replies to the node's own connections, whose destination is a VIP, would be
 	// refused, and a Service that loses its endpoints would cut the connections that live.
 	rb.add(chainCheck, "connections that live go on",
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
@@ -256,10 +262,16 @@ func policyRules(rb *ruleBuilder, f fam, cfg Config) {
 	limited := &expr.Lookup{SourceRegister: reg0, SetName: f.set(ipvs.SetLimited)}
 	rb.add(chainCheck, "loadBalancerSourceRanges", f.is(), f.original(), limited,
 		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), drop)
-	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", f.is(), f.destination(), f.lookup(ipvs.SetDropped, false), drop)
+	localPolicyRules(rb, f, cfg, nil)
+}
+
+// localPolicyRules drop what a policy Local leaves no endpoint for, of the protocols that match.
+func localPolicyRules(rb *ruleBuilder, f fam, cfg Config, match []any) {
+	drop := verdict(expr.VerdictDrop, "")
+	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", match, f.is(), f.destination(), f.lookup(ipvs.SetDropped, false), drop)
 	outside, _ := f.strangers(cfg)
 	rb.add(chainCheck, "externalTrafficPolicy Local without an endpoint here, for clients outside the cluster",
-		f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
+		match, f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, drop)
 }
