@@ -204,13 +204,13 @@ func (e *Events) one(ctx context.Context, key eventKey) {
 
 func (e *Events) create(ctx context.Context, key eventKey, s series) (name string, err error) {
 	now := e.now()
+	about := e.regarding(key.about)
 	event := &eventsv1.Event{
-		ObjectMeta:          metav1.ObjectMeta{Namespace: key.about.Namespace, Name: fmt.Sprintf("%s.%x", key.about.Name, now.UnixNano())},
+		ObjectMeta:          metav1.ObjectMeta{Namespace: namespaceOf(key.about), Name: fmt.Sprintf("%s.%x", about.Name, now.UnixNano())},
 		EventTime:           metav1.NewMicroTime(now),
 		ReportingController: reportingController, ReportingInstance: e.instance, Action: eventAction,
 		Reason: key.reason, Note: s.note, Type: corev1.EventTypeWarning,
-		Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: key.about.Namespace, Name: key.about.Name,
-			UID: types.UID(e.model.uid(key.about).String())},
+		Regarding: about,
 	}
 	if s.count > 1 {
 		event.Series = &eventsv1.EventSeries{Count: s.count, LastObservedTime: metav1.NewMicroTime(s.last)}
@@ -218,10 +218,27 @@ func (e *Events) create(ctx context.Context, key eventKey, s series) (name strin
 	return event.Name, e.client.Post().Namespace(event.Namespace).Resource("events").Body(event).Do(ctx).Error()
 }
 
+// regarding is the Service of that name; for the zero ID the own Node, whose Events everybody looks for under its
+// name in place of its UID (the kubelet's way, and kubectl's).
+func (e *Events) regarding(id ID) corev1.ObjectReference {
+	if id == (ID{}) {
+		return corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: e.model.opt.NodeName, UID: types.UID(e.model.opt.NodeName)}
+	}
+	return corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: id.Namespace, Name: id.Name, UID: types.UID(e.model.uid(id).String())}
+}
+
+// namespaceOf is where an Event about something goes: what has no namespace has its Events in default.
+func namespaceOf(id ID) string {
+	if id == (ID{}) {
+		return metav1.NamespaceDefault
+	}
+	return id.Namespace
+}
+
 func (e *Events) patch(ctx context.Context, key eventKey, s series) error {
 	patch, err := json.Marshal(map[string]any{"series": eventsv1.EventSeries{Count: s.count, LastObservedTime: metav1.NewMicroTime(s.last)}})
 	if err != nil {
 		return err
 	}
-	return e.client.Patch(types.MergePatchType).Namespace(key.about.Namespace).Resource("events").Name(s.name).Body(patch).Do(ctx).Error()
+	return e.client.Patch(types.MergePatchType).Namespace(namespaceOf(key.about)).Resource("events").Name(s.name).Body(patch).Do(ctx).Error()
 }

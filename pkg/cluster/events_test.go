@@ -84,6 +84,23 @@ func TestB53Event(t *testing.T) {
 	}
 }
 
+// TestB53NodeEvent: the zero ID is the own Node.
+func TestB53NodeEvent(t *testing.T) {
+	s := newSender(t)
+	s.Warn(ID{}, "SchedulerMissing", "the kernel lacks nq")
+	s.write(t.Context())
+	if len(s.f.stored) != 1 {
+		t.Fatalf("%d Events", len(s.f.stored))
+	}
+	got := s.f.stored[0]
+	if want := (corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: "own", UID: "own"}); got.Regarding != want {
+		t.Errorf("about %+v, want %+v", got.Regarding, want)
+	}
+	if got.Namespace != "default" || !strings.HasPrefix(got.Name, "own.") {
+		t.Errorf("it is %s/%s", got.Namespace, got.Name)
+	}
+}
+
 // TestB53Repeated: what is said again becomes a count, at most once in 5 min,
 // and a new Event when the API server has forgotten the old one.
 func TestB53Repeated(t *testing.T) {
