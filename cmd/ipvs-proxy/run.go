@@ -104,6 +104,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	for _, s := range list {
 		parts = append(parts, s.Run)
 	}
+	parts = append(parts, func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) })
 	err = together(ctx, parts...)
 	log.Info("stopped, the kernel stays as it is")
 	return err

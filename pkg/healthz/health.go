@@ -59,6 +59,7 @@ type Health struct {
 	now      func() time.Time
 	metrics  *meters
 	registry metrics.KubeRegistry
+	checks   *checks
 
 	mu      sync.Mutex
 	family  [families]familyHealth
@@ -79,7 +80,7 @@ type changes struct{ told, settled uint64 }
 
 // New makes a Health and its metrics.
 func New(o Options) *Health {
-	h := &Health{timeout: o.Timeout, now: o.Now, registry: o.Registry}
+	h := &Health{timeout: o.Timeout, now: o.Now, registry: o.Registry, checks: newChecks()}
 	if h.timeout == 0 {
 		h.timeout = time.Minute
 	}

@@ -113,6 +113,7 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 		}
 	}
 	svc, eps := l.model.Get(id)
+	l.opt.Health.SetCheck(id.Namespace, id.Name, checkOf(svc, eps, l.site.Node.Name))
 	for {
 		frag = Compile(svc, eps, l.site, l.opt.Compile)
 		bad := l.vipsAmong(frag)

@@ -126,6 +126,7 @@ func (l *Loop) settleSite(local ipvs.Local) {
 		}
 		l.base.next = l.now()
 	}
+	l.opt.Health.SetCheckAddresses(l.opt.Compile.NodePorts.checkAddresses(site))
 	if l.site = site; site.equal(old) {
 		return
 	}

@@ -1,0 +1,101 @@
+package healthz
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// The answers are kube-proxy 1.36's, byte for byte.
+func TestB22Body(t *testing.T) {
+	r := newRig(t)
+	h := r.checkHandler(serviceName{"prod", "web"}, IPv6)
+	body := func(local int, healthy bool) string {
+		return fmt.Sprintf("{\n\t\"service\": {\n\t\t\"namespace\": \"prod\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": %t\n}", local, healthy)
+	}
+	r.wants(h, "/", 503, body(0, true))
+	r.SetCheck("prod", "web", Check{Port: 30000, Local: [families]int{IPv4: 5, IPv6: 2}})
+	r.wants(h, "/", 200, body(2, true))
+	w := r.get(h, "/anything")
+	for name, want := range map[string]string{"Content-Type": "application/json", "X-Content-Type-Options": "nosniff", "X-Load-Balancing-Endpoint-Weight": "2"} {
+		if got := w.Header().Get(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	r.SetCheck("prod", "web", Check{Port: 30000, Local: [families]int{IPv4: 5}})
+	r.wants(h, "/", 503, body(0, true))
+	r.SetCheck("prod", "web", Check{Port: 30000, Local: [families]int{IPv6: 1}})
+	r.Heard(1, 1)
+	r.pass(time.Hour)
+	r.wants(h, "/", 503, body(1, false))
+}
+
+// Ports are open while they are wanted, on the addresses that are wanted, and are taken when they become free.
+func TestB22Ports(t *testing.T) {
+	r := newRig(t)
+	core, logs := observer.New(zapcore.ErrorLevel)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.ServeChecks(ctx, zap.New(core)) }()
+	loop := netip.MustParseAddr("127.0.0.1")
+	other := netip.MustParseAddr("127.0.0.2")
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := taken.Addr().(*net.TCPAddr).AddrPort().Port()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	wants := func(what string, a netip.Addr, code int) { // 0: nobody listens
+		t.Helper()
+		got := -1
+		for end := time.Now().Add(20 * time.Second); got != code && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			got = 0
+			if resp, err := client.Get("http://" + netip.AddrPortFrom(a, port).String()); err == nil {
+				got = resp.StatusCode
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+		}
+		if got != code {
+			t.Fatalf("%s: %d from %s, want %d", what, got, a, code)
+		}
+	}
+	r.SetCheckAddresses([]netip.Addr{loop})
+	r.SetCheck("prod", "web", Check{Port: port, Local: [families]int{1}})
+	for logs.FilterMessage("healthCheckNodePort cannot be served, trying again").Len() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wants("the port is free now", loop, 200)
+	if logs.Len() != 1 {
+		t.Errorf("said %d times", logs.Len())
+	}
+	r.SetCheck("prod", "web", Check{Port: port})
+	wants("no endpoint any more", loop, 503)
+	wants("not served there", other, 0)
+	r.SetCheckAddresses([]netip.Addr{loop, other})
+	wants("one address more", other, 503)
+	r.SetCheckAddresses([]netip.Addr{other})
+	wants("one less", loop, 0)
+	wants("the other stays", other, 503)
+	r.SetCheck("prod", "web", Check{})
+	wants("the Service is gone", other, 0)
+	r.SetCheck("prod", "two", Check{Port: port, Local: [families]int{3}})
+	wants("another Service takes the port", other, 200)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	wants("stopped", other, 0)
+}
