@@ -56,12 +56,13 @@ func diffGuard(ops []Op, k Key, have, want Guard, serves bool) []Op {
 		element(s, k, have.Has(s), want.Has(s))
 	}
 	if have.Redirect != want.Redirect {
-		both := have.Redirect.IsValid() && want.Redirect.IsValid()
+		// A client must be refused by the frontend itself: a reset is not taken for the answer to a redirected packet.
+		early := have.Open && want.Redirect.IsValid() || !want.Open
 		if have.Redirect.IsValid() {
-			put(Element{Set: SetRedirect, Key: k, Remove: true, Early: both})
+			put(Element{Set: SetRedirect, Key: k, Remove: true, Early: early})
 		}
 		if want.Redirect.IsValid() {
-			put(Element{Set: SetRedirect, Key: k, To: want.Redirect})
+			put(Element{Set: SetRedirect, Key: k, To: want.Redirect, Early: early})
 		}
 	}
 	element(SetOpen, k, have.Open, want.Open)

@@ -21,6 +21,31 @@ func frontend(open bool, reals ...ipvs.Real) *ipvs.Frontend {
 	return &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Reals: reals}, Guard: ipvs.Guard{Owned: true, Open: open, VIP: true}, Bind: true}
 }
 
+func limited(r ipvs.Real, prefixes ...string) *ipvs.Frontend {
+	fe := frontend(true, r)
+	fe.Guard.Limited = true
+	for _, p := range prefixes {
+		fe.Guard.Ranges = append(fe.Guard.Ranges, ipvs.RangeOf(netip.MustParsePrefix(p)))
+	}
+	fe.Guard.Ranges = ipvs.SortRanges(fe.Guard.Ranges)
+	return fe
+}
+
+// local is a frontend that keeps clients' addresses, and takes those from outside or not.
+func local(barred bool, r ipvs.Real) *ipvs.Frontend {
+	fe := frontend(true, r)
+	if fe.Guard.Sources = ipvs.SourcesKept; barred {
+		fe.Guard.Barred = ipvs.BarredOutside
+	}
+	return fe
+}
+
+func redirected(to string) *ipvs.Frontend {
+	fe := frontend(true)
+	fe.Guard.Redirect = netip.MustParseAddrPort(to)
+	return fe
+}
+
 // TestDiffPrints: each change as the lines a person would type, in the order that traffic needs.
 func TestDiffPrints(t *testing.T) {
 	a, b := real("10.244.1.10:8080", 1), real("10.244.1.11:8080", 1)
@@ -57,6 +82,28 @@ func TestDiffPrints(t *testing.T) {
 			"nft add element inet ipvs-proxy owned4 { 10.96.0.10 . tcp . 80 }",
 			"nft add element inet ipvs-proxy vips4 { 10.96.0.10 }",
 			"nft add element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }"}},
+		{"other sources: in one transaction, before all else", limited(a, "198.51.100.0/24", "192.0.2.0/24"), limited(b, "198.51.0.0/16", "192.0.2.0/24"), []string{
+			"nft delete element inet ipvs-proxy ranges4 { 10.96.0.10 . tcp . 80 . 198.51.100.0-198.51.100.255 }",
+			"nft add element inet ipvs-proxy ranges4 { 10.96.0.10 . tcp . 80 . 198.51.0.0-198.51.255.255 }",
+			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.11:8080 -m -w 1",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 0"}},
+		{"the last endpoint here leaves: outside clients are barred before another node's comes", local(false, a), local(true, b), []string{
+			"nft add element inet ipvs-proxy inside4 { 10.96.0.10 . tcp . 80 }",
+			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.11:8080 -m -w 1",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 0"}},
+		{"one comes back here: let in after the other node's is gone", local(true, a), local(false, b), []string{
+			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.11:8080 -m -w 1",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 0",
+			"nft delete element inet ipvs-proxy inside4 { 10.96.0.10 . tcp . 80 }"}},
+		{"redirected before it loses its endpoints", frontend(true, a), redirected("10.96.0.1:80"), []string{
+			"nft add element inet ipvs-proxy redirect4 { 10.96.0.10 . tcp . 80 : 10.96.0.1 . 80 }",
+			"ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 0"}},
+		{"redirected until it has endpoints", redirected("10.96.0.1:80"), frontend(true, a), []string{
+			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.10:8080 -m -w 1",
+			"nft delete element inet ipvs-proxy redirect4 { 10.96.0.10 . tcp . 80 }"}},
+		{"redirected elsewhere in one transaction", redirected("10.96.0.1:80"), redirected("10.96.0.1:81"), []string{
+			"nft delete element inet ipvs-proxy redirect4 { 10.96.0.10 . tcp . 80 }",
+			"nft add element inet ipvs-proxy redirect4 { 10.96.0.10 . tcp . 80 : 10.96.0.1 . 81 }"}},
 		{"affinity in place", frontend(true, a), &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Flags: ipvs.Persistent, Timeout: 600,
 			Reals: []ipvs.Real{a}}, Guard: frontend(true).Guard, Bind: true}, []string{
 			"ipvsadm -E -t 10.96.0.10:80 -s rr -p 600"}},

@@ -105,18 +105,32 @@ type Element struct {
 	// From is the rest of an element of SetRanges.
 	From   Range
 	Remove bool
-	// Early: together with the guard, not at the end. A frontend opens early when its virtual server serves already,
-	// a redirection goes early when another one takes its place.
+	// Early: together with the guard, not at the end. A frontend opens early when its virtual server serves already. A
+	// redirection comes early to a frontend that is open, and goes early with one that is closed.
 	Early bool
 }
 
 // Phase: what guards goes first and is removed last, what opens goes last and is removed first. Which sources a
 // frontend takes changes in one transaction: no client that may come before and after is turned away in between.
 func (e Element) Phase() Phase {
-	if (e.Set == SetOpen) == e.Remove || e.Early || e.Set == SetLimited || e.Set == SetRanges {
+	switch e.Set {
+	case SetLimited, SetRanges:
 		return PhaseGuard
+	case SetOpen:
+		if e.Remove || e.Early {
+			return PhaseGuard
+		}
+		return PhaseOpen
+	case SetRedirect:
+		if e.Early {
+			return PhaseGuard
+		}
+		return PhaseOpen
 	}
-	return PhaseOpen
+	if e.Remove {
+		return PhaseOpen
+	}
+	return PhaseGuard
 }
 
 func (e Element) op() {}

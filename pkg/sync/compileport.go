@@ -154,13 +154,16 @@ func (c *portCompiler) backends(ipv4 bool, w way) *backends {
 // are any; once there are none and no outside client is let in any more, the endpoints of other nodes are for them.
 func (c *portCompiler) externalLocal(s *scopes, ipv4 bool) *backends {
 	eps := s.local
-	redirect := c.redirect(ipv4)
+	var redirect netip.AddrPort
+	if len(s.cluster) > 0 { // else all are refused here
+		redirect = c.redirect(ipv4)
+	}
 	if len(eps) == 0 && !redirect.IsValid() {
 		eps = s.cluster
 	}
 	b := c.serve(eps)
 	b.redirect = redirect
-	b.open = b.open || redirect.IsValid() && len(s.cluster) > 0
+	b.open = b.open || redirect.IsValid()
 	if len(s.local) == 0 && s.any {
 		b.barred = ipvs.BarredOutside
 		c.f.NoLocal[outward][family(ipv4)] = true

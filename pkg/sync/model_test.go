@@ -291,7 +291,7 @@ func (w *walker) wrote(op ipvs.Op) {
 		if h.what == notBound && w.trouble {
 			continue // one Key of an address could not be closed, and another let the address go: unreachable anyway
 		}
-		if _, element := op.(ipvs.Element); element && h.what == tooFar && w.trouble {
+		if _, element := op.(ipvs.Element); element && w.trouble && (h.what == tooFar || w.expected().redirects[h.key].IsValid()) {
 			continue // a Key's elements of one phase fail together, unlike here
 		}
 		if h.what == tooFar && !w.expected().sets[ipvs.SetKept][h.key] {

@@ -145,7 +145,7 @@ func (h hazard) caused(by ipvs.Op, before map[hazard]bool) bool {
 	}
 	e, ok := by.(ipvs.Element)
 	if ok && (e.Set == ipvs.SetKept && h.what == tooFar || e.Set == ipvs.SetRedirect && e.Early) {
-		return false // the policy begins; another redirection takes its place in the same transaction
+		return false // the policy begins; or a redirection changes in the same transaction as what it is for
 	}
 	return !before[h] && !(ok && e.Early && (h.what == notBound || h.what == tooFar))
 }
