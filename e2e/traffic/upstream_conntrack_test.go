@@ -309,7 +309,7 @@ func TestUpstreamCloseWait(t *testing.T) {
 	})
 }
 
-// All that the agent wrote on a node is deleted: rules, virtual servers, the interface with the virtual IPs. The
+// B74: all that the agent wrote on a node is deleted: rules, virtual servers, the interface with the virtual IPs. The
 // audit finds it and puts it back.
 func TestUpstreamRulesDeleted(t *testing.T) {
 	s := newStage(t).start()
@@ -341,7 +341,7 @@ func TestUpstreamRulesDeleted(t *testing.T) {
 	each(t, func(t *testing.T, family int) {
 		for kind, to := range s.frontends(svc, family) {
 			for _, c := range s.clients() {
-				lab.Eventually(t, time.Minute, fmt.Sprintf("%s is served by the %s again", c.name, kind), func() error {
+				lab.Eventually(t, 40*time.Second, fmt.Sprintf("%s is served by the %s again", c.name, kind), func() error {
 					if r := c.Ask(to, lab.Timeout(time.Second)); r.Verdict != lab.Answered {
 						return fmt.Errorf("%s", r)
 					}

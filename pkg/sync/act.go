@@ -242,6 +242,7 @@ func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error 
 			if failed[s.Key] == nil {
 				failed[s.Key] = err
 			}
+			l.doubtBase()
 			l.noteLacking(s.Op, err)
 			if outcomes[i].Unknown { // it may have taken place, and then nobody does it again
 				l.noteTaken(s)

@@ -91,6 +91,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 	}
 	if err != nil && ctx.Err() == nil {
 		l.log.Warn("looking for changes by others failed", zap.Error(err))
+		l.doubtBase()
 	}
 	if a.found > 0 {
 		l.log.Info("another program changed what is ours: putting it right", zap.Int("differences", a.found))

@@ -46,6 +46,8 @@ func TestAudit(t *testing.T) {
 		"an address too many":    func(k *fake.Kernel) { k.Addrs[netip.MustParseAddr("10.96.0.99")] = true },
 		"address":                func(k *fake.Kernel) { dropAddrs(k) },
 		"an element too many":    func(k *fake.Kernel) { k.Sets[ipvs.SetOpen][ipvs.Key{Addr: key.Addr, Port: 81, Proto: ipvs.TCP}] = true },
+		"the table":              func(k *fake.Kernel) { k.DropTable() },
+		"the interface":          func(k *fake.Kernel) { k.DropLink() },
 		"everything but servers": func(k *fake.Kernel) { clear(k.Sets[ipvs.SetOwned]); clear(k.Sets[ipvs.SetOpen]); dropAddrs(k) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -66,7 +68,7 @@ func TestAudit(t *testing.T) {
 					tamper(r.kernel)
 					r.kernel.Servers[foreign] = ipvs.Server{Scheduler: "sh"}
 				})
-				time.Sleep(12 * time.Second)
+				time.Sleep(17 * time.Second) // a pass, and a look at table and interface
 				if name == "real server too many" {
 					time.Sleep(12 * time.Second) // it drains first
 				}

@@ -132,9 +132,10 @@ type Loop struct {
 
 // state is how something that is tried again and again stands.
 type state struct {
-	ok    bool
-	tries uint8
-	next  time.Time
+	ok     bool
+	tries  uint8
+	next   time.Time
+	looked time.Time // when it was last in order
 }
 
 // New makes a Loop. Nothing is read or written before Run.
@@ -250,7 +251,18 @@ func (l *Loop) ensureBase(ctx context.Context) {
 	if len(r.Wrote) > 0 {
 		l.log.Info("node set up", zap.Strings("wrote", r.Wrote))
 	}
-	l.base = state{ok: true, next: now.Add(l.opt.BasePeriod)}
+	l.base = state{ok: true, next: now.Add(l.opt.BasePeriod), looked: now}
+}
+
+// baseAgain is the least time between two looks at the base that nobody planned.
+const baseAgain = 5 * time.Second
+
+// doubtBase has the base looked at soon: a write or a look for changes failed, and our table or our interface may be
+// gone.
+func (l *Loop) doubtBase() {
+	if at := l.base.looked.Add(baseAgain); l.base.ok && at.Before(l.base.next) {
+		l.base.next = at
+	}
 }
 
 // start reads the kernel, once the base stands and the cluster is known.
