@@ -143,7 +143,7 @@ func readTests(root string) (list []source, err error) {
 		}
 		for _, decl := range parsed.Decls {
 			f, ok := decl.(*ast.FuncDecl)
-			if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "Test") {
+			if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "Test") && !strings.HasPrefix(f.Name.Name, "Fuzz") {
 				continue
 			}
 			s := source{pkg: filepath.ToSlash(dir), name: f.Name.Name}
