@@ -104,6 +104,18 @@ func (n NodePortAddresses) selects(a netip.Addr, primaries []netip.Addr) bool {
 	return a.Is4() && !n.Nowhere4 || a.Is6() && !n.Nowhere6
 }
 
+// checkAddresses are those on which healthCheckNodePorts are served: where node ports are, and on all where these are
+// not limited, which spares a new address a new listener.
+func (n NodePortAddresses) checkAddresses(s Site) []netip.Addr {
+	if n.Primary || n.Nowhere4 || n.Nowhere6 || len(n.Ranges) > 0 {
+		return s.NodePorts
+	}
+	if s.Local.NoIPv6 {
+		return []netip.Addr{netip.IPv4Unspecified()}
+	}
+	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+}
+
 // ParseNodePortAddresses reads the setting nodePortAddresses: CIDRs, or one of the words primary, all and
 // localhost by itself. CIDRs of one family alone mean all addresses of the other. The warnings say what is
 // accepted and serves nothing.

@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/component-base/metrics"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -346,23 +345,8 @@ func TestB51NodeObject(t *testing.T) {
 	code("being deleted", 503)
 }
 
-// What a healthCheckNodePort answers follows the ready endpoints of this node, each address once (B22).
-func TestB22LocalEndpoints(t *testing.T) {
-	svc := &cluster.Service{HealthCheckNodePort: 30000}
-	ep := func(addr, node string, port uint16, ready bool) cluster.Endpoint {
-		return cluster.Endpoint{Addr: netip.MustParseAddr(addr), NodeName: node, Port: port, Ready: ready, Serving: true, Terminating: !ready}
-	}
-	eps := []cluster.Endpoint{ep("10.244.1.1", thisNode, 80, true), ep("10.244.1.1", thisNode, 443, true), ep("10.244.1.2", thisNode, 80, false),
-		ep("10.244.2.1", "node2", 80, true), ep("10.244.1.3", thisNode, 80, true), ep("fd10::1", thisNode, 80, true)}
-	if got, want := checkOf(svc, eps, thisNode), (healthz.Check{Port: 30000, Local: [2]int{2, 1}}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
-	if got := checkOf(&cluster.Service{}, eps, thisNode); got != (healthz.Check{}) {
-		t.Errorf("no port: %+v", got)
-	}
-	if got := checkOf(nil, eps, thisNode); got != (healthz.Check{}) {
-		t.Errorf("no Service: %+v", got)
-	}
+// Where healthCheckNodePorts are served (B22).
+func TestB22Addresses(t *testing.T) {
 	site := Site{NodePorts: addrsOf("192.0.2.1")}
 	if got := (NodePortAddresses{}).checkAddresses(site); len(got) != 2 {
 		t.Errorf("everywhere: %s", got)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -53,6 +54,7 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	mark(l.sensitive, id, frag.Sensitive)
 	mark(l.zonal, id, frag.Zonal)
 	l.countNoLocal(id, frag.NoLocal)
+	l.opt.Health.SetCheck(id.Namespace, id.Name, healthz.Check{Port: frag.Local.HealthCheckNodePort, Local: frag.Local.Ready})
 	l.awaitKeys(id, touched)
 	class := l.classOf(id, classChange)
 	for _, k := range touched {
@@ -113,7 +115,6 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 		}
 	}
 	svc, eps := l.model.Get(id)
-	l.opt.Health.SetCheck(id.Namespace, id.Name, checkOf(svc, eps, l.site.Node.Name))
 	for {
 		frag = Compile(svc, eps, l.site, l.opt.Compile)
 		bad := l.vipsAmong(frag)
