@@ -165,6 +165,7 @@ func (s *stage) holds(t *testing.T, svc lab.Service, p policies, eps []*lab.Pod)
 func TestB20B21Policies(t *testing.T) {
 	s := newStage(t).start(allowExternalIPs)
 	s.serveUDP(5353, s.pods()...)
+	t.Cleanup(func() { s.nothingChanged(t) })
 	for _, p := range []policies{{externalLocal: true}, {internalLocal: true, externalLocal: true}, {internalLocal: true}, {}} {
 		svc := p.with(everywhere(20))
 		for _, eps := range [][]*lab.Pod{s.pods(), {s.w.Pod("pod-c")}, {}, s.pods()[:2]} {
@@ -176,6 +177,21 @@ func TestB20B21Policies(t *testing.T) {
 				s.apply(svc, eps...)
 				s.holds(t, svc, p, eps)
 			})
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}
+
+// nothingChanged: nobody tampered with the nodes, and their agents think so, too.
+func (s *stage) nothingChanged(t testing.TB) {
+	t.Helper()
+	for _, a := range s.agents {
+		for line := range strings.Lines(a.Log()) {
+			if strings.Contains(line, "another program changed") {
+				t.Errorf("%s: %s", a.Node.Name, line)
+			}
 		}
 	}
 }
@@ -256,6 +272,9 @@ func TestB24Terminating(t *testing.T) {
 					}
 				})
 			})
+			if t.Failed() {
+				return
+			}
 		}
 	}
 }
@@ -307,5 +326,8 @@ func TestB25Topology(t *testing.T) {
 				}
 			})
 		})
+		if t.Failed() {
+			return
+		}
 	}
 }

@@ -68,6 +68,9 @@ func TestB13SourceRanges(t *testing.T) {
 					}
 				})
 			})
+			if t.Failed() {
+				return
+			}
 		}
 	}
 }

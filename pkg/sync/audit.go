@@ -21,6 +21,7 @@ type audit struct {
 	// facts are the shared facts seen in this pass, or written meanwhile.
 	facts map[fact]bool
 	found int
+	first string // of what was found
 	// adopted: so was the record of the adoption.
 	adopted bool
 }
@@ -94,7 +95,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 		l.doubtBase()
 	}
 	if a.found > 0 {
-		l.log.Info("another program changed what is ours: putting it right", zap.Int("differences", a.found))
+		l.log.Info("another program changed what is ours: putting it right", zap.Int("differences", a.found), zap.String("first", a.first))
 	}
 	l.opt.Health.Audited(a.cost, a.found)
 	a.busy, a.facts = false, nil
@@ -225,7 +226,9 @@ func (l *Loop) differs(k ipvs.Key) {
 	if c := l.cells[k]; c != nil && c.unknown && l.pending(k) {
 		return // is looked at anyway
 	}
-	l.audits.found++
+	if l.audits.found++; l.audits.first == "" {
+		l.audits.first = k.String()
+	}
 	l.doubt(k)
 }
 
