@@ -17,11 +17,12 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// peers are the remote ends of a host's established TCP connections of a local port, IPv4, from /proc/net/tcp.
+// peers are the remote ends of a host's established TCP connections of a local port, over IPv4 to a socket of both
+// families.
 func peers(t testing.TB, h *lab.Host, port uint16) (list []netip.AddrPort) {
 	t.Helper()
 	err := h.Do(func() error {
-		text, err := os.ReadFile("/proc/thread-self/net/tcp")
+		text, err := os.ReadFile("/proc/thread-self/net/tcp6")
 		for line := range strings.Lines(string(text)) {
 			f := strings.Fields(line)
 			if len(f) < 4 || f[3] != "01" || !strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
@@ -29,10 +30,11 @@ func peers(t testing.TB, h *lab.Host, port uint16) (list []netip.AddrPort) {
 			}
 			addr, remote, _ := strings.Cut(f[2], ":")
 			raw, err := hex.DecodeString(addr)
-			if err != nil || len(raw) != 4 {
+			if err != nil || len(raw) != 16 {
 				return fmt.Errorf("%q: %v", line, err)
 			}
-			slices.Reverse(raw)
+			raw = raw[12:]
+			slices.Reverse(raw) // the kernel prints words
 			n, err := strconv.ParseUint(remote, 16, 16)
 			if err != nil {
 				return err
