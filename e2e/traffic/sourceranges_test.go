@@ -47,6 +47,9 @@ func TestB13SourceRanges(t *testing.T) {
 			{"everyone", []string{"0.0.0.0/0", "::/0"}, strings.Join(everyone, ",")},
 			{"an empty list", []string{}, strings.Join(everyone, ",")},
 		} {
+			if p.externalLocal && c.name != "the client" && c.name != "a pod" && c.name != "the node" {
+				continue // what ranges are is not for the policy to say
+			}
 			t.Run(fmt.Sprintf("%s: %s", p, c.name), func(t *testing.T) {
 				svc := plain
 				if c.ranges != nil {
@@ -61,7 +64,7 @@ func TestB13SourceRanges(t *testing.T) {
 								want = outcome{dropped: true}
 							}
 							becomes(t, a.client, w.tcp, asks[0], family, want)
-							if w.kind == "LoadBalancer" {
+							if w.kind == "LoadBalancer" && a.name == "outside" {
 								becomes(t, a.client, w.udp, asks[1], family, want)
 							}
 						}
