@@ -23,9 +23,9 @@ build: ## build the agent: bin/ipvs-proxy
 IMAGE = $(WITH_GO) run -C hack/release ./image
 
 .PHONY: image
-image: ## build the image, amd64 and arm64: bin/image (OCI layout) and bin/image.tar (the same as OCI archive)
+image: ## build the image, amd64 and arm64: bin/image (OCI layout), bin/image.tar (the same as OCI archive), bin/image.cdx.json (SBOM)
 	mkdir -p bin
-	$(IMAGE) --source $(CURDIR) --version $(VERSION) --layout $(CURDIR)/bin/image --archive $(CURDIR)/bin/image.tar
+	$(IMAGE) --source $(CURDIR) --version $(VERSION) --layout $(CURDIR)/bin/image --archive $(CURDIR)/bin/image.tar --sbom $(CURDIR)/bin/image.cdx.json
 
 .PHONY: image-twice
 image-twice: image ## build the image again, of a copy elsewhere and with nothing cached, and compare

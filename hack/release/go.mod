@@ -3,6 +3,7 @@ module github.com/ipvs-proxy/ipvs-proxy/hack/release
 go 1.26.0
 
 require (
+	github.com/CycloneDX/cyclonedx-go v0.12.0
 	github.com/google/go-containerregistry v0.22.1
 	github.com/spf13/pflag v1.0.10
 	k8s.io/api v0.36.3

@@ -30,11 +30,11 @@ func TestReproducible(t *testing.T) {
 		copyTree(t, filepath.Join(root, name), filepath.Join(copied, name))
 	}
 	var said []string
-	var archives [][]byte
+	var archives, sboms [][]byte
 	for _, source := range []string{root, copied} {
 		dir := t.TempDir()
 		o := options{source: source, version: "v1.2.3", platforms: []string{"linux/" + runtime.GOARCH},
-			layout: filepath.Join(dir, "layout"), archive: filepath.Join(dir, "archive.tar")}
+			layout: filepath.Join(dir, "layout"), archive: filepath.Join(dir, "archive.tar"), sbom: filepath.Join(dir, "sbom.json")}
 		var out bytes.Buffer
 		if err := run(t.Context(), o, &out); err != nil {
 			t.Fatal(err)
@@ -43,13 +43,25 @@ func TestReproducible(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		said, archives = append(said, out.String()), append(archives, archive)
+		sbom, err := os.ReadFile(o.sbom)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, archives, sboms = append(said, out.String()), append(archives, archive), append(sboms, sbom)
 	}
 	if said[0] != said[1] || !strings.Contains(said[0], "v1.2.3 sha256:") {
 		t.Errorf("two builds say\n%s\n%s", said[0], said[1])
 	}
 	if !bytes.Equal(archives[0], archives[1]) {
 		t.Errorf("two builds give two archives, of %d and %d bytes", len(archives[0]), len(archives[1]))
+	}
+	if !bytes.Equal(sboms[0], sboms[1]) {
+		t.Errorf("two builds are made of\n%s\n%s", sboms[0], sboms[1])
+	}
+	for _, want := range []string{`"purl": "pkg:golang/github.com/spf13/cobra@v`, `"purl": "pkg:golang/std@go1.`, `"specVersion": "1.6"`} {
+		if !strings.Contains(string(sboms[0]), want) {
+			t.Errorf("the list of what is in it has no %s:\n%s", want, sboms[0])
+		}
 	}
 }
 

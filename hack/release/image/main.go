@@ -28,6 +28,7 @@ type options struct {
 	layout    string   // directory for the OCI layout; none if empty
 	archive   string   // file for the same layout as a tar archive; none if empty
 	rootfs    string   // file for the first platform's root file system as a tar archive; none if empty
+	sbom      string   // file for the list of what the programs are made of; none if empty
 }
 
 func main() {
@@ -41,6 +42,7 @@ func main() {
 	f.StringVar(&o.layout, "layout", "", "directory to make, for the image as OCI layout")
 	f.StringVar(&o.archive, "archive", "", "file for the image as OCI archive, which is the layout in a tar file")
 	f.StringVar(&o.rootfs, "rootfs", "", "file for the first platform's root file system, as a container would see it, as a tar file")
+	f.StringVar(&o.sbom, "sbom", "", "file for the list of modules in the programs, as CycloneDX JSON")
 	_ = f.Parse(os.Args[1:]) // it exits
 	if err := run(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
@@ -63,6 +65,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	}
 	defer os.RemoveAll(tmp)
 	var images []v1.Image
+	var programs []string
 	for _, p := range o.platforms {
 		platform, err := v1.ParsePlatform(p)
 		if err != nil {
@@ -76,7 +79,12 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("image of %s: %w", p, err)
 		}
-		images = append(images, img)
+		images, programs = append(images, img), append(programs, program)
+	}
+	if o.sbom != "" {
+		if err := writeSBOM(o.sbom, o.version, programs); err != nil {
+			return err
+		}
 	}
 	if o.rootfs != "" {
 		if err := writeRootfs(o.rootfs, images[0]); err != nil {
