@@ -53,6 +53,7 @@ func TestImageRunsTheAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	container.Binds[config] = file
+	kubeletsOOMScore(t)
 	execs := lab.CountExecs(t)
 	commands := 0
 	for _, n := range s.w.Nodes {
@@ -97,7 +98,7 @@ func TestImageRunsTheAgent(t *testing.T) {
 	})
 	for _, a := range s.agents {
 		started[a.Pid()] = true
-		if log := a.Log(); strings.Contains(log, "operation not permitted") || strings.Contains(log, "read-only") || strings.Contains(log, "node set-up is incomplete") {
+		if log := a.Log(); strings.Contains(log, "operation not permitted") || strings.Contains(log, "permission denied") || strings.Contains(log, "read-only") || strings.Contains(log, "node set-up is incomplete") {
 			t.Errorf("%s wants more than it has:\n%s", a, log)
 		}
 	}
@@ -112,6 +113,25 @@ func TestImageRunsTheAgent(t *testing.T) {
 	if n := len(execs.ByThread(t)) - len(started) - commands; n != 2 || !strings.Contains(control.Log(), "no such file") {
 		t.Errorf("the control started another program, and the count of starts went up by %d, want 2: %s", n, control.Log())
 	}
+}
+
+// kubeletsOOMScore gives this process, and so the agents, the OOM score that the kubelet gives a pod of priority
+// system-node-critical. It is not the one in kube-proxy's configuration, which the agent may not set.
+func kubeletsOOMScore(t *testing.T) {
+	t.Helper()
+	const file = "/proc/self/oom_score_adj"
+	had, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, []byte("-997"), 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(file, had, 0); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func executable(t *testing.T) string {
