@@ -24,6 +24,16 @@ type Fragment struct {
 	Zonal bool
 	// Considered are addresses of endpoints that decided something without being real servers everywhere. Sorted.
 	Considered []netip.Addr
+	// Local is what the balancer in front of the cluster wants to know of this node.
+	Local Local
+}
+
+// Local says how many endpoints of a Service stand on this node.
+type Local struct {
+	// HealthCheckNodePort is where the load balancer asks; 0: nowhere.
+	HealthCheckNodePort uint16
+	// Ready are the ready endpoints of each family, IPv4 and IPv6, counted by address as kube-proxy does.
+	Ready [2]int
 }
 
 // noLocal is what kube-proxy counts of policies that find no endpoint: [internal, external][IPv4, IPv6].
@@ -76,6 +86,7 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Compil
 			p.claim(rankNodePort, site.NodePorts, port.NodePort, outward)
 		}
 	}
+	c.countReady(eps)
 	c.f.Considered = ipvs.SortAddrs(c.f.Considered)
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0
 	slices.SortFunc(c.f.Claims, func(a, b KeyClaim) int {
