@@ -58,6 +58,9 @@ func TestReadConnections(t *testing.T) {
 	if n != 4238 || rows != 4096 || err != nil {
 		t.Errorf("%d connections, %d rows, %v; want 4238 and 4096", n, rows, err)
 	}
+	if n, rows, err := readConnections(strings.NewReader("IP Virtual Server version 1.2.1 (size=0)\n")); n != 0 || rows != 0 || err != nil {
+		t.Errorf("no table yet: %d connections, %d rows, %v", n, rows, err)
+	}
 	for _, bad := range []string{"", "TCP 0A60000A:0050 rr\n", "IP Virtual Server version 1.2.1 (size=many)\n",
 		strings.Replace(procIPVS, "4000", "4OOO", 1)} {
 		if _, _, err := readConnections(strings.NewReader(bad)); err == nil {
@@ -67,6 +70,7 @@ func TestReadConnections(t *testing.T) {
 }
 
 func TestJudgeConnections(t *testing.T) {
+	want(t, "no table yet", judgeConnections(0, 0), OK, "0 connections")
 	want(t, "few", judgeConnections(4*4096, 4096), OK, "16384 connections", "4096 rows")
 	want(t, "many", judgeConnections(100_000, 4096), Warning, "100000 connections", "4096 rows", "conn_tab_bits=17")
 }

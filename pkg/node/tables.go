@@ -67,15 +67,17 @@ func checkConnections() Finding {
 }
 
 // readConnections adds up the connections of all real servers: the list of connections itself costs a line for
-// each. Rows is the size of the table in which they stand.
+// each. Rows is the size of the table in which they stand: since 7.x a namespace has its own, which is none before
+// the first virtual server and grows with the connections.
 func readConnections(r io.Reader) (connections, rows int, err error) {
-	lines := bufio.NewScanner(r)
+	lines, sized := bufio.NewScanner(r), false
 	for lines.Scan() {
 		line := lines.Text()
 		if _, size, found := strings.Cut(line, "(size="); found {
 			if rows, err = strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(size), ")")); err != nil {
 				return 0, 0, fmt.Errorf("size of the table in %q: %w", line, err)
 			}
+			sized = true
 			continue
 		}
 		f := strings.Fields(line)
@@ -93,7 +95,7 @@ func readConnections(r io.Reader) (connections, rows int, err error) {
 	if err := lines.Err(); err != nil {
 		return 0, 0, err
 	}
-	if rows == 0 {
+	if !sized {
 		return 0, 0, errors.New("no size in the first line")
 	}
 	return connections, rows, nil
@@ -103,7 +105,7 @@ func readConnections(r io.Reader) (connections, rows int, err error) {
 const longRow = 4
 
 func judgeConnections(connections, rows int) Finding {
-	if connections > longRow*rows {
+	if rows > 0 && connections > longRow*rows {
 		return warning("IPVS has %d connections in a table of %d rows: each packet searches through %d of them; load ip_vs with conn_tab_bits=%d (a line options ip_vs conn_tab_bits=%d in /etc/modprobe.d, then a reboot)",
 			connections, rows, connections/rows, bits.Len(uint(connections)), bits.Len(uint(connections)))
 	}
