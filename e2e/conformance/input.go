@@ -119,7 +119,7 @@ func readMutants(dir string) (list []mutant, err error) {
 var citedRow = regexp.MustCompile(`\bB([1-9][0-9]?)\b`)
 
 // namedRow is the row in a test's name; TestB1WhichServices is for B1.
-var namedRow = regexp.MustCompile(`^TestB([1-9][0-9]?)(?:[^0-9]|$)`)
+var namedRow = regexp.MustCompile(`^Test([BF][1-9][0-9]?)(?:[^0-9]|$)`)
 
 // readTests finds all test functions of the repository.
 func readTests(root string) (list []source, err error) {
@@ -148,7 +148,7 @@ func readTests(root string) (list []source, err error) {
 			}
 			s := source{pkg: filepath.ToSlash(dir), name: f.Name.Name}
 			if m := namedRow.FindStringSubmatch(s.name); m != nil {
-				s.rows = append(s.rows, "B"+m[1])
+				s.rows = append(s.rows, m[1])
 			}
 			for _, m := range citedRow.FindAllString(f.Doc.Text(), -1) {
 				if !slices.Contains(s.rows, m) {
@@ -247,6 +247,9 @@ func count(is ...bool) (n int) {
 
 // number is that of a row.
 func number(row string) int {
-	n, _ := strconv.Atoi(strings.TrimPrefix(row, "B"))
+	n, _ := strconv.Atoi(row[1:])
+	if row[0] == 'F' { // faults, after behaviour
+		n += 100
+	}
 	return n
 }
