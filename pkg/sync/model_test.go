@@ -759,15 +759,17 @@ func (w *walker) tamper(r *rand.Rand) {
 // tamperRange removes one of the source ranges of a frontend, or adds one.
 func (w *walker) tamperRange(r *rand.Rand) {
 	extra := ipvs.Range{First: foreignAddr, Last: foreignAddr}
-	for _, key := range sorted(w.kernel.Ranges) {
-		w.say("%s", key)
-		w.tampered[key.Addr] = true
-		if have := w.kernel.Ranges[key]; r.IntN(2) == 0 || slices.Contains(have, extra) {
-			w.kernel.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: key, From: pick(r, have), Remove: true})
-		} else {
-			w.kernel.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: key, From: extra})
-		}
+	keys := sorted(w.kernel.Ranges)
+	if len(keys) == 0 {
 		return
+	}
+	key := pick(r, keys)
+	w.say("%s", key)
+	w.tampered[key.Addr] = true
+	if have := w.kernel.Ranges[key]; r.IntN(2) == 0 || slices.Contains(have, extra) {
+		w.kernel.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: key, From: pick(r, have), Remove: true})
+	} else {
+		w.kernel.Tamper(ipvs.Element{Set: ipvs.SetRanges, Key: key, From: extra})
 	}
 }
 
