@@ -52,7 +52,7 @@ test-route: ## the traffic tests with virtual IPs as local routes instead of add
 
 .PHONY: e2e
 e2e: ## the tests with a real control plane; the first time compiles Kubernetes, etcd and CoreDNS
-	$(RUN_LAB) e2e
+	$(RUN_LAB) e2e --verbose
 
 .PHONY: memory
 memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services from a real API server

@@ -11,17 +11,20 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
 )
 
 func main() {
@@ -150,7 +153,7 @@ func chosen(name string, only []string) bool {
 }
 
 // kernelTests boots once, and there runs each test first with the agent as it is, then with its mutant.
-func kernelTests(ctx context.Context, mutants []mutant, tmp string, verdicts map[string]string) error {
+func kernelTests(ctx context.Context, mutants []mutant, tmp string, verdicts map[string]string) (err error) {
 	if len(mutants) == 0 {
 		return nil
 	}
@@ -193,6 +196,16 @@ func kernelTests(ctx context.Context, mutants []mutant, tmp string, verdicts map
 			return err
 		}
 	}
+	if needPlane(mutants) {
+		p, err := plane.ForLab(ctx, filepath.Join(tmp, "plane"), "", os.Stdout)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, p.Stop()) }()
+		if err := p.Equip(&job); err != nil {
+			return err
+		}
+	}
 	job.OnResult = func(r machine.Result) {
 		fmt.Printf("%-70s exit %d after %s\n", r.Command, r.Exit, r.Took.Round(time.Second/10))
 	}
@@ -212,6 +225,11 @@ func kernelTests(ctx context.Context, mutants []mutant, tmp string, verdicts map
 		verdicts[r.Command] = verdict(r.Exit, text)
 	}
 	return nil
+}
+
+// needPlane: one of the tests needs a control plane.
+func needPlane(mutants []mutant) bool {
+	return slices.ContainsFunc(mutants, func(m mutant) bool { return m.pkg == plane.Package })
 }
 
 // verdict: killed means that the test itself failed, not that it could not run.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -37,6 +38,7 @@ func (p *Plane) Info() ([]byte, error) {
 //	POST /stop      the API server gets SIGTERM and is waited for; with ?signal=kill SIGKILL
 //	POST /start     the API server is started and waited for
 //	GET  /audit     the audit log so far, a JSON object a line
+//	POST /seed      Services are made, see Seed: ?services=N&endpoints=N
 //	PUT  /out/NAME  a file for Options.Out
 func (p *Plane) serveSwitches() error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,6 +55,14 @@ func (p *Plane) serveSwitches() error {
 		answer(w, p.StopAPI(sig))
 	})
 	mux.HandleFunc("POST /start", func(w http.ResponseWriter, r *http.Request) { answer(w, p.StartAPI(r.Context())) })
+	mux.HandleFunc("POST /seed", func(w http.ResponseWriter, r *http.Request) {
+		services, err := strconv.Atoi(r.FormValue("services"))
+		endpoints, err2 := strconv.Atoi(r.FormValue("endpoints"))
+		if err = errors.Join(err, err2); err == nil {
+			err = p.Seed(r.Context(), services, endpoints)
+		}
+		answer(w, err)
+	})
 	mux.HandleFunc("GET /audit", func(w http.ResponseWriter, _ *http.Request) {
 		b, err := os.ReadFile(p.auditLog())
 		if err != nil {

@@ -14,7 +14,7 @@ var (
 	}
 	kubeProxyModules = []string{
 		"nft_compat", "x_tables", "ip_set", "ip_set_*", "xt_set", "xt_comment", "xt_mark", "xt_MASQUERADE", "xt_addrtype",
-		"xt_conntrack", "xt_tcpudp", "xt_statistic", "xt_nat", "xt_recent", "xt_multiport", "xt_physdev",
+		"xt_conntrack", "xt_tcpudp", "xt_statistic", "xt_nat", "xt_recent", "xt_multiport", "xt_physdev", "ipt_REJECT", "ip6t_REJECT",
 	}
 	kubeProxyLinks = []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"}
 )

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,13 +12,6 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
-	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
-)
-
-// Where the world of the lab has the control plane, see plane.Options. The lab's own package is for the other side.
-var (
-	planeAddress = netip.MustParseAddr("172.28.128.1")
-	serviceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:96::/112")}
 )
 
 // Tests of planePackage that do not belong to every run.
@@ -45,12 +36,12 @@ and stay in the lab's cache.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case build:
-				_, err := planePrograms(cmd.Context(), os.Stderr)
+				_, err := plane.Programs(cmd.Context(), ".", os.Stderr)
 				return err
 			case record != "":
 				o.run = recordTest
 			case memory:
-				o.run = memoryTest
+				o.run, o.verbose = memoryTest, true
 			case o.run == "":
 				o.skip = oddTests
 			}
@@ -59,6 +50,7 @@ and stay in the lab's cache.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.run, "run", "", "only tests that match, as go test -run")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "show what passing tests say: figures of loads, times")
 	f.BoolVar(&o.failOnSkip, "fail-on-skip", true, "count a skipped test as a failure")
 	f.DurationVar(&o.timeout, "timeout", 45*time.Minute, "for the tests")
 	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests")
@@ -71,30 +63,23 @@ and stay in the lab's cache.`,
 	return cmd
 }
 
-func planePrograms(ctx context.Context, log io.Writer) (map[string]string, error) {
-	return programs.Build(ctx, ".", log, programs.Etcd, programs.APIServer, programs.ControllerManager,
-		programs.KubeProxy, programs.CoreDNS)
-}
-
-// runE2E starts a control plane, runs the tests beside it and ends it. What they record goes to the directory out.
+// runE2E starts a control plane, runs the tests beside it in one boot of the lab, and ends it. What they record goes to
+// the directory out.
 func runE2E(ctx context.Context, o testOptions, out string, w io.Writer) (err error) {
 	start := time.Now()
-	files, err := planePrograms(ctx, w)
-	if err != nil {
-		return err
-	}
 	dir, err := os.MkdirTemp("", "ipvs-proxy-e2e-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	p, err := startPlane(ctx, filepath.Join(dir, "plane"), out, files, w)
+	p, err := plane.ForLab(ctx, filepath.Join(dir, "plane"), out, w)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
 	r := newRecorder(w, "e2e")
-	report := planeTests(ctx, o, r, p, files, dir)
+	r.verbose = o.verbose
+	report := planeTests(ctx, o, r, p, dir)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -108,35 +93,12 @@ func runE2E(ctx context.Context, o testOptions, out string, w io.Writer) (err er
 	return nil
 }
 
-func startPlane(ctx context.Context, dir, out string, files map[string]string, w io.Writer) (*plane.Plane, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	p, err := plane.Start(ctx, plane.Options{Programs: files, Dir: dir, Out: out, Address: planeAddress, ServiceCIDRs: serviceCIDRs})
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(w, "== control plane %s ready after %s\n", programs.KubernetesVersion, time.Since(start).Round(100*time.Millisecond))
-	return p, nil
-}
-
-// planeTests runs the tests in one boot of the lab.
-func planeTests(ctx context.Context, o testOptions, r *recorder, p *plane.Plane, files map[string]string, dir string) machine.Report {
-	info, err := p.Info()
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, plane.InfoFile), info, 0o600)
-	}
-	if err != nil {
-		r.failed("description of the control plane", err.Error())
+func planeTests(ctx context.Context, o testOptions, r *recorder, p *plane.Plane, dir string) machine.Report {
+	job := machine.Job{Files: map[string]string{}, Kernel: o.kernel}
+	if err := p.Equip(&job); err != nil {
+		r.failed("way to the control plane", err.Error())
 		return machine.Report{}
 	}
-	job := machine.Job{Kernel: o.kernel, Memory: 4096, KubeProxy: true, HostPorts: []uint16{p.Port, p.Control},
-		Files: map[string]string{
-			plane.InfoFile:     filepath.Join(dir, plane.InfoFile),
-			programs.KubeProxy: files[programs.KubeProxy],
-			programs.CoreDNS:   files[programs.CoreDNS],
-		}}
 	if err := addAgent(ctx, &job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}

@@ -40,6 +40,8 @@ type recorder struct {
 	tests map[testID]*outcome
 	order []*outcome // tests and failed checks
 	pkgs  map[string]*outcome
+
+	verbose bool // show what passing tests say, too
 	built map[string]*strings.Builder // output of the compiler
 }
 
@@ -145,6 +147,9 @@ func (r *recorder) show(o *outcome) {
 		fmt.Fprintf(r.w, "skip  %s %s (%s)\n", r.where, name, reason(o))
 	default:
 		fmt.Fprintf(r.w, "ok    %s %s (%.2fs)\n", r.where, name, o.took.Seconds())
+		if r.verbose {
+			fmt.Fprint(r.w, indent(o.output.String()))
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
 )
 
 // kernelPackage is a package whose tests need a kernel with IPVS. They skip
@@ -31,12 +32,13 @@ var kernelPackages = []kernelPackage{
 }
 
 // planePackage needs a control plane, too: lab e2e runs it.
-var planePackage = kernelPackage{dir: "./e2e/controlplane"}
+var planePackage = kernelPackage{dir: plane.Package}
 
 type testOptions struct {
 	run        string
 	skip       string
 	skipHost   bool
+	verbose    bool
 	failOnSkip bool
 	timeout    time.Duration
 	env        []string

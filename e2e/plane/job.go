@@ -1,0 +1,72 @@
+package plane
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
+)
+
+// Where the world of the lab has the control plane. The lab's own package is for the guest's side.
+var (
+	labAddress   = netip.MustParseAddr("172.28.128.1")
+	labServices  = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:96::/112")}
+	labRecording = "pkg/healthz/testdata/kube-proxy-1.36.3" // what the real kube-proxy serves
+)
+
+// Package is that of the tests which need a control plane.
+const Package = "./e2e/controlplane"
+
+// Programs are the files of all that a job needs, compiled where they are not in the cache. root is the root of the
+// repository.
+func Programs(ctx context.Context, root string, log io.Writer) (map[string]string, error) {
+	return programs.Build(ctx, root, log, programs.Etcd, programs.APIServer, programs.ControllerManager,
+		programs.KubeProxy, programs.CoreDNS)
+}
+
+// ForLab starts a control plane for a job of the lab, in a directory that it makes. What tests hand out goes to the
+// directory out; empty: they may not. It is run at the root of the repository.
+func ForLab(ctx context.Context, dir, out string, log io.Writer) (*Plane, error) {
+	files, err := Programs(ctx, ".", log)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	p, err := Start(ctx, Options{Programs: files, Dir: dir, Out: out, Address: labAddress, ServiceCIDRs: labServices})
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(log, "== control plane %s ready after %s\n", programs.KubernetesVersion, time.Since(start).Round(100*time.Millisecond))
+	return p, nil
+}
+
+// Equip gives a job the way to the control plane, and what its tests need besides.
+func (p *Plane) Equip(job *machine.Job) error {
+	info, err := p.Info()
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(p.opts.Dir, InfoFile)
+	if err := os.WriteFile(file, info, 0o600); err != nil {
+		return err
+	}
+	job.HostPorts = append(job.HostPorts, p.Port, p.Control)
+	job.KubeProxy = true
+	job.Memory = max(job.Memory, 2048) + 2048
+	for name, host := range map[string]string{
+		InfoFile: file, "recording": labRecording,
+		programs.KubeProxy: p.opts.Programs[programs.KubeProxy], programs.CoreDNS: p.opts.Programs[programs.CoreDNS],
+	} {
+		job.Files[name] = host
+	}
+	return nil
+}
