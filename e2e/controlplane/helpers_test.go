@@ -28,6 +28,9 @@ import (
 func (s *stage) startAgents(args ...string) {
 	s.t.Helper()
 	s.proxyAccount()
+	if !realKubeProxy() {
+		s.t.Cleanup(func() { s.agentCalls() })
+	}
 	for _, n := range s.w.Nodes {
 		s.agents = append(s.agents, s.startAgent(n, args...))
 	}
@@ -35,11 +38,15 @@ func (s *stage) startAgents(args ...string) {
 
 func (s *stage) startAgent(n *lab.Node, args ...string) *lab.Agent {
 	s.t.Helper()
-	if os.Getenv("LAB_PROXY") == "kube-proxy" {
+	if realKubeProxy() {
 		return s.startKubeProxy(n, args...)
 	}
-	return s.w.StartAgentOf(s.t, n, []string{"--kubeconfig", s.kubeconfig(metav1.NamespaceSystem, "kube-proxy")}, args...)
+	source := []string{"--kubeconfig", s.kubeconfig(metav1.NamespaceSystem, "kube-proxy", s.server())}
+	s.sources = append(s.sources, source)
+	return s.w.StartAgentOf(s.t, n, source, args...)
 }
+
+func realKubeProxy() bool { return os.Getenv("LAB_PROXY") == "kube-proxy" }
 
 // client is who asks.
 type client struct {
@@ -85,7 +92,7 @@ func (s *stage) createReplicas(name string, n int32) {
 // pods waits until as many pods of a namespace with the label app=NAME are ready, and none else is there.
 func (s *stage) pods(namespace, name string, n int) (pods []*lab.Pod) {
 	s.t.Helper()
-	lab.Eventually(s.t, time.Minute, fmt.Sprintf("%d pods of %s are ready", n, name), func() error {
+	lab.Eventually(s.t, 2*time.Minute, fmt.Sprintf("%d pods of %s are ready", n, name), func() error {
 		list, err := s.api.CoreV1().Pods(namespace).List(s.ctx, metav1.ListOptions{LabelSelector: "app=" + name})
 		if err != nil {
 			return err
@@ -107,7 +114,7 @@ func (s *stage) pods(namespace, name string, n int) (pods []*lab.Pod) {
 	return pods
 }
 
-// reals are the real servers of a frontend on a node that take connections.
+// reals are the real servers of a frontend on a node that take connections, of whatever protocol.
 func reals(n *lab.Node, to netip.AddrPort) (list []string, err error) {
 	servers, err := n.VirtualServers()
 	if err != nil {
@@ -126,7 +133,7 @@ func reals(n *lab.Node, to netip.AddrPort) (list []string, err error) {
 		}
 	}
 	slices.Sort(list)
-	return list, err
+	return slices.Compact(list), err
 }
 
 // wantServing waits until exactly these pods serve a frontend on every node.

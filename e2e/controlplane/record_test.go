@@ -46,6 +46,16 @@ func TestRecordKubeProxy(t *testing.T) {
 	svc := s.createService(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "kubia"},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Selector: map[string]string{"app": "kubia"},
+			Ports: []corev1.ServicePort{
+				{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)},
+				{Name: "udp", Protocol: corev1.ProtocolUDP, Port: 80, TargetPort: intstr.FromInt32(8080)},
+			}},
+	})
+	local := corev1.ServiceInternalTrafficPolicyLocal
+	s.createService(&corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "nowhere-near"},
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Selector: map[string]string{"app": "far"},
+			InternalTrafficPolicy: &local, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
 			Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}},
 	})
 	s.startKubelet()
@@ -72,6 +82,20 @@ func TestRecordKubeProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// A metric that has labels is there once something was observed.
+	lab.Eventually(t, 2*time.Minute, "kube-proxy has gone through its work", func() error {
+		text, err := get(n.Host, recorded["metrics.txt"])
+		if err != nil {
+			return err
+		}
+		for _, m := range []string{"sync_proxy_rules_duration_seconds", "sync_proxy_rules_last_timestamp_seconds", "network_programming_duration_seconds",
+			"sync_proxy_rules_no_local_endpoints_total", "conntrack_reconciler_sync_duration_seconds"} {
+			if !bytes.Contains(text, []byte("# TYPE kubeproxy_"+m+" ")) {
+				return fmt.Errorf("no %s yet", m)
+			}
+		}
+		return nil
+	})
 	for _, name := range slices.Sorted(maps.Keys(recorded)) {
 		text, err := get(n.Host, recorded[name])
 		if err != nil {
@@ -86,7 +110,7 @@ func (s *stage) startKubeProxy(n *lab.Node, args ...string) *lab.Agent {
 	s.t.Helper()
 	program := filepath.Join(os.Getenv("LAB_DIR"), "kube-proxy")
 	return s.w.StartProgram(s.t, n.Host, append([]string{program, "--proxy-mode=ipvs", "--hostname-override=" + n.Name,
-		"--kubeconfig=" + s.kubeconfig(metav1.NamespaceSystem, "kube-proxy"),
+		"--kubeconfig=" + s.kubeconfig(metav1.NamespaceSystem, "kube-proxy", s.server()),
 		// The table's size is the machine's, and a namespace may not change it.
 		"--conntrack-max-per-core=0", "--conntrack-min=0",
 		fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6)}, args...)...)

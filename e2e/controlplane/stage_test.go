@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -67,7 +68,8 @@ type stage struct {
 	namespace string
 	gate      *gate
 	agents    []*lab.Agent
-	source    []string // the agents' way to the API server
+	sources   [][]string // each agent's way to the API server
+	audited   int        // bytes of the audit log that are older than the test
 	kubelet   *kubelet
 }
 
@@ -87,12 +89,33 @@ func newStage(t *testing.T, nodes int) *stage {
 	if s.api, err = kubernetes.NewForConfig(s.config); err != nil {
 		t.Fatal(err)
 	}
+	s.audited = len(s.switchPlane(http.MethodGet, "/audit", nil))
 	s.gate = openGate(t, s.w, s.plane.Port)
+	if err := s.routePods(); err != nil {
+		t.Fatal(err)
+	}
 	for _, n := range s.w.Nodes {
 		s.createNode(n)
 	}
 	s.createNamespace()
 	return s
+}
+
+// routePods tells the wire the way to the pods: the API server answers those that ask it themselves.
+func (s *stage) routePods() error {
+	nl := s.w.Wire.Netlink()
+	br0, err := nl.LinkByName("br0")
+	if err != nil {
+		return err
+	}
+	for _, n := range s.w.Nodes {
+		p := n.PodCIDR4
+		dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+		if err := nl.RouteAdd(&netlink.Route{LinkIndex: br0.Attrs().Index, Dst: dst, Gw: n.V4.AsSlice()}); err != nil {
+			return fmt.Errorf("route of the wire to the pods of %s: %w", n.Name, err)
+		}
+	}
+	return nil
 }
 
 // createNamespace makes a namespace for this test, and waits for its default ServiceAccount, without which there
@@ -201,7 +224,7 @@ func (s *stage) token(namespace, account string) string {
 }
 
 // kubeconfig writes a kubeconfig as kubeadm's ConfigMap of kube-proxy has it, for a ServiceAccount.
-func (s *stage) kubeconfig(namespace, account string) string {
+func (s *stage) kubeconfig(namespace, account string, server netip.AddrPort) string {
 	s.t.Helper()
 	dir := s.t.TempDir()
 	token := filepath.Join(dir, "token")
@@ -219,7 +242,7 @@ contexts:
 - name: default
   context: {cluster: default, user: default, namespace: default}
 current-context: default
-`, s.server(), base64.StdEncoding.EncodeToString(s.config.CAData), token)
+`, server, base64.StdEncoding.EncodeToString(s.config.CAData), token)
 	file := filepath.Join(dir, "kubeconfig.conf")
 	for name, text := range map[string]string{token: s.token(namespace, account), file: config} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
@@ -262,9 +285,9 @@ func (s *stage) trySwitch(method, path string, body io.Reader) ([]byte, error) {
 }
 
 // stopAPI ends the API server; it is back when the test ends, whatever became of it.
-func (s *stage) stopAPI() {
+func (s *stage) stopAPI(how string) {
 	s.t.Helper()
-	s.switchPlane(http.MethodPost, "/stop", nil)
+	s.switchPlane(http.MethodPost, how, nil)
 	s.t.Cleanup(func() {
 		if _, err := s.trySwitch(http.MethodPost, "/start", nil); err != nil && !strings.Contains(err.Error(), "runs already") {
 			s.t.Error(err)

@@ -208,7 +208,9 @@ func TestS13Readiness(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.wantServing(t, to, appPort, pods[1:]...)
-			hits(t, s.clients()[0], to, pods[1:]...)
+			if got, lost := s.clients()[0].Spread(to, 8); got[pods[0].Name] > 0 || len(lost) > 0 {
+				t.Errorf("while %s fails its probe: answered by %v, lost %v", pods[0].Name, got, lost)
+			}
 			if err := k.setReady(s.namespace, pods[0].Name, pods[0], true); err != nil {
 				t.Fatal(err)
 			}
