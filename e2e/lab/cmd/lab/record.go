@@ -41,8 +41,8 @@ type recorder struct {
 	order []*outcome // tests and failed checks
 	pkgs  map[string]*outcome
 
-	verbose bool // show what passing tests say, too
-	built map[string]*strings.Builder // output of the compiler
+	verbose bool                        // show what passing tests say, too
+	built   map[string]*strings.Builder // output of the compiler
 }
 
 func newRecorder(w io.Writer, where string) *recorder {
