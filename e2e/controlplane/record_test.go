@@ -82,6 +82,8 @@ func TestRecordKubeProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Only changes from after its start count for kube-proxy's latency.
+	s.createPod("kubia-2", map[string]string{"app": "kubia"}, n)
 	// A metric that has labels is there once something was observed.
 	lab.Eventually(t, 2*time.Minute, "kube-proxy has gone through its work", func() error {
 		text, err := get(n.Host, recorded["metrics.txt"])
