@@ -305,14 +305,16 @@ func TestB25Topology(t *testing.T) {
 		zones, nodes map[string]string
 		want         []string
 	}{
+		// Each differs from the one before, so that an agent that has heard nothing yet does not pass.
 		{"zone east", "east", zones, nil, []string{"pod-a", "pod-c"}},
+		{"a hint is missing", "east", map[string]string{"pod-a": "east", "pod-b": "west"}, nil, all},
 		{"the node moves west", "west", zones, nil, []string{"pod-b"}},
 		{"to where no hint is for", "north", zones, nil, all},
-		{"and out of every zone", "", zones, nil, all},
-		{"a hint is missing", "east", map[string]string{"pod-a": "east", "pod-b": "west"}, nil, all},
 		{"node hints go before zones", "west", zones, nodes, []string{"pod-a"}},
 		{"a node hint is missing", "west", zones, map[string]string{"pod-a": "node1"}, []string{"pod-b"}},
-		{"no hints", "west", nil, nil, all},
+		{"out of every zone", "", zones, nil, all},
+		{"back to the east", "east", zones, nil, []string{"pod-a", "pod-c"}},
+		{"no hints", "east", nil, nil, all},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s.setZone(t, s.w.Node(1), c.zone)
