@@ -84,7 +84,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 	}
 	done, err := l.kernel.Detect(ctx, l.compare)
 	if err == nil && done && !a.void {
-		l.missing()
+		l.missing(ctx)
 	}
 	a.cost += l.now().Sub(began)
 	if err == nil && !done {
@@ -167,8 +167,9 @@ func looksLike(seen, have ipvs.Server) bool {
 }
 
 // missing ends a pass: what should have been seen and was not, is gone.
-func (l *Loop) missing() {
+func (l *Loop) missing(ctx context.Context) {
 	pass := l.audits.pass
+	var missed []ipvs.Key
 	for _, k := range sorted(l.cells) {
 		c := l.cells[k]
 		if l.pending(k) {
@@ -179,8 +180,11 @@ func (l *Loop) missing() {
 			continue
 		}
 		if c.have != nil && c.seen.missed(c.have, pass) {
-			l.differs(k)
+			missed = append(missed, k)
 		}
+	}
+	for _, k := range l.indeed(ctx, missed) {
+		l.differs(k)
 	}
 	if l.adopted && !l.audits.adopted {
 		l.adopted = false
@@ -200,6 +204,32 @@ func (l *Loop) missing() {
 		}
 	}
 	l.audits.found += l.lack(gone)
+}
+
+// askAtMost is how many missed Keys are asked for at once: about what one slice of work reads.
+const askAtMost = 64
+
+// indeed leaves out of missed Keys those that the kernel holds all the same. Up to Linux 7.0 its list of virtual servers
+// (ip_vs_info_seq_next in net/netfilter/ipvs/ip_vs_ctl.c) leaves some out where another network namespace has IPVS, too:
+// read on after a page, it counts those of all namespaces and skips as many of ours. Of many missed ones some are gone
+// for certain, and each is read at its turn anyway.
+func (l *Loop) indeed(ctx context.Context, missed []ipvs.Key) []ipvs.Key {
+	if len(missed) == 0 || len(missed) > askAtMost {
+		return missed
+	}
+	found, err := l.kernel.Observe(ctx, missed)
+	if err != nil {
+		return missed // their turn will say why
+	}
+	return slices.DeleteFunc(missed, func(k ipvs.Key) bool {
+		is, have := found[k].Have, l.cells[k].have
+		return is != nil && own(is).Equal(own(have))
+	})
+}
+
+// own is what of a Frontend is its Key's alone.
+func own(f *ipvs.Frontend) *ipvs.Frontend {
+	return &ipvs.Frontend{Server: f.Server, Guard: f.Guard.Own()}
 }
 
 // lack queues the Keys that need one of some shared facts, which the kernel does not hold, and counts them.

@@ -97,6 +97,29 @@ func TestAuditThatFails(t *testing.T) {
 	})
 }
 
+// What the kernel's list leaves out is no change by another program; when it is gone indeed, it is put back.
+func TestAuditOverlooks(t *testing.T) {
+	s := newStepper()
+	s.start(completeModel(crowd(20)...))
+	s.pass(2 * time.Minute)
+	var key ipvs.Key
+	for key = range s.kernel.Servers {
+		break
+	}
+	s.kernel.Overlooks = func(k ipvs.Key) bool { return k == key }
+	s.kernel.Log = nil
+	began := s.loop.audits.pass
+	s.pass(2 * time.Minute)
+	if s.loop.audits.pass < began+2 || s.loop.audits.found != 0 || len(s.kernel.Log) > 0 {
+		t.Errorf("%s overlooked: %d passes found %d differences and wrote %s; want none", key, s.loop.audits.pass-began, s.loop.audits.found, s.kernel.Log)
+	}
+	delete(s.kernel.Servers, key)
+	s.pass(2 * time.Minute)
+	if s.kernel.Servers[key].Scheduler == "" || len(s.kernel.Log) == 0 {
+		t.Errorf("%s was deleted and is not back: wrote %s", key, s.kernel.Log)
+	}
+}
+
 // dropAddrs removes our addresses, not the foreign one.
 func dropAddrs(k *fake.Kernel) {
 	for a := range k.Addrs {

@@ -33,6 +33,8 @@ type Kernel struct {
 	Fail func(ipvs.Op) error
 	// FailRead likewise for Observe, Scan and Base.
 	FailRead func() error
+	// Overlooks, where set, says what Detect leaves out, as a kernel's list does at times.
+	Overlooks func(ipvs.Key) bool
 	// Log records the writes that took place.
 	Log []ipvs.Op
 	// Stale are conntrack entries that bypass a virtual server, counted by its Key; Forget deletes them.
@@ -171,7 +173,7 @@ func (k *Kernel) Detect(_ context.Context, f func(ipvs.Key, *ipvs.Frontend)) (do
 	n := min(detectPart, len(k.detected))
 	for _, key := range k.detected[:n] {
 		o, ok := all[key]
-		if !ok {
+		if !ok || k.Overlooks != nil && k.Overlooks(key) {
 			continue
 		}
 		o.Have.Server.Timeout = 0
