@@ -68,7 +68,7 @@ func checkConnections() Finding {
 
 // readConnections adds up the connections of all real servers: the list of connections itself costs a line for
 // each. Rows is the size of the table in which they stand: since 7.x a namespace has its own, which is none before
-// the first virtual server and grows with the connections.
+// the first virtual server and grows with the connections, up to what conn_tab_bits says.
 func readConnections(r io.Reader) (connections, rows int, err error) {
 	lines, sized := bufio.NewScanner(r), false
 	for lines.Scan() {
