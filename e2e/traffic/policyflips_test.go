@@ -21,16 +21,18 @@ func (s *stage) setZone(t testing.TB, n *lab.Node, zone string) {
 	}
 	host := "    kubernetes.io/hostname: " + n.Name + "\n"
 	var lines []string
-	found := false
+	found, next := false, false // the line after its name
 	for line := range strings.Lines(string(content)) {
+		old := next && strings.Contains(line, "topology.kubernetes.io/zone:")
+		next = line == host
 		switch {
-		case line == host:
+		case next:
 			found = true
 			lines = append(lines, line)
 			if zone != "" {
 				lines = append(lines, "    topology.kubernetes.io/zone: "+zone+"\n")
 			}
-		case !strings.Contains(line, "topology.kubernetes.io/zone:"):
+		case !old:
 			lines = append(lines, line)
 		}
 	}
