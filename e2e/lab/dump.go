@@ -2,15 +2,18 @@ package lab
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -155,23 +158,93 @@ func nftRuleset() (string, error) {
 	return string(out), err
 }
 
+// conntrackTable lists the entries with their status, which tells who translated them: IPVS changes the reply and
+// leaves no trace there, a rule sets dnat or snat.
 func conntrackTable() (string, error) {
 	var b strings.Builder
 	var errs []error
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: family})
+		entries, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 		errs = append(errs, err)
-		for _, f := range flows {
-			fmt.Fprintf(&b, "%s %s reply %s mark %#x timeout %d\n",
-				protocol(uint16(f.Forward.Protocol)), tuple(f.Forward), tuple(f.Reverse), f.Mark, f.TimeOut)
+		for _, e := range entries {
+			line, err := conntrackEntry(e)
+			errs = append(errs, err)
+			b.WriteString(line)
 		}
 	}
 	return b.String(), errors.Join(errs...)
 }
 
-func tuple(t netlink.IPTuple) string {
-	return fmt.Sprintf("%s -> %s", net.JoinHostPort(t.SrcIP.String(), fmt.Sprint(t.SrcPort)),
-		net.JoinHostPort(t.DstIP.String(), fmt.Sprint(t.DstPort)))
+func conntrackEntry(msg []byte) (string, error) {
+	e, err := attributes(msg[nl.SizeofNfgenmsg:])
+	if err != nil {
+		return "", err
+	}
+	proto, sent, err := tuple(e[nl.CTA_TUPLE_ORIG])
+	if err != nil {
+		return "", err
+	}
+	_, reply, err := tuple(e[nl.CTA_TUPLE_REPLY])
+	if err != nil {
+		return "", err
+	}
+	number := func(attr uint16) (n uint32) {
+		if v := e[attr]; len(v) == 4 {
+			n = binary.BigEndian.Uint32(v)
+		}
+		return n
+	}
+	status := number(nl.CTA_STATUS)
+	s := fmt.Sprintf("%s %s reply %s mark %#x timeout %d status %#x", proto, sent, reply, number(nl.CTA_MARK), number(nl.CTA_TIMEOUT), status)
+	for _, bit := range []struct { // enum ip_conntrack_status
+		mask uint32
+		name string
+	}{{1 << 1, "replied"}, {1 << 2, "assured"}, {1 << 4, "snat"}, {1 << 5, "dnat"}} {
+		if status&bit.mask != 0 {
+			s += " " + bit.name
+		}
+	}
+	return s + "\n", nil
+}
+
+// attributes splits a list of netlink attributes by type.
+func attributes(b []byte) (map[uint16][]byte, error) {
+	list, err := nl.ParseRouteAttr(b)
+	m := make(map[uint16][]byte, len(list))
+	for _, a := range list {
+		m[a.Attr.Type&nl.NLA_TYPE_MASK] = a.Value
+	}
+	return m, err
+}
+
+// tuple prints one direction of an entry.
+func tuple(b []byte) (proto, s string, err error) {
+	t, err := attributes(b)
+	if err != nil {
+		return "", "", err
+	}
+	ip, err := attributes(t[nl.CTA_TUPLE_IP])
+	if err != nil {
+		return "", "", err
+	}
+	p, err := attributes(t[nl.CTA_TUPLE_PROTO])
+	if err != nil {
+		return "", "", err
+	}
+	end := func(v4, v6, port uint16) string {
+		a, _ := netip.AddrFromSlice(append(slices.Clip(ip[v4]), ip[v6]...))
+		if n := p[port]; len(n) == 2 {
+			return netip.AddrPortFrom(a, binary.BigEndian.Uint16(n)).String()
+		}
+		return a.String()
+	}
+	if n := p[nl.CTA_PROTO_NUM]; len(n) == 1 {
+		proto = protocol(uint16(n[0]))
+	}
+	return proto, end(nl.CTA_IP_V4_SRC, nl.CTA_IP_V6_SRC, nl.CTA_PROTO_SRC_PORT) + " -> " +
+		end(nl.CTA_IP_V4_DST, nl.CTA_IP_V6_DST, nl.CTA_PROTO_DST_PORT), nil
 }
 
 // sysctls prints what IPVS and the paths to it depend on.
