@@ -135,7 +135,7 @@ func TestB20FlipsUnderLoad(t *testing.T) {
 
 // B20, B31: UDP clients that keep sending from one port, while the policy becomes Local and the node's pods leave and
 // come back. The outside one hears from no pod of another node, and is silent while there is none here. The one inside
-// goes on all the time, though it was not redirected when it began.
+// goes on all the time, though it was not redirected when it began; so do those that were, to whichever pod.
 func TestB20UDPFlows(t *testing.T) {
 	s := newStage(t).start()
 	s.serveUDP(5353, s.pods()...)
@@ -169,21 +169,34 @@ func TestB20UDPFlows(t *testing.T) {
 				wantReals(t, s.w.Node(1), to, netip.AddrPortFrom(a.Addr(family), 5353).String()+" 1")
 				hears(outside, "outside, the policy being Local,", "pod-a")
 				far := outside.Report().ByPod["pod-c"]
+				inside := []*lab.Flow{pod}
+				for range 4 {
+					f := flow(t, s.w.Pod("pod-b").Host, to)
+					hears(f, "pod, redirected,", "pod-a", "pod-c")
+					inside = append(inside, f)
+				}
 				s.apply(local.with(svc), c)
 				becomes(t, client{"another client outside", s.w.Client}, to, asks[1], family, outcome{dropped: true})
 				silent := outside.Report()
-				hears(pod, "pod, none being here,", "pod-c")
+				for i, f := range inside {
+					hears(f, fmt.Sprintf("pod, none being here, flow %d,", i), "pod-c")
+				}
 				if r := outside.Report(); r.Answered-silent.Answered > 1 { // one may have been on its way
 					t.Errorf("outside heard %d times of a node without a pod", r.Answered-silent.Answered)
 				}
 				s.apply(local.with(svc), a, c)
 				hears(outside, "outside, one being here again,", "pod-a")
-				hears(pod, "pod", "pod-a", "pod-c")
+				for _, f := range inside {
+					hears(f, "pod", "pod-a", "pod-c")
+				}
 				if r := outside.Report(); r.ByPod["pod-c"] > far {
 					t.Errorf("outside heard %d times from another node's pod under policy Local", r.ByPod["pod-c"]-far)
 				}
-				outside.Stop()
-				pod.Stop()
+				s.apply(svc, a)
+				for i, f := range append(inside, outside) {
+					hears(f, fmt.Sprintf("the policy being Cluster again, flow %d,", i), "pod-a")
+					f.Stop()
+				}
 			})
 		})
 	}

@@ -202,6 +202,28 @@ type Forget struct {
 	// Undirected deletes those as well that were made before clients inside the cluster were redirected, when the
 	// frontend has no real server of its own any more.
 	Undirected bool
+	// Directed deletes the entries of redirected clients as well that another one answers than a real server of Own or
+	// Target. The first packet goes through IPVS, which writes the real server into the entry; from then on the
+	// redirection itself translates to that (nf_nat_packet takes the reply's tuple), past IPVS, whatever becomes of it.
+	Directed bool
+	// Own and Target are what is wanted of the frontend and of the one that it redirects to; nil: nothing.
+	Own, Target *Frontend
+}
+
+// ServesItself: a real server has the frontend's own address, as a pod of the host network has that of a node port.
+// Its answers come from there whether IPVS translated them or not: what bypasses it cannot be told.
+func (o Forget) ServesItself() bool {
+	return o.Own != nil && slices.ContainsFunc(o.Own.Server.Reals, func(r Real) bool { return r.Addr.Addr() == o.Key.Addr })
+}
+
+// Reaches reports whether a redirected client may be answered by who answers it.
+func (o Forget) Reaches(by netip.AddrPort) bool {
+	for _, fe := range []*Frontend{o.Own, o.Target} {
+		if fe != nil && slices.ContainsFunc(fe.Server.Reals, func(r Real) bool { return r.Addr == by }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (AddServer) Phase() Phase { return PhaseServe }
@@ -264,8 +286,13 @@ func (o Unbind) String() string { return "ip addr del " + host(o.Addr) + " dev k
 
 func (o Forget) String() string {
 	line := fmt.Sprintf("conntrack -D -p %s --orig-dst %s --orig-port-dst %d", o.Key.Proto, o.Key.Addr, o.Key.Port)
-	if o.Undirected {
+	switch {
+	case o.Undirected && o.Directed:
+		return line + " # those without destination NAT, and with one to no real server"
+	case o.Undirected:
 		return line + " # those without destination NAT"
+	case o.Directed:
+		return line + " --reply-src " + o.Key.Addr.String() + " # and those with destination NAT to no real server"
 	}
 	return line + " --reply-src " + o.Key.Addr.String()
 }

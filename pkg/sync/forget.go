@@ -3,7 +3,6 @@ package sync
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -12,12 +11,15 @@ import (
 )
 
 // forgetting collects the UDP frontends whose virtual server has just begun to take packets. A client that
-// sent before has a conntrack entry that bypasses it, and renews that with every datagram. One look through
-// the table serves all of them, at most once a second (B31).
+// sent before has a conntrack entry that bypasses it, and renews that with every datagram. It collects as well
+// those that redirect, when a real server goes to which clients may have been redirected. One look through the
+// table serves all of them, at most once a second (B31).
 type forgetting struct {
 	keys  map[ipvs.Key]bool
 	bound map[netip.Addr]bool // those whose frontends are among the keys, because the address was bound
 	next  time.Time
+	// redirected are the UDP frontends that redirect, or did: their clients may have entries that last longer.
+	redirected map[ipvs.Key]bool
 }
 
 // forgetPeriod is the least time between two looks through the conntrack table.
@@ -30,7 +32,8 @@ func (f *forgetting) add(k ipvs.Key) {
 	f.keys[k] = true
 }
 
-// noteTaken takes from an operation which UDP frontends take packets that went elsewhere before. An address is
+// noteTaken takes from an operation which UDP frontends take packets that went elsewhere before, and of which
+// the redirected clients may go where they should not any more. An address is
 // bound once, for the sake of whichever of its frontends has its turn first: it concerns all of them.
 func (l *Loop) noteTaken(s ipvs.Step) {
 	switch op := s.Op.(type) {
@@ -38,8 +41,17 @@ func (l *Loop) noteTaken(s ipvs.Step) {
 		l.forget.takeAddress(op.Addr, l.ledger)
 	case ipvs.AddServer:
 		l.forget.take(s.Key)
+	case ipvs.DelReal:
+		l.takeRedirected(op.Key)
+	case ipvs.DelServer:
+		l.takeRedirected(op.Key)
 	case ipvs.Element:
-		if opens := op.Set == ipvs.SetOpen || op.Set == ipvs.SetRedirect || op.Set == ipvs.SetInside; opens && !op.Remove {
+		if op.Set == ipvs.SetRedirect {
+			l.forget.redirects(s.Key)
+			l.forget.take(s.Key)
+			return
+		}
+		if opens := op.Set == ipvs.SetOpen || op.Set == ipvs.SetInside; opens && !op.Remove {
 			l.forget.take(s.Key)
 		}
 	}
@@ -48,6 +60,30 @@ func (l *Loop) noteTaken(s ipvs.Step) {
 func (f *forgetting) take(k ipvs.Key) {
 	if k.Proto == ipvs.UDP {
 		f.add(k)
+	}
+}
+
+// redirects notes a frontend that redirects.
+func (f *forgetting) redirects(k ipvs.Key) {
+	if k.Proto != ipvs.UDP {
+		return
+	}
+	if f.redirected == nil {
+		f.redirected = map[ipvs.Key]bool{}
+	}
+	f.redirected[k] = true
+}
+
+// takeRedirected takes the redirecting frontends of the Service that lost a real server, by whichever of its Keys.
+func (l *Loop) takeRedirected(k ipvs.Key) {
+	owner := l.ledger.owner(k)
+	if owner == nil || k.Proto != ipvs.UDP || len(l.forget.redirected) == 0 {
+		return // where the Service is gone, so are its redirections
+	}
+	for _, other := range l.ledger.byService[owner.Service] {
+		if l.forget.redirected[other] {
+			l.forget.take(other)
+		}
 	}
 }
 
@@ -80,10 +116,19 @@ func (f *forgetting) due() time.Time {
 	return f.next
 }
 
-// servesItself: a real server has the frontend's own address, as a pod of the host network has that of a node
-// port. Its answers come from there whether IPVS translated them or not: what bypasses it cannot be told.
-func servesItself(k ipvs.Key, fe *ipvs.Frontend) bool {
-	return slices.ContainsFunc(fe.Server.Reals, func(r ipvs.Real) bool { return r.Addr.Addr() == k.Addr })
+// forgetOf is what is to be deleted for a frontend; false: nothing.
+func (l *Loop) forgetOf(k ipvs.Key) (op ipvs.Forget, some bool) {
+	want := l.ledger.want(k)
+	op = ipvs.Forget{Key: k, Directed: l.forget.redirected[k], Own: want}
+	if want == nil {
+		return op, op.Directed
+	}
+	if to := want.Guard.Redirect; to.IsValid() {
+		op.Target = l.ledger.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto})
+		// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
+		op.Undirected = len(want.Server.Reals) == 0
+	}
+	return op, op.Directed || !op.ServesItself()
 }
 
 // forgetFlows deletes the conntrack entries of the collected frontends, when it is time.
@@ -94,13 +139,11 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 	}
 	var plan ipvs.Plan
 	for _, k := range sorted(l.forget.keys) {
-		if want := l.ledger.want(k); want != nil && !servesItself(k, want) {
-			// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
-			undirected := want.Guard.Redirect.IsValid() && len(want.Server.Reals) == 0
-			plan = append(plan, ipvs.Step{Key: k, Op: ipvs.Forget{Key: k, Undirected: undirected}})
+		if op, some := l.forgetOf(k); some {
+			plan = append(plan, ipvs.Step{Key: k, Op: op})
 		}
 	}
-	l.forget = forgetting{next: now.Add(forgetPeriod)}
+	l.forget = forgetting{next: now.Add(forgetPeriod), redirected: l.forget.redirected}
 	failed := 0
 	var first error
 	outcomes := l.kernel.Do(ctx, plan)
@@ -111,6 +154,8 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 				first = o.Err
 			}
 			l.forget.add(plan[i].Key)
+		} else if l.ledger.want(plan[i].Key) == nil {
+			delete(l.forget.redirected, plan[i].Key)
 		}
 	}
 	if failed > 0 && ctx.Err() == nil {

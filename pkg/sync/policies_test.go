@@ -2,6 +2,7 @@ package sync
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -40,4 +41,66 @@ func TestAuditTakesPoliciesForOurs(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestForgetsRedirected: when a real server leaves, or nothing is redirected any more, the entries of redirected UDP
+// clients are looked through; of a Service that never redirected anyone they are not.
+func TestForgetsRedirected(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		policy := func(p corev1.ServiceExternalTrafficPolicy) *corev1.Service {
+			dns := balancer("dns", "10.96.0.53", "203.0.113.1", 1, 53)
+			dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+			dns.Spec.ExternalTrafficPolicy = p
+			return dns
+		}
+		cluster, local := policy(corev1.ServiceExternalTrafficPolicyCluster), policy(corev1.ServiceExternalTrafficPolicyLocal)
+		a, c := "10.244.1.5@node1", "10.244.2.10@node2"
+		addr := func(s string) netip.AddrPort {
+			ip, _, _ := strings.Cut(s, "@")
+			return netip.AddrPortFrom(netip.MustParseAddr(ip), 8080)
+		}
+		r.model.SetNode(nodeNamed("192.0.2.7"))
+		r.set(cluster, slice(cluster, a, c))
+		r.synced()
+		r.start()
+		time.Sleep(2 * time.Second)
+		for _, step := range []struct {
+			what string
+			svc  *corev1.Service
+			eps  []string
+			// of the last look at the balancer's address: who may answer, and who may not
+			looked   bool
+			may, not []string
+		}{
+			{"never redirected", cluster, []string{c}, false, nil, nil},
+			{"redirected", local, []string{a, c}, true, []string{a, c}, nil},
+			{"one of another node leaves", local, []string{a}, true, []string{a}, []string{c}},
+			{"it comes", local, []string{a, c}, false, nil, nil},
+			{"the last one here leaves", local, []string{c}, true, []string{c}, []string{a}},
+			{"no longer redirected", cluster, []string{a, c}, true, []string{a, c}, nil},
+			{"one leaves of those to whom clients were redirected", cluster, []string{a}, true, []string{a}, []string{c}},
+		} {
+			r.writes(func() { r.set(step.svc, slice(step.svc, step.eps...)); time.Sleep(5 * time.Second) })
+			var last *ipvs.Forget
+			for _, op := range r.kernel.Log {
+				if f, ok := op.(ipvs.Forget); ok && f.Key.Addr == netip.MustParseAddr("203.0.113.1") {
+					last = &f
+				}
+			}
+			if looked := last != nil && last.Directed; looked != step.looked {
+				t.Errorf("%s: looked %t (%v), want %t", step.what, looked, last, step.looked)
+				continue
+			}
+			for _, s := range step.may {
+				if !last.Reaches(addr(s)) {
+					t.Errorf("%s: %s may not answer", step.what, s)
+				}
+			}
+			for _, s := range step.not {
+				if last.Reaches(addr(s)) {
+					t.Errorf("%s: %s may answer", step.what, s)
+				}
+			}
+		}
+	})
 }

@@ -28,6 +28,9 @@ func (l *Loop) scan(ctx context.Context) error {
 	old := l.cells
 	l.cells = map[ipvs.Key]*cell{}
 	for k, o := range seen {
+		if k.HasServer() && o.Have.Guard.Redirect.IsValid() {
+			l.forget.redirects(k)
+		}
 		if k.HasServer() && l.ours(k, o.Have) {
 			c := &cell{have: o.Have}
 			if before := old[k]; before != nil {

@@ -81,7 +81,7 @@ func tableIsEmpty() (bool, error) {
 func (c *conntrackDoor) find(ctx context.Context, ops []ipvs.Forget) (found []ctEntry, err error) {
 	want, keys, anyReply := make(map[ipvs.Key]ipvs.Forget, len(ops)), make([]ipvs.Key, len(ops)), false
 	for i, o := range ops {
-		want[o.Key], keys[i], anyReply = o, o.Key, anyReply || o.Undirected
+		want[o.Key], keys[i], anyReply = o, o.Key, anyReply || o.Undirected || o.Directed
 	}
 	c.b.reset()
 	c.b.begin(ctType(ctMsgGet), unix.NLM_F_DUMP, nfgen(byte(af(keys[0].Addr)), 0))
@@ -92,7 +92,7 @@ func (c *conntrackDoor) find(ctx context.Context, ops []ipvs.Forget) (found []ct
 	match.put(&c.b)
 	err = c.sock.dump(ctx, &c.b, func(msg []byte) error {
 		e, err := parseCT(msg)
-		if o, asked := want[e.key]; err != nil || !asked || !e.useless(o.Undirected) {
+		if o, asked := want[e.key]; err != nil || !asked || !e.useless(o) {
 			return err
 		}
 		e.tuple, e.id = bytes.Clone(e.tuple), bytes.Clone(e.id)

@@ -162,8 +162,67 @@ func TestForgetUndirected(t *testing.T) {
 			c.b.finish()
 			if err := eachMessage(c.b.data, func(_, _ uint16, _ uint32, body []byte) {
 				e, err := parseCT(body)
-				if err != nil || e.useless(true) != want || e.useless(false) {
+				if err != nil || e.useless(ipvs.Forget{Key: dns, Undirected: true}) != want || e.useless(ipvs.Forget{Key: dns}) {
 					t.Errorf("status %#x: %+v, %v; want useless %t", status, e, err, want)
+				}
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestForgetDirected: of the clients that were redirected those lose their entry whom a real server answers that is none
+// any more.
+func TestForgetDirected(t *testing.T) {
+	frontend := func(reals ...string) *ipvs.Frontend {
+		fe := &ipvs.Frontend{}
+		for _, r := range reals {
+			fe.Server.Reals = append(fe.Server.Reals, ipvs.Real{Addr: netip.MustParseAddrPort(r), Weight: 1})
+		}
+		return fe
+	}
+	for _, x := range []struct {
+		vip, own, target, gone, client string
+	}{
+		{"203.0.113.10", "10.244.1.7:5353", "10.244.2.7:5353", "10.244.2.8:5353", "10.244.1.5:1000"},
+		{"fd20:113::10", "[fd10:244:1::7]:5353", "[fd10:244:2::7]:5353", "[fd10:244:2::8]:5353", "[fd10:244:1::5]:1000"},
+	} {
+		c := testConntrack(t)
+		vip := udp(x.vip, 53)
+		op := ipvs.Forget{Key: vip, Directed: true, Own: frontend(x.own), Target: frontend(x.target, x.own)}
+		none := ipvs.Forget{Key: vip, Directed: true}
+		const directed, not = 0x0ae, 0x08e // as the kernel writes them
+		answer := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+		for _, e := range []struct {
+			name    string
+			op      ipvs.Forget
+			status  uint32
+			answers netip.AddrPort
+			useless bool
+		}{
+			{"by the target's", op, directed, answer(x.target), false},
+			{"by its own", op, directed, answer(x.own), false},
+			{"by one that is gone", op, directed, answer(x.gone), true},
+			{"by another port", op, directed, netip.AddrPortFrom(answer(x.target).Addr(), 5454), true},
+			{"by one that is gone, through IPVS", op, not, answer(x.gone), false},
+			{"by one that is gone, not asked for", ipvs.Forget{Key: vip}, directed, answer(x.gone), false},
+			{"the frontend is gone", none, directed, answer(x.target), true},
+			{"past IPVS", op, not, netip.AddrPortFrom(vip.Addr, 53), true},
+			{"a node port of the host network", ipvs.Forget{Key: vip, Directed: true, Own: frontend(netip.AddrPortFrom(vip.Addr, 5353).String())},
+				not, netip.AddrPortFrom(vip.Addr, 5353), false},
+		} {
+			c.b.reset()
+			c.b.begin(ctType(ctMsgNew), 0, nfgen(byte(af(vip.Addr)), 0))
+			c.putTuple(ctTupleOrig, answer(x.client), netip.AddrPortFrom(vip.Addr, 53), ipvs.UDP)
+			c.putTuple(ctTupleReply, e.answers, answer(x.client), ipvs.UDP)
+			c.b.attr(ctStatus, binary.BigEndian.AppendUint32(nil, e.status))
+			c.b.attrU32(ctID, 7)
+			c.b.finish()
+			if err := eachMessage(c.b.data, func(_, _ uint16, _ uint32, body []byte) {
+				got, err := parseCT(body)
+				if err != nil || got.key != vip || got.answers != e.answers || got.useless(e.op) != e.useless {
+					t.Errorf("%s, answered %s: %+v, %v; want useless %t", x.vip, e.name, got, err, e.useless)
 				}
 			}); err != nil {
 				t.Error(err)

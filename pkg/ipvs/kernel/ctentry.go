@@ -53,10 +53,10 @@ func ctType(msg int) uint16 { return uint16(unix.NFNL_SUBSYS_CTNETLINK<<8 | msg)
 
 // ctEntry is what a Forget needs to know of an entry of the connection table.
 type ctEntry struct {
-	key      ipvs.Key   // the original destination
-	replySrc netip.Addr // who answers
-	tuple    []byte     // the original tuple as the kernel wrote it: it names the entry
-	id       []byte     // tells the entry from a later one with the same tuple
+	key      ipvs.Key       // the original destination
+	answers  netip.AddrPort // who does
+	tuple    []byte         // the original tuple as the kernel wrote it: it names the entry
+	id       []byte         // tells the entry from a later one with the same tuple
 	zone     bool
 	directed bool // its destination was translated by a rule
 }
@@ -64,22 +64,27 @@ type ctEntry struct {
 // bypasses: the entry answers from the virtual IP itself, which no connection of IPVS does. Entries of a
 // zone other than the first are another's view of the traffic (Open vSwitch): there, a connection through
 // IPVS looks like this as well.
-func (e *ctEntry) bypasses() bool { return e.replySrc == e.key.Addr && !e.zone }
+func (e *ctEntry) bypasses() bool { return e.answers.Addr() == e.key.Addr && !e.zone }
 
 // useless reports whether an entry is one that a Forget is for.
-func (e *ctEntry) useless(undirected bool) bool {
-	return e.bypasses() || undirected && !e.directed && !e.zone
+func (e *ctEntry) useless(o ipvs.Forget) bool {
+	if o.Directed && e.directed {
+		return !e.zone && !o.Reaches(e.answers)
+	}
+	return e.bypasses() && !o.ServesItself() || o.Undirected && !e.directed && !e.zone
 }
 
 // parseCT reads an entry; its slices point into msg. An entry whose protocol has no ports has none.
 func parseCT(msg []byte) (e ctEntry, err error) {
-	err = eachAttr(skip(msg, nfgenLen), func(typ uint16, v []byte) error {
+	err = eachAttr(skip(msg, nfgenLen), func(typ uint16, v []byte) (err error) {
 		switch typ {
 		case ctTupleOrig:
 			e.tuple = v
-			return e.parseTuple(v, func(dst netip.Addr) { e.key.Addr = dst }, nil)
+			var to netip.AddrPort
+			to, err = e.parseTuple(v, ctV4Dst, ctV6Dst, ctProtoDstPort)
+			e.key.Addr, e.key.Port = to.Addr(), to.Port()
 		case ctTupleReply:
-			return e.parseTuple(v, nil, func(src netip.Addr) { e.replySrc = src })
+			e.answers, err = e.parseTuple(v, ctV4Src, ctV6Src, ctProtoSrcPort)
 		case ctStatus:
 			e.directed = len(v) == 4 && binary.BigEndian.Uint32(v)&ctDstNAT != 0
 		case ctID:
@@ -87,52 +92,48 @@ func parseCT(msg []byte) (e ctEntry, err error) {
 		case ctZone:
 			e.zone = true
 		}
-		return nil
+		return err
 	})
-	if err == nil && (e.tuple == nil || !e.key.Addr.IsValid() || !e.replySrc.IsValid() || len(e.id) != 4) {
+	if err == nil && (e.tuple == nil || !e.key.Addr.IsValid() || !e.answers.Addr().IsValid() || len(e.id) != 4) {
 		err = fmt.Errorf("conntrack entry without tuples or number: %w", unix.EBADMSG)
 	}
 	return e, err
 }
 
-// parseTuple reads one direction. Protocol and port are those of the original one, where dst is not nil.
-func (e *ctEntry) parseTuple(b []byte, dst, src func(netip.Addr)) error {
-	return eachAttr(b, func(typ uint16, v []byte) error {
+// parseTuple reads one end of one direction, by the attributes that it has there, and the protocol, which both
+// directions have in common.
+func (e *ctEntry) parseTuple(b []byte, v4, v6, portAttr uint16) (end netip.AddrPort, err error) {
+	var addr netip.Addr
+	var port uint16
+	err = eachAttr(b, func(typ uint16, v []byte) error {
 		switch typ {
 		case ctTupleIP:
 			return eachAttr(v, func(typ uint16, v []byte) error {
 				a, ok := netip.AddrFromSlice(v)
-				switch {
-				case !ok:
+				if !ok {
 					return fmt.Errorf("conntrack address of %d bytes: %w", len(v), unix.EBADMSG)
-				case dst != nil && (typ == ctV4Dst || typ == ctV6Dst):
-					dst(a)
-				case src != nil && (typ == ctV4Src || typ == ctV6Src):
-					src(a)
+				}
+				if typ == v4 || typ == v6 {
+					addr = a
 				}
 				return nil
 			})
 		case ctTupleProto:
-			if dst != nil {
-				return e.parseProto(v)
-			}
+			return eachAttr(v, func(typ uint16, v []byte) error {
+				switch {
+				case typ == ctProtoNum && len(v) >= 1:
+					e.key.Proto = ipvs.Proto(v[0])
+				case typ == portAttr && len(v) >= 2:
+					port = binary.BigEndian.Uint16(v)
+				}
+				return nil
+			})
 		case ctTupleZone:
 			e.zone = true
 		}
 		return nil
 	})
-}
-
-func (e *ctEntry) parseProto(b []byte) error {
-	return eachAttr(b, func(typ uint16, v []byte) error {
-		switch {
-		case typ == ctProtoNum && len(v) >= 1:
-			e.key.Proto = ipvs.Proto(v[0])
-		case typ == ctProtoDstPort && len(v) >= 2:
-			e.key.Port = binary.BigEndian.Uint16(v)
-		}
-		return nil
-	})
+	return netip.AddrPortFrom(addr, port), err
 }
 
 // ctMatch is what a dump is asked for: what all of some frontends have in common, so that the kernel does
