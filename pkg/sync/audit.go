@@ -251,10 +251,14 @@ func (l *Loop) lack(gone map[fact]bool) (n int) {
 	return n
 }
 
-// differs queues a Key of which the kernel does not hold what it should.
+// differs queues a Key of which the kernel does not hold what it should. Where the mirror is not sure itself, as of
+// what is withheld while parts of the cluster are missing, a difference is nobody's work.
 func (l *Loop) differs(k ipvs.Key) {
-	if c := l.cells[k]; c != nil && c.unknown && l.pending(k) {
-		return // is looked at anyway
+	if c := l.cells[k]; c != nil && c.unknown {
+		if !l.pending(k) { // else it is looked at anyway
+			l.doubt(k)
+		}
+		return
 	}
 	if l.audits.found++; l.audits.first == "" {
 		l.audits.first = k.String()

@@ -43,6 +43,29 @@ func TestAuditTakesPoliciesForOurs(t *testing.T) {
 	}
 }
 
+// TestAuditOfAnIncompleteClusterBlamesNobody: what the mirror is not sure of while parts of the cluster are missing is
+// read again, and taken for no other program's work.
+func TestAuditOfAnIncompleteClusterBlamesNobody(t *testing.T) {
+	s := newStepper()
+	s.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7")}
+	logs, seen := observer.New(zap.InfoLevel)
+	m := newModel(nodeNamed("192.0.2.7"))
+	m.SetSynced()
+	s.start(m)
+	s.loop.log = zap.New(logs)
+	web := nodePorts(balancer("web", "10.96.0.1", "203.0.113.1", 1, 80), 30080)
+	web.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	for i, eps := range [][]string{{"10.244.1.5@node1", "10.244.2.10@node2"}, {"10.244.2.10@node2"}, {"10.244.1.5@node1"}, {"10.244.2.10@node2"}, {}} {
+		give(s.model, web, slice(web, eps...))
+		s.pass(45 * time.Second)
+		for _, e := range seen.TakeAll() {
+			if strings.Contains(e.Message, "another program") {
+				t.Errorf("step %d: %s", i, fmt.Sprint(e))
+			}
+		}
+	}
+}
+
 // TestForgetsRedirected: when a real server leaves, or nothing is redirected any more, the entries of redirected UDP
 // clients are looked through; of a Service that never redirected anyone they are not.
 func TestForgetsRedirected(t *testing.T) {
