@@ -37,7 +37,8 @@ func (h *Host) openConnections(port uint16) (n int, err error) {
 					continue
 				}
 				switch string(f[3]) {
-				case "01", "03", "08": // established, in its handshake, closed by the client alone
+				case "01", "03", "08", // established, in its handshake, closed by the client alone
+					"04", "0B": // closed by the server, and the client has not acknowledged all of the answer
 					n++
 				}
 			}

@@ -239,8 +239,13 @@ func (h *realNode) tamper(r *rand.Rand) string {
 		for _, real := range o.Have.Server.Reals {
 			ops = append(ops, ipvs.DelReal{Key: k, Addr: real.Addr}, ipvs.SetReal{Key: k, Real: ipvs.Real{Addr: real.Addr, Weight: 7}})
 		}
-		if o.Have.Guard.Open {
-			ops = append(ops, ipvs.Element{Set: ipvs.SetOpen, Key: k, Remove: true})
+		for _, set := range ipvs.KeySets {
+			if o.Have.Guard.Has(set) && set != ipvs.SetOwned { // of what is not recorded as ours nobody knows whose it is
+				ops = append(ops, ipvs.Element{Set: set, Key: k, To: o.Have.Guard.Redirect, Remove: true})
+			}
+		}
+		for _, from := range o.Have.Guard.Ranges {
+			ops = append(ops, ipvs.Element{Set: ipvs.SetRanges, Key: k, From: from, Remove: true})
 		}
 		if o.Have.Guard.VIP {
 			ops = append(ops, ipvs.Element{Set: ipvs.SetVIPs, Key: k, Remove: true})
@@ -270,12 +275,21 @@ func (h *realNode) differences() []string {
 		if o.Have.Server.Exists() {
 			have.Servers[k] = o.Have.Server
 		}
-		for set, there := range map[ipvs.Set]bool{ipvs.SetOwned: o.Have.Guard.Owned, ipvs.SetOpen: o.Have.Guard.Open,
-			ipvs.SetVIPs: o.Have.Guard.VIP, ipvs.SetHairpin: len(o.Have.Guard.Hairpin) > 0,
-			ipvs.SetMasqueraded: o.Have.Guard.Sources&ipvs.SourcesMasqueraded != 0, ipvs.SetKept: o.Have.Guard.Sources&ipvs.SourcesKept != 0} {
+		for _, set := range ipvs.KeySets {
+			if o.Have.Guard.Has(set) {
+				have.Sets[set][k] = true
+			}
+		}
+		for set, there := range map[ipvs.Set]bool{ipvs.SetVIPs: o.Have.Guard.VIP, ipvs.SetHairpin: len(o.Have.Guard.Hairpin) > 0} {
 			if there {
 				have.Sets[set][k] = true
 			}
+		}
+		if to := o.Have.Guard.Redirect; to.IsValid() {
+			have.Redirects[k] = to
+		}
+		if ranges := o.Have.Guard.Ranges; len(ranges) > 0 {
+			have.Ranges[k] = ranges
 		}
 		if o.Have.Bind {
 			have.Addrs[k.Addr] = true
