@@ -175,6 +175,13 @@ func TestB20UDPFlows(t *testing.T) {
 					hears(f, "pod, redirected,", "pod-a", "pod-c")
 					inside = append(inside, f)
 				}
+				// The pod of the other node leaves: nothing of the frontend changes but where its redirected clients are.
+				s.apply(local.with(svc), a)
+				for i, f := range inside {
+					hears(f, fmt.Sprintf("pod, only one here being left, flow %d,", i), "pod-a")
+				}
+				s.apply(local.with(svc), a, c)
+				wantReals(t, s.w.Node(1), to, netip.AddrPortFrom(a.Addr(family), 5353).String()+" 1")
 				s.apply(local.with(svc), c)
 				becomes(t, client{"another client outside", s.w.Client}, to, asks[1], family, outcome{dropped: true})
 				silent := outside.Report()
@@ -195,6 +202,18 @@ func TestB20UDPFlows(t *testing.T) {
 				s.apply(svc, a)
 				for i, f := range append(inside, outside) {
 					hears(f, fmt.Sprintf("the policy being Cluster again, flow %d,", i), "pod-a")
+				}
+				// Served by another node's pod, which the frontend may keep for clients inside when the policy becomes Local.
+				s.apply(svc, c)
+				hears(outside, "outside, the policy being Cluster,", "pod-c")
+				s.apply(local.with(svc), c)
+				becomes(t, client{"another client outside", s.w.Client}, to, asks[1], family, outcome{dropped: true})
+				silent = outside.Report()
+				hears(pod, "pod, none being here,", "pod-c")
+				if r := outside.Report(); r.Answered-silent.Answered > 1 {
+					t.Errorf("outside heard %d times of a node without a pod, served by it before", r.Answered-silent.Answered)
+				}
+				for _, f := range append(inside, outside) {
 					f.Stop()
 				}
 			})

@@ -92,7 +92,7 @@ func TestForgetsRedirected(t *testing.T) {
 			svc  *corev1.Service
 			eps  []string
 			// of the last look at the balancer's address: who may answer, and who may not
-			looked   bool
+			looked   bool // for those that were redirected
 			may, not []string
 		}{
 			{"never redirected", cluster, []string{c}, false, nil, nil},
@@ -113,6 +113,9 @@ func TestForgetsRedirected(t *testing.T) {
 			if looked := last != nil && last.Directed; looked != step.looked {
 				t.Errorf("%s: looked %t (%v), want %t", step.what, looked, last, step.looked)
 				continue
+			}
+			if last != nil && last.Undirected != (step.what == "the last one here leaves") {
+				t.Errorf("%s: looked for those that were not redirected: %t", step.what, last.Undirected)
 			}
 			for _, s := range step.may {
 				if !last.Reaches(addr(s)) {
