@@ -111,7 +111,6 @@ func (s *stage) endpointsByHand(svc *corev1.Service, pods []*lab.Pod) {
 		//lint:ignore SA1019 as above
 		Subsets: []corev1.EndpointSubset{{Ports: []corev1.EndpointPort{{Name: "http", Port: appPort}}}}}
 	for _, p := range pods {
-		//lint:ignore SA1019 as above
 		endpoints.Subsets[0].Addresses = append(endpoints.Subsets[0].Addresses, corev1.EndpointAddress{IP: p.V4.String()})
 	}
 	if _, err := s.api.CoreV1().Endpoints(s.namespace).Create(s.ctx, endpoints, metav1.CreateOptions{}); err != nil {

@@ -109,7 +109,13 @@ func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (
 }
 
 func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f func(ipvs.Key, *ipvs.Frontend)) error {
+	if s == ipvs.SetRanges {
+		clear(k.ranged) // what still has some is found now
+	}
 	return k.nft.all(ctx, s, func(e ipvs.Element) {
+		if s == ipvs.SetRanges {
+			k.mayHaveRanges(e.Key)
+		}
 		piece := &ipvs.Frontend{}
 		piece.Guard.Put(e)
 		f(e.Key, piece)

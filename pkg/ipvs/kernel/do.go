@@ -9,7 +9,13 @@ import (
 
 // Do writes a plan phase by phase.
 func (k *Kernel) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
-	return ipvs.Execute(ctx, plan, k.write)
+	out := ipvs.Execute(ctx, plan, k.write)
+	for i, o := range out {
+		if e, ok := plan[i].Op.(ipvs.Element); ok && e.Set == ipvs.SetRanges && o.Err != nil {
+			k.mayHaveRanges(e.Key)
+		}
+	}
+	return out
 }
 
 // write writes the operations of one phase, which are all different, and says how each ended.

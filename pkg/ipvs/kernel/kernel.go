@@ -52,6 +52,8 @@ type Kernel struct {
 	watch     *watcher
 	settings  []Setting
 	timeouts  Timeouts
+	// ranged are Keys that may have source ranges though they are in no set that says so.
+	ranged map[ipvs.Key]bool
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)

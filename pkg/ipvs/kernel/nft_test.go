@@ -147,3 +147,36 @@ func TestElements(t *testing.T) {
 		t.Errorf("a part of a transaction that failed was done: %v, %v", has, err)
 	}
 }
+
+// Source ranges of a frontend that is in no set that limits it are seen once a pass has been there, and are asked for
+// no more when they are gone.
+func TestStrayRanges(t *testing.T) {
+	k := &Kernel{nft: testNFT(t), detector: newDetector(), ranged: map[ipvs.Key]bool{}}
+	vip := key("203.0.113.10", 80)
+	r := ipvs.Range{First: netip.MustParseAddr("198.51.100.0"), Last: netip.MustParseAddr("198.51.100.127")}
+	add := ipvs.Element{Set: ipvs.SetRanges, Key: vip, From: r}
+	if out := k.nft.write(t.Context(), []ipvs.Element{add}); out[0].Err != nil {
+		t.Fatal(out[0].Err)
+	}
+	seen := func() int {
+		t.Helper()
+		as := newAssembly()
+		if err := k.addRanges(t.Context(), as, []ipvs.Key{vip}); err != nil {
+			t.Fatal(err)
+		}
+		return len(as.at(vip).Guard.Ranges)
+	}
+	if err := k.detectSet(t.Context(), ipvs.SetRanges, func(ipvs.Key, *ipvs.Frontend) {}); err != nil {
+		t.Fatal(err)
+	}
+	if n := seen(); n != 1 {
+		t.Errorf("%d ranges seen, want 1", n)
+	}
+	add.Remove = true
+	if out := k.nft.write(t.Context(), []ipvs.Element{add}); out[0].Err != nil {
+		t.Fatal(out[0].Err)
+	}
+	if n := seen(); n != 0 || len(k.ranged) > 0 {
+		t.Errorf("%d ranges seen and %v to be asked for again, want none", n, k.ranged)
+	}
+}

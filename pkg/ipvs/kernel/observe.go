@@ -80,22 +80,38 @@ func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 }
 
 // addRanges notes the source ranges of Keys. They cannot be asked for by Key, only listed all together, so that is
-// done only for Keys that have some.
+// done only for Keys that have some: those that are limited, and those where a write or another program left some.
 func (k *Kernel) addRanges(ctx context.Context, as *assembly, keys []ipvs.Key) error {
-	limited := map[ipvs.Key]bool{}
+	ask := map[ipvs.Key]bool{}
 	for _, key := range keys {
-		if f := as.parts[key]; f != nil && f.Guard.Limited {
-			limited[key] = true
+		if f := as.parts[key]; k.ranged[key] || f != nil && f.Guard.Limited {
+			ask[key] = true
 		}
 	}
-	if len(limited) == 0 {
+	if len(ask) == 0 {
 		return nil
 	}
-	return k.nft.all(ctx, ipvs.SetRanges, func(e ipvs.Element) {
-		if limited[e.Key] {
+	if err := k.nft.all(ctx, ipvs.SetRanges, func(e ipvs.Element) {
+		if ask[e.Key] {
 			as.element(e)
 		}
-	})
+	}); err != nil {
+		return err
+	}
+	for key := range ask {
+		if f := as.parts[key]; f == nil || len(f.Guard.Ranges) == 0 {
+			delete(k.ranged, key)
+		}
+	}
+	return nil
+}
+
+// mayHaveRanges has the next Observe of a Key look for source ranges, whether it is limited or not.
+func (k *Kernel) mayHaveRanges(key ipvs.Key) {
+	if k.ranged == nil {
+		k.ranged = map[ipvs.Key]bool{}
+	}
+	k.ranged[key] = true
 }
 
 func (k *Kernel) addReals(ctx context.Context, as *assembly, servers map[ipvs.Key]ipvs.Server) error {
