@@ -199,6 +199,8 @@ func TestB20UDPFlows(t *testing.T) {
 				if r := outside.Report(); r.ByPod["pod-c"] > far {
 					t.Errorf("outside heard %d times from another node's pod under policy Local", r.ByPod["pod-c"]-far)
 				}
+				s.apply(svc, a, c)
+				becomes(t, client{"another client outside", s.w.Client}, to, asks[1], family, outcome{pods: []string{"pod-a", "pod-c"}})
 				s.apply(svc, a)
 				for i, f := range append(inside, outside) {
 					hears(f, fmt.Sprintf("the policy being Cluster again, flow %d,", i), "pod-a")
