@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -29,6 +30,8 @@ type Host struct {
 	ns      netns.NsHandle // closed: netns.None()
 	nl      *netlink.Handle
 	closers map[*closer]struct{}
+
+	asked atomic.Uint32 // how many ports were taken for UDP
 }
 
 // closer is something that must end before the namespace is let go.

@@ -230,6 +230,23 @@ func (f *Flow) Stop() FlowReport {
 	return r
 }
 
+// bindFresh gives a UDP socket a port from which the host has not asked for long. The kernel would choose by chance,
+// and a flow that IPVS still knows, for 5 min, goes on to its real server in place of the one whose turn it is.
+func (h *Host) bindFresh(fd int, to netip.Addr) error {
+	any := netip.IPv4Unspecified()
+	if to.Is6() {
+		any = netip.IPv6Unspecified()
+	}
+	const first, number = 12000, 18000 // below what the kernel chooses and what node ports are
+	for range number {
+		port := uint16(first + h.asked.Add(1)%number)
+		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(any, port))); err != unix.EADDRINUSE {
+			return os.NewSyscallError("bind", err)
+		}
+	}
+	return fmt.Errorf("%s has no UDP port left: %w", h.Name, unix.EADDRINUSE)
+}
+
 // AskUDP sends one datagram from a port of its own and waits for the answer. What the asker's own firewall stops
 // fails when it is sent (EPERM): it is Refused if an ICMP error follows, and Failed if it was only dropped.
 func (h *Host) AskUDP(to netip.AddrPort, opts ...AskOption) (r Reply) {
@@ -241,6 +258,10 @@ func (h *Host) AskUDP(to netip.AddrPort, opts ...AskOption) (r Reply) {
 	}()
 	fd, err := h.socket(domain(to.Addr()), unix.SOCK_DGRAM, 0)
 	if err != nil {
+		return Reply{Err: err}
+	}
+	if err := h.bindFresh(fd, to.Addr()); err != nil {
+		unix.Close(fd)
 		return Reply{Err: err}
 	}
 	if err := unix.Connect(fd, sockaddr(to)); err != nil {

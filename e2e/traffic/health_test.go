@@ -3,6 +3,7 @@ package traffic
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -189,9 +190,12 @@ func TestB51MetricsPort(t *testing.T) {
 	}
 	soft := s.w.StartAgent(t, closed, s.cluster)
 	programmed(t, soft)
-	if !strings.Contains(soft.Log(), "server cannot listen, trying again") {
-		t.Errorf("port taken, and not a word:\n%s", soft.Log())
-	}
+	lab.Eventually(t, soon, "the log names the port that is taken", func() error {
+		if !strings.Contains(soft.Log(), "server cannot listen, trying again") {
+			return errors.New(soft.Log())
+		}
+		return nil
+	})
 	wantCode(t, s.w.Client, netip.AddrPortFrom(closed.V4, 10256), "/livez", 200)
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
