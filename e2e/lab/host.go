@@ -31,7 +31,7 @@ type Host struct {
 	nl      *netlink.Handle
 	closers map[*closer]struct{}
 
-	asked atomic.Uint32 // how many ports were taken for UDP
+	asked atomic.Uint32 // how many ports were taken to ask from
 }
 
 // closer is something that must end before the namespace is let go.

@@ -99,7 +99,11 @@ func (h *Host) dial(proto int, from, to netip.AddrPort, deadline time.Time) (con
 		// SCTP tells its peer all addresses of the socket, and an IPv6 socket has those of IPv4, too.
 		err = v6only(fd, true)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case !from.Addr().IsValid() && proto == 0:
+		err = h.bindFresh(fd, to.Addr())
+	default:
 		err = bindFrom(fd, from)
 	}
 	if err != nil {

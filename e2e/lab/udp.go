@@ -230,8 +230,8 @@ func (f *Flow) Stop() FlowReport {
 	return r
 }
 
-// bindFresh gives a UDP socket a port from which the host has not asked for long. The kernel would choose by chance,
-// and a flow that IPVS still knows, for 5 min, goes on to its real server in place of the one whose turn it is.
+// bindFresh gives a socket a port from which the host has not asked for long. The kernel would choose by chance, and
+// a flow of UDP that IPVS still knows, for 5 min, goes on to its real server in place of the one whose turn it is.
 func (h *Host) bindFresh(fd int, to netip.Addr) error {
 	any := netip.IPv4Unspecified()
 	if to.Is6() {
@@ -244,7 +244,7 @@ func (h *Host) bindFresh(fd int, to netip.Addr) error {
 			return os.NewSyscallError("bind", err)
 		}
 	}
-	return fmt.Errorf("%s has no UDP port left: %w", h.Name, unix.EADDRINUSE)
+	return fmt.Errorf("%s has no port left: %w", h.Name, unix.EADDRINUSE)
 }
 
 // AskUDP sends one datagram from a port of its own and waits for the answer. What the asker's own firewall stops
