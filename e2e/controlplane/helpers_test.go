@@ -10,11 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	mobyipvs "github.com/moby/ipvs"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -245,17 +243,8 @@ func underLoadUntilLoss(s *stage, to netip.AddrPort) lab.LoadReport {
 	load := s.w.Client.StartLoad(to, lab.LoadConfig{Rate: 10, Concurrency: 16, Timeout: 2 * time.Second})
 	defer load.Stop()
 	answered(s.t, load, 5)
-	err := n.Do(func() error {
-		h, err := lab.OpenIPVS()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		return h.DelService(&mobyipvs.Service{AddressFamily: syscall.AF_INET, Protocol: syscall.IPPROTO_TCP,
-			Address: to.Addr().AsSlice(), Port: to.Port()})
-	})
-	if err != nil {
-		s.t.Fatalf("delete the virtual server %s of %s: %v", to, n.Name, err)
+	if err := n.DeleteVirtualServer(to); err != nil {
+		s.t.Fatal(err)
 	}
 	lab.Eventually(s.t, time.Minute, "the control loses requests", func() error {
 		if r := load.Report(); r.Lost == 0 {

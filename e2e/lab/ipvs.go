@@ -72,6 +72,26 @@ func (n *Node) VirtualServers() (list []VirtualServer, err error) {
 	return list, err
 }
 
+// DeleteVirtualServer deletes a virtual server for TCP, as another program would, or a naive agent.
+func (h *Host) DeleteVirtualServer(at netip.AddrPort) error {
+	svc := &ipvs.Service{AddressFamily: unix.AF_INET, Protocol: unix.IPPROTO_TCP, Address: at.Addr().AsSlice(), Port: at.Port()}
+	if at.Addr().Is6() {
+		svc.AddressFamily = unix.AF_INET6
+	}
+	err := h.Do(func() error {
+		door, err := OpenIPVS()
+		if err != nil {
+			return err
+		}
+		defer door.Close()
+		return door.DelService(svc)
+	})
+	if err != nil {
+		return fmt.Errorf("delete the virtual server %s of %s: %w", at, h.Name, err)
+	}
+	return nil
+}
+
 // OpenIPVS opens moby's door to IPVS in this thread's namespace. That asks the kernel once in a process for the
 // number of the family IPVS and keeps it for good; a test that loads the module anew gives it another number.
 func OpenIPVS() (*ipvs.Handle, error) {

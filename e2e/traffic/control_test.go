@@ -3,11 +3,8 @@ package traffic
 import (
 	"fmt"
 	"net/netip"
-	"syscall"
 	"testing"
 	"time"
-
-	mobyipvs "github.com/moby/ipvs"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
@@ -24,20 +21,8 @@ func wouldNotice(t *testing.T, c *lab.Host, n *lab.Node, to netip.AddrPort) {
 		}
 		return nil
 	})
-	err := n.Do(func() error {
-		h, err := lab.OpenIPVS()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		af := uint16(syscall.AF_INET)
-		if to.Addr().Is6() {
-			af = syscall.AF_INET6
-		}
-		return h.DelService(&mobyipvs.Service{AddressFamily: af, Protocol: syscall.IPPROTO_TCP, Address: to.Addr().AsSlice(), Port: to.Port()})
-	})
-	if err != nil {
-		t.Fatalf("delete the virtual server %s of %s: %v", to, n.Name, err)
+	if err := n.DeleteVirtualServer(to); err != nil {
+		t.Fatal(err)
 	}
 	lab.Eventually(t, time.Minute, "the control loses requests", func() error {
 		if r := load.Report(); r.Lost == 0 {

@@ -200,9 +200,8 @@ func (s Site) scheduler(name string) string {
 }
 
 // apiServers are the API server's addresses: those by which it is reached, and the endpoints of its Service, whoever
-// serves that. One that leaves it, as an API server does
-// that is restarted, stays protected as long as this process lives: with another's Service on its address it could
-// not come back.
+// serves that. One that leaves it, as an API server does that is restarted, stays protected as long as this process
+// lives: with another's Service on its address it could not come back.
 func (l *Loop) apiServers() []netip.Addr {
 	addrs := slices.Concat(l.site.APIServers, l.model.APIServers())
 	for _, ep := range l.model.Endpoints(kubernetes) {
