@@ -95,12 +95,14 @@ func TestForgetsRedirected(t *testing.T) {
 			looked   bool // for those that were redirected
 			may, not []string
 		}{
-			{"never redirected", cluster, []string{c}, false, nil, nil},
+			{"one that was never redirected leaves", cluster, []string{c}, false, nil, nil},
+			{"and comes back", cluster, []string{a, c}, false, nil, nil},
 			{"redirected", local, []string{a, c}, true, []string{a, c}, nil},
 			{"one of another node leaves", local, []string{a}, true, []string{a}, []string{c}},
 			{"it comes", local, []string{a, c}, false, nil, nil},
 			{"the last one here leaves", local, []string{c}, true, []string{c}, []string{a}},
-			{"no longer redirected", cluster, []string{a, c}, true, []string{a, c}, nil},
+			{"no longer redirected", cluster, []string{c}, true, []string{c}, []string{a}},
+			{"one comes", cluster, []string{a, c}, false, nil, nil},
 			{"one leaves of those to whom clients were redirected", cluster, []string{a}, true, []string{a}, []string{c}},
 		} {
 			r.writes(func() { r.set(step.svc, slice(step.svc, step.eps...)); time.Sleep(5 * time.Second) })

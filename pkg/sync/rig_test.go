@@ -128,8 +128,11 @@ func (r *rig) synced() {
 	r.model.SetComplete()
 }
 
+// set tells the model of one object after the other. Each is done with before the next comes, as the API server's
+// watches tell them: left to the scheduler, the loop would take two of them in one turn now and then.
 func (r *rig) set(objs ...any) {
 	for _, o := range objs {
+		synctest.Wait()
 		switch o := o.(type) {
 		case *corev1.Service:
 			r.model.SetService(o)
