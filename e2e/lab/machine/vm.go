@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine/wire"
@@ -87,7 +88,12 @@ type virtual struct {
 	console string
 }
 
+// preparing: what one installs and puts into the cache, another that runs at the same time finds there.
+var preparing sync.Mutex
+
 func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
+	preparing.Lock()
+	defer preparing.Unlock()
 	if runtime.GOARCH != "amd64" {
 		return virtual{}, fmt.Errorf("the lab's virtual machine is x86-64, this machine is %s", runtime.GOARCH)
 	}

@@ -102,10 +102,10 @@ func planeTests(ctx context.Context, o testOptions, r *recorder, p *plane.Plane,
 	if err := addAgent(ctx, &job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}
-	pkgs := kernelBinaries(ctx, o, r, &job, dir, planePackage)
-	if len(pkgs) == 0 {
+	programs := kernelBinaries(ctx, o, r, &job, dir, planePackage)
+	if len(programs) == 0 {
 		r.failed("tests", "their package could not be built")
 		return machine.Report{}
 	}
-	return runKernelTests(ctx, o, r, job, pkgs, nil, dir)
+	return runKernelTests(ctx, o, r, job, programs, nil, dir)
 }

@@ -41,8 +41,8 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	if err := addImage(ctx, o, &job, dir); err != nil {
 		r.failed("build of the image", err.Error())
 	}
-	pkgs := kernelBinaries(ctx, o, r, &job, dir, kernelPackages...)
-	if len(pkgs) == 0 {
+	programs := kernelBinaries(ctx, o, r, &job, dir, kernelPackages...)
+	if len(programs) == 0 {
 		r.failed("kernel tests", "none of their packages could be built")
 		return machine.Report{}
 	}
@@ -52,7 +52,23 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	} else {
 		defer end()
 	}
-	return runKernelTests(ctx, o, r, job, pkgs, shell, dir)
+	n, err := machines(o)
+	if err != nil {
+		r.failed("lab", err.Error())
+		return machine.Report{}
+	}
+	if n == 1 {
+		return runKernelTests(ctx, o, r, job, programs, shell, dir)
+	}
+	first, second, err := share(ctx, programs)
+	if err != nil {
+		r.failed("lab", err.Error())
+		return machine.Report{}
+	}
+	return both(r, [2]func(*recorder) machine.Report{
+		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, first, nil, dir) },
+		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, second, shell, dir) },
+	})
 }
 
 func addAgent(ctx context.Context, job *machine.Job, dir string) error {
@@ -65,9 +81,9 @@ func addAgent(ctx context.Context, job *machine.Job, dir string) error {
 }
 
 // kernelBinaries builds the test programs and adds them to the job, with
-// their testdata where they look for it. It returns the packages in order.
-func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machine.Job, dir string, from ...kernelPackage) []goPackage {
-	var pkgs []goPackage
+// their testdata where they look for it. It returns them in order.
+func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machine.Job, dir string, from ...kernelPackage) []program {
+	var programs []program
 	for _, k := range from {
 		if _, err := os.Stat(k.dir); err != nil {
 			fmt.Fprintf(r.w, "note: there is no %s yet\n", k.dir)
@@ -79,32 +95,31 @@ func kernelBinaries(ctx context.Context, o testOptions, r *recorder, job *machin
 			continue
 		}
 		rel := path.Clean(k.dir)
-		prog := path.Join(rel, path.Base(rel)+".test")
-		out := filepath.Join(dir, strings.ReplaceAll(prog, "/", "-"))
+		file := path.Join(rel, path.Base(rel)+".test")
+		out := filepath.Join(dir, strings.ReplaceAll(file, "/", "-"))
 		if text, err := goRun(ctx, static, slices.Concat([]string{"test", "-c", "-o", out}, buildFlags, []string{k.dir})...); err != nil {
 			r.failed(rel+" (build)", text)
 			continue
 		}
-		job.Files[prog] = out
+		job.Files[file] = out
 		if data := filepath.Join(rel, "testdata"); exists(data) {
 			job.Files[path.Join(rel, "testdata")] = data
 		}
-		job.Commands = append(job.Commands, testProgram(o, rel, prog, k.only))
-		pkgs = append(pkgs, list[0])
+		programs = append(programs, program{goPackage: list[0], kernelPackage: k, rel: rel, file: file, host: out})
 	}
-	return pkgs
+	return programs
 }
 
-func testProgram(o testOptions, rel, prog, only string) machine.Command {
-	args := []string{prog, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + o.timeout.String()}
-	if run := cmp.Or(o.run, only); run != "" {
+func (p program) command(o testOptions) machine.Command {
+	args := []string{p.file, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + o.timeout.String()}
+	if run := cmp.Or(p.run, o.run, p.only); run != "" {
 		args = append(args, "-test.run="+run)
 	}
 	if o.skip != "" {
 		args = append(args, "-test.skip="+o.skip)
 	}
 	return machine.Command{
-		Name: rel, Args: args, Dir: rel,
+		Name: p.rel, Args: args, Dir: p.rel,
 		Env:     append([]string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + agentFile, "LAB_IMAGE=$LAB_DIR/" + imageFile}, o.env...),
 		Timeout: o.timeout + time.Minute, // the program's own time-out tells more
 	}
@@ -115,24 +130,34 @@ func exists(p string) bool {
 	return err == nil
 }
 
-// runKernelTests runs the job, whose commands are the packages' test programs
-// and then the others. Each program's output goes through test2json, whose
-// events we record as those of the host tests.
-func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, pkgs []goPackage, others []*commandTest, dir string) machine.Report {
-	conv := filepath.Join(dir, "test2json")
+// runKernelTests runs the test programs and then the others, in one boot with
+// the job's files. Each program's output goes through test2json, whose events
+// we record as those of the host tests.
+func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, programs []program, others []*commandTest, dir string) machine.Report {
+	conv, err := os.MkdirTemp(dir, "converter-") // not the only one that runs, maybe
+	if err != nil {
+		r.failed("lab", err.Error())
+		return machine.Report{}
+	}
+	conv = filepath.Join(conv, "test2json")
 	if _, err := goRun(ctx, nil, "build", "-o", conv, "cmd/test2json"); err != nil {
 		r.failed("build of test2json", err.Error())
 		return machine.Report{}
 	}
 	var converters []*converter
-	for i, p := range pkgs {
+	for _, p := range programs {
 		c, err := convert(conv, p.ImportPath, r)
 		if err != nil {
 			r.failed("test2json", err.Error())
 			return machine.Report{}
 		}
 		converters = append(converters, c)
-		job.Commands[i].Output = c.in
+		cmd := p.command(o)
+		cmd.Output = c.in
+		job.Commands = append(job.Commands, cmd)
+	}
+	for _, t := range others {
+		job.Commands = append(job.Commands, t.cmd)
 	}
 	job.Timeout = 5 * time.Minute
 	for _, c := range job.Commands {
@@ -141,15 +166,15 @@ func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine
 	n := 0
 	job.OnResult = func(res machine.Result) {
 		defer func() { n++ }()
-		if n >= len(pkgs) {
-			others[n-len(pkgs)].ended(r, res)
+		if n >= len(programs) {
+			others[n-len(programs)].ended(r, res)
 			return
 		}
 		exit := converters[n].end()
 		if exit == nil {
 			exit = exitOf(res)
 		}
-		r.endPackage(pkgs[n].ImportPath, exit, o.run == "")
+		r.endPackage(programs[n].ImportPath, exit, o.run == "")
 	}
 	fmt.Fprintln(r.w, "== kernel tests: run")
 	report, err := machine.Run(ctx, job)

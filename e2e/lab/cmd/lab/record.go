@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -205,6 +206,13 @@ func (r *recorder) forgetSkips(there *recorder) {
 	r.order = slices.DeleteFunc(r.order, func(o *outcome) bool {
 		return o.action == "skip" && there.tests[o.id] != nil
 	})
+}
+
+// absorb takes over what another one recorded.
+func (r *recorder) absorb(other *recorder) {
+	r.order = append(r.order, other.order...)
+	maps.Copy(r.tests, other.tests)
+	maps.Copy(r.pkgs, other.pkgs)
 }
 
 type counts struct{ passed, failed, skipped int }

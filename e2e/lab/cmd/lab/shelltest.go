@@ -73,7 +73,7 @@ exit 7
 	return []*commandTest{piped, typed}, func() { us.Close(); theirs.Close() }, nil
 }
 
-// addShellTests adds those that were asked for to a job that has the agent.
+// addShellTests are those that were asked for; what they need is added to a job that has the agent.
 func addShellTests(ctx context.Context, o testOptions, job *machine.Job, dir string) (tests []*commandTest, end func(), err error) {
 	wanted, err := regexp.Compile(o.run)
 	if err != nil {
@@ -100,7 +100,6 @@ func addShellTests(ctx context.Context, o testOptions, job *machine.Job, dir str
 		if t.hand != nil {
 			t.out.then = t.hand.sees
 		}
-		job.Commands = append(job.Commands, t.cmd)
 	}
 	return tests, end, nil
 }

@@ -19,6 +19,7 @@ import (
 type kernelPackage struct {
 	dir  string
 	host bool // has tests that run on any host, too
+	big  bool // is shared between machines where there are two
 	// only names the tests that need the kernel, where the others would take long in an emulated machine;
 	// empty: all of them.
 	only string
@@ -26,7 +27,7 @@ type kernelPackage struct {
 
 var kernelPackages = []kernelPackage{
 	{dir: "./e2e/lab", host: true},
-	{dir: "./e2e/traffic"},
+	{dir: "./e2e/traffic", big: true},
 	{dir: "./pkg/ipvs/kernel", host: true},
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
 }
@@ -53,7 +54,8 @@ func testCommand() *cobra.Command {
 		Use:   "test",
 		Short: "Run all tests: on the host what needs no kernel, on the lab the rest",
 		Long: `Run all tests from the root of the repository: gofmt, go vet, go test -race on
-the host, and the tests that need IPVS in one boot of the lab.
+the host, and the tests that need IPVS on the lab: shared between two virtual
+machines where it is emulated and this machine has two processors.
 
 The last line counts tests. A test with subtests counts as its subtests, and
 once more only if it failed although none of them did. A test that runs on the
