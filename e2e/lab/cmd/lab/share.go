@@ -73,7 +73,7 @@ func anyOf(names []string) string { return "^(" + strings.Join(names, "|") + ")$
 
 // testNames asks the program itself.
 func testNames(ctx context.Context, p program) ([]string, error) {
-	cmd := exec.CommandContext(ctx, p.host, "-test.list=^Test")
+	cmd := exec.CommandContext(ctx, p.host, "-test.list=.")
 	cmd.Dir = p.Dir
 	out, err := cmd.Output()
 	if err != nil {
