@@ -42,6 +42,10 @@ const (
 	ReasonSessionAffinity = "SessionAffinity"
 	ReasonIPMode          = "IPMode"
 	ReasonInvalidCIDR     = "InvalidCIDR"
+	ReasonSourceRanges    = "SourceRanges"
+	ReasonDistribution    = "TrafficDistribution"
+	ReasonHints           = "Hints"
+	ReasonTriggerTime     = "TriggerTime"
 )
 
 // String gives the Problem as one line.

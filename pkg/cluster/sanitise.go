@@ -32,9 +32,7 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	if t := obj.CreationTimestamp; !t.IsZero() {
 		s.Created = t.Unix()
 	}
-	if d := obj.Spec.TrafficDistribution; d != nil {
-		s.TrafficDistribution = intern(*d)
-	}
+	r.distribution()
 	s.ClusterIPs = r.addrs(clusterIPs(obj), "spec.clusterIPs")
 	s.ExternalIPs = r.addrs(obj.Spec.ExternalIPs, "spec.externalIPs")
 	slices.SortFunc(s.ExternalIPs, netip.Addr.Compare)
@@ -283,4 +281,36 @@ func (r *serviceReader) loadBalancer() {
 	r.s.SourceRangesGiven = len(ranges) > 0
 	r.s.SourceRanges = r.prefixes(ranges, "spec.loadBalancerSourceRanges")
 	slices.SortFunc(r.s.SourceRanges, netip.Prefix.Compare)
+	r.closed()
+}
+
+// closed reports the addresses that source ranges leave to nobody. Most often somebody thought of one family only.
+func (r *serviceReader) closed() {
+	if !r.s.SourceRangesGiven {
+		return
+	}
+	for _, family := range []struct {
+		name string
+		of   func(netip.Addr) bool
+	}{{"IPv4", netip.Addr.Is4}, {"IPv6", netip.Addr.Is6}} {
+		at := slices.IndexFunc(r.s.LoadBalancerIPs, family.of)
+		if at >= 0 && !slices.ContainsFunc(r.s.SourceRanges, func(p netip.Prefix) bool { return family.of(p.Addr()) }) {
+			r.add(ReasonSourceRanges, "spec.loadBalancerSourceRanges", "no range of %s that can be used: nobody is let in at %s",
+				family.name, r.s.LoadBalancerIPs[at])
+		}
+	}
+}
+
+// distribution is how traffic is to be distributed. What it comes to is in the hints of the endpoints.
+func (r *serviceReader) distribution() {
+	d := r.obj.Spec.TrafficDistribution
+	if d == nil {
+		return
+	}
+	r.s.TrafficDistribution = intern(*d)
+	switch *d {
+	case "", corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone, corev1.ServiceTrafficDistributionPreferSameNode:
+	default:
+		r.add(ReasonDistribution, "spec.trafficDistribution", "%s is not a distribution; the hints of the endpoints are followed", quote(*d))
+	}
 }

@@ -65,8 +65,9 @@ func sanitiseSlice(obj *discoveryv1.EndpointSlice) *sliceContent {
 	if _, headless := obj.Labels[corev1.IsHeadlessService]; headless || name == "" {
 		return nil
 	}
-	c := &sliceContent{id: objectID(obj), service: ID{intern(obj.Namespace), name}, trigger: triggerOf(obj)}
+	c := &sliceContent{id: objectID(obj), service: ID{intern(obj.Namespace), name}}
 	p := &problems{service: c.service, object: "EndpointSlice " + c.id.String()}
+	c.trigger = p.trigger(obj)
 	if t := obj.AddressType; t == discoveryv1.AddressTypeIPv4 || t == discoveryv1.AddressTypeIPv6 {
 		c.ipv4 = t == discoveryv1.AddressTypeIPv4
 		c.ports = p.slicePorts(obj.Ports)
@@ -140,7 +141,7 @@ func (p *problems) records(endpoints []discoveryv1.Endpoint, ipv4 bool) []record
 		if !ok {
 			continue
 		}
-		out = append(out, record{addr: addr, place: unique.Make(placeOf(ep)), state: stateOf(ep.Conditions)})
+		out = append(out, record{addr: addr, place: unique.Make(p.place(ep, i)), state: stateOf(ep.Conditions)})
 	}
 	slices.SortFunc(out, compareRecords)
 	out = slices.Compact(out)
@@ -169,7 +170,7 @@ func (p *problems) endpointAddr(addrs []string, i int, ipv4 bool) (netip.Addr, b
 	return netip.Addr{}, false
 }
 
-func placeOf(ep *discoveryv1.Endpoint) place {
+func (p *problems) place(ep *discoveryv1.Endpoint, i int) place {
 	var pl place
 	if ep.NodeName != nil {
 		pl.node = *ep.NodeName
@@ -178,23 +179,27 @@ func placeOf(ep *discoveryv1.Endpoint) place {
 		pl.zone = *ep.Zone
 	}
 	if h := ep.Hints; h != nil {
-		pl.zoneHints = joinHints(h.ForZones, func(z discoveryv1.ForZone) string { return z.Name })
-		pl.nodeHints = joinHints(h.ForNodes, func(n discoveryv1.ForNode) string { return n.Name })
+		pl.zoneHints = joinHints(p, h.ForZones, func(z discoveryv1.ForZone) string { return z.Name }, i, "forZones")
+		pl.nodeHints = joinHints(p, h.ForNodes, func(n discoveryv1.ForNode) string { return n.Name }, i, "forNodes")
 	}
 	return pl
 }
 
-func joinHints[T any](hints []T, name func(T) string) string {
-	if len(hints) == 1 { // nearly always
+func joinHints[T any](p *problems, hints []T, name func(T) string, endpoint int, field string) string {
+	if len(hints) == 1 && isName(name(hints[0])) { // nearly always
 		return name(hints[0]) + "\x00"
 	}
 	names := make([]string, len(hints))
 	for i, h := range hints {
-		names[i] = name(h) + "\x00"
+		if names[i] = name(h) + "\x00"; !isName(name(h)) { // still a hint, as it is to kube-proxy: for nobody
+			p.add(ReasonHints, fmt.Sprintf("endpoints[%d].hints.%s[%d].name", endpoint, field, i), "%s is not a name", quote(name(h)))
+		}
 	}
 	slices.Sort(names)
 	return strings.Join(slices.Compact(names), "")
 }
+
+func isName(s string) bool { return s != "" && !strings.Contains(s, "\x00") }
 
 func splitHints(joined string) []string {
 	if joined == "" {

@@ -140,6 +140,7 @@ func TestSanitiseSlice(t *testing.T) {
 				"10.1.0.2:8080/TCP node=n1 zone=z1 zones=z1,z2 nodes=n1",
 				"10.1.0.3:8080/TCP zones=",
 			},
+			problems: []string{"endpoints[2].hints.forZones[0].name: Hints"},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

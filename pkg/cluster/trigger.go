@@ -17,14 +17,15 @@ type Trigger struct {
 // mostTriggers bounds what is kept of a Service while nobody asks.
 const mostTriggers = 128
 
-// triggerOf reads the date of a slice's last change; 0 without one that can be read.
-func triggerOf(obj *discoveryv1.EndpointSlice) int64 {
+// trigger reads the date of a slice's last change; 0 without one that can be read.
+func (p *problems) trigger(obj *discoveryv1.EndpointSlice) int64 {
 	text, dated := obj.Annotations[corev1.EndpointsLastChangeTriggerTime]
 	if !dated {
 		return 0
 	}
 	at, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil || at.Year() < 1970 || at.Year() > 2200 {
+		p.add(ReasonTriggerTime, "metadata.annotations["+corev1.EndpointsLastChangeTriggerTime+"]", "%s is not a time; the change is not measured", quote(text))
 		return 0
 	}
 	return at.UnixNano()
