@@ -2,13 +2,13 @@ package healthz
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,29 +24,36 @@ type Check struct {
 	Local [families]int
 }
 
-// serviceName names a Service.
-type serviceName struct{ namespace, name string }
-
-func (n serviceName) String() string { return n.namespace + "/" + n.name }
+// ServiceName names a Service.
+type ServiceName struct{ Namespace, Name string }
 
 // checks are the healthCheckNodePorts of all Services. Setting one costs a map entry; one goroutine listens.
 type checks struct {
 	wake chan struct{}
 
 	mu    sync.Mutex
-	want  map[serviceName]Check
+	want  map[ServiceName]Check
 	addrs []netip.Addr // on which they are served
-	dirty map[serviceName]struct{}
+	dirty map[ServiceName]struct{}
 	again bool // all of them: the addresses changed
+	// faults say why a port cannot be served, of those that cannot; changed are the Services whose fault came, changed or
+	// went since somebody looked.
+	faults  map[ServiceName]string
+	changed map[ServiceName]struct{}
+	told    chan struct{}
 }
 
 func newChecks() *checks {
-	return &checks{wake: make(chan struct{}, 1), want: map[serviceName]Check{}, dirty: map[serviceName]struct{}{}}
+	return &checks{
+		wake: make(chan struct{}, 1), want: map[ServiceName]Check{}, dirty: map[ServiceName]struct{}{},
+		told: make(chan struct{}, 1), faults: map[ServiceName]string{}, changed: map[ServiceName]struct{}{},
+	}
 }
 
-func (c *checks) nudge() {
+// nudge leaves a token.
+func nudge(c chan struct{}) {
 	select {
-	case c.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -56,7 +63,7 @@ func (h *Health) SetCheck(namespace, name string, check Check) {
 	if h == nil {
 		return
 	}
-	c, id := h.checks, serviceName{namespace, name}
+	c, id := h.checks, ServiceName{namespace, name}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.want[id]
@@ -66,8 +73,9 @@ func (h *Health) SetCheck(namespace, name string, check Check) {
 		c.want[id] = check
 	}
 	if old.Port != check.Port {
+		delete(c.faults, id) // of the old port
 		c.dirty[id] = struct{}{}
-		c.nudge()
+		nudge(c.wake)
 	}
 }
 
@@ -82,8 +90,59 @@ func (h *Health) SetCheckAddresses(addrs []netip.Addr) {
 	defer c.mu.Unlock()
 	if !slices.Equal(c.addrs, addrs) {
 		c.addrs, c.again = slices.Clone(addrs), true
-		c.nudge()
+		nudge(c.wake)
 	}
+}
+
+// CheckFault says why a Service's healthCheckNodePort cannot be served, on an address at least; empty: it can, or was
+// not tried yet.
+func (h *Health) CheckFault(namespace, name string) string {
+	if h == nil {
+		return ""
+	}
+	c := h.checks
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.faults[ServiceName{namespace, name}]
+}
+
+// CheckNews has a token whenever there is something new for [Health.TakeCheckNews].
+func (h *Health) CheckNews() <-chan struct{} {
+	if h == nil {
+		return nil
+	}
+	return h.checks.told
+}
+
+// TakeCheckNews lists the Services whose fault came, changed or went since the last call.
+func (h *Health) TakeCheckNews() (ids []ServiceName) {
+	if h == nil {
+		return nil
+	}
+	c := h.checks
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.changed {
+		ids = append(ids, id)
+	}
+	clear(c.changed)
+	return ids
+}
+
+// fault notes how serving a Service's port fared. What is said of a port that nobody wants any more does not count.
+func (c *checks) fault(id ServiceName, port uint16, fault string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.want[id].Port != port || c.faults[id] == fault {
+		return
+	}
+	if fault == "" {
+		delete(c.faults, id)
+	} else {
+		c.faults[id] = fault
+	}
+	c.changed[id] = struct{}{}
+	nudge(c.told)
 }
 
 // listening is a healthCheckNodePort that is open on some addresses.
@@ -102,21 +161,25 @@ func (l *listening) keep(addrs []netip.Addr) {
 	}
 }
 
-// ServeChecks listens on the healthCheckNodePorts of all Services until ctx ends. A port that is taken is tried
-// again, and said once.
+// ServeChecks listens on the healthCheckNodePorts of all Services until ctx ends. A port that another process has is
+// tried again and again: see [Health.CheckFault].
 func (h *Health) ServeChecks(ctx context.Context, log *zap.Logger) error {
-	open := map[serviceName]*listening{}
-	failed := map[serviceName]string{}
+	open := map[ServiceName]*listening{}
+	failed := map[ServiceName]bool{}
 	defer func() {
 		for _, l := range open {
 			l.keep(nil)
 		}
 	}()
 	for {
-		for _, id := range h.checks.news() {
+		ids := h.checks.news()
+		for _, id := range ids { // what one Service gives up may be another's now
+			h.checks.closeOld(id, open)
+		}
+		for _, id := range ids {
 			h.serveCheck(ctx, id, open, failed, log)
 		}
-		for id := range failed { // also those whose port has just been given up by another
+		for id := range failed {
 			h.serveCheck(ctx, id, open, failed, log)
 		}
 		var retry <-chan time.Time
@@ -132,9 +195,8 @@ func (h *Health) ServeChecks(ctx context.Context, log *zap.Logger) error {
 	}
 }
 
-// news lists the Services whose listeners may not be right any more, those first that need none: their port may be
-// another's now.
-func (c *checks) news() (ids []serviceName) {
+// news lists the Services whose listeners may not be right any more.
+func (c *checks) news() (ids []ServiceName) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.again {
@@ -142,56 +204,67 @@ func (c *checks) news() (ids []serviceName) {
 			c.dirty[id] = struct{}{}
 		}
 	}
-	for _, gone := range []bool{true, false} {
-		for id := range c.dirty {
-			if (c.want[id].Port == 0) == gone {
-				ids = append(ids, id)
-			}
-		}
+	for id := range c.dirty {
+		ids = append(ids, id)
 	}
 	clear(c.dirty)
 	c.again = false
 	return ids
 }
 
+// closeOld closes the port that a Service had before.
+func (c *checks) closeOld(id ServiceName, open map[ServiceName]*listening) {
+	c.mu.Lock()
+	port := c.want[id].Port
+	c.mu.Unlock()
+	if l := open[id]; l != nil && l.port != port {
+		l.keep(nil)
+		delete(open, id)
+	}
+}
+
 // serveCheck makes a Service's listeners what they should be.
-func (h *Health) serveCheck(ctx context.Context, id serviceName, open map[serviceName]*listening, failed map[serviceName]string, log *zap.Logger) {
+func (h *Health) serveCheck(ctx context.Context, id ServiceName, open map[ServiceName]*listening, failed map[ServiceName]bool, log *zap.Logger) {
+	h.checks.closeOld(id, open)
 	h.checks.mu.Lock()
 	want, addrs := h.checks.want[id], h.checks.addrs
 	h.checks.mu.Unlock()
+	if want.Port == 0 {
+		delete(failed, id)
+		return
+	}
 	l := open[id]
 	if l == nil {
-		l = &listening{servers: map[netip.Addr]*http.Server{}}
+		l = &listening{port: want.Port, servers: map[netip.Addr]*http.Server{}}
 		open[id] = l
 	}
-	if l.port != want.Port {
-		l.keep(nil)
-		l.port = want.Port
-	}
-	if want.Port == 0 {
-		delete(open, id)
-		delete(failed, id)
-		return
-	}
 	l.keep(addrs)
-	var errs error
+	var faults []string
 	for _, a := range addrs {
-		if l.servers[a] == nil {
-			errs = errors.Join(errs, h.listen(ctx, l, id, a, log))
+		if l.servers[a] != nil {
+			continue
+		}
+		if err := h.listen(ctx, l, id, a, log); err != nil {
+			faults = append(faults, err.Error())
 		}
 	}
-	if errs == nil {
-		delete(failed, id)
+	if ctx.Err() != nil {
 		return
 	}
-	if failed[id] != errs.Error() && ctx.Err() == nil {
-		log.Error("healthCheckNodePort cannot be served, trying again", zap.Stringer("service", id), zap.Error(errs))
+	mark(failed, id, len(faults) > 0)
+	h.checks.fault(id, l.port, strings.Join(faults, ", "))
+}
+
+func mark(set map[ServiceName]bool, id ServiceName, in bool) {
+	if in {
+		set[id] = true
+	} else {
+		delete(set, id)
 	}
-	failed[id] = errs.Error()
 }
 
 // listen opens a port on an address.
-func (h *Health) listen(ctx context.Context, l *listening, id serviceName, a netip.Addr, log *zap.Logger) error {
+func (h *Health) listen(ctx context.Context, l *listening, id ServiceName, a netip.Addr, log *zap.Logger) error {
 	network := [families]string{"tcp4", "tcp6"}[FamilyOf(a)]
 	listener, err := (&net.ListenConfig{}).Listen(ctx, network, netip.AddrPortFrom(a, l.port).String())
 	if err != nil {
@@ -205,7 +278,7 @@ func (h *Health) listen(ctx context.Context, l *listening, id serviceName, a net
 
 // checkHandler answers for a Service and family as kube-proxy 1.36 does, byte for byte
 // (pkg/proxy/healthcheck/service_health.go).
-func (h *Health) checkHandler(id serviceName, f Family) http.Handler {
+func (h *Health) checkHandler(id ServiceName, f Family) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		h.checks.mu.Lock()
 		local := h.checks.want[id].Local[f]
@@ -218,6 +291,6 @@ func (h *Health) checkHandler(id serviceName, f Family) http.Handler {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		_, _ = fmt.Fprintf(w, "{\n\t\"service\": {\n\t\t\"namespace\": %q,\n\t\t\"name\": %q\n\t},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": %t\n}",
-			id.namespace, id.name, local, healthy)
+			id.Namespace, id.Name, local, healthy)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 // The answers are kube-proxy 1.36's, byte for byte.
 func TestB22Body(t *testing.T) {
 	r := newRig(t)
-	h := r.checkHandler(serviceName{"prod", "web"}, IPv6)
+	h := r.checkHandler(ServiceName{"prod", "web"}, IPv6)
 	body := func(local int, healthy bool) string {
 		return fmt.Sprintf("{\n\t\"service\": {\n\t\t\"namespace\": \"prod\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": %t\n}", local, healthy)
 	}
@@ -71,16 +72,26 @@ func TestB22Ports(t *testing.T) {
 	}
 	r.SetCheckAddresses([]netip.Addr{loop})
 	r.SetCheck("prod", "web", Check{Port: port, Local: [families]int{1}})
-	for logs.FilterMessage("healthCheckNodePort cannot be served, trying again").Len() == 0 {
-		time.Sleep(time.Millisecond)
+	news := func(what, fault string) {
+		t.Helper()
+		select {
+		case <-r.CheckNews():
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: no news", what)
+		}
+		if ids, want := r.TakeCheckNews(), []ServiceName{{"prod", "web"}}; !slices.Equal(ids, want) {
+			t.Errorf("%s: news of %v, want %v", what, ids, want)
+		}
+		if got := r.CheckFault("prod", "web"); got != fault {
+			t.Errorf("%s: fault %q, want %q", what, got, fault)
+		}
 	}
+	news("taken", fmt.Sprintf("listen tcp4 127.0.0.1:%d: bind: address already in use", port))
 	if err := taken.Close(); err != nil {
 		t.Fatal(err)
 	}
+	news("free", "")
 	wants("the port is free now", loop, 200)
-	if logs.Len() != 1 {
-		t.Errorf("said %d times", logs.Len())
-	}
 	r.SetCheck("prod", "web", Check{Port: port})
 	wants("no endpoint any more", loop, 503)
 	wants("not served there", other, 0)
@@ -98,4 +109,7 @@ func TestB22Ports(t *testing.T) {
 		t.Error(err)
 	}
 	wants("stopped", other, 0)
+	if logs.Len() > 0 {
+		t.Errorf("logged here, and by who is told as well: %v", logs.All())
+	}
 }

@@ -15,7 +15,7 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 		case a.Is6() && c.site.Local.NoIPv6: // said once for the node
 		case why != allowed:
 			own := why.reason == ReasonNodeAddress
-			c.f.Problems = append(c.f.Problems, Problem{why.reason, fmt.Sprintf("%s: %s %s: not served", field, a, why.text), own, !own})
+			c.f.Problems = append(c.f.Problems, Problem{Reason: why.reason, Text: fmt.Sprintf("%s: %s %s: not served", field, a, why.text), Here: own, Anywhere: !own})
 		case ok == nil && len(addrs) == 1:
 			return addrs
 		default:

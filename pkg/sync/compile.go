@@ -32,6 +32,8 @@ type Fragment struct {
 type Local struct {
 	// HealthCheckNodePort is where the load balancer asks; 0: nowhere.
 	HealthCheckNodePort uint16
+	// Created is when the Service was, in Unix seconds; of several that want one port the oldest gets it.
+	Created int64
 	// Ready are the ready endpoints of each family, IPv4 and IPv6, counted by address as kube-proxy does.
 	Ready [2]int
 }

@@ -118,6 +118,9 @@ func (c *portCompiler) scopes(ipv4 bool) *scopes {
 		}
 		s := scopesOf(c.svc, c.external, ofFamily, c.site.Node)
 		c.f.Zonal = c.f.Zonal || s.zonal
+		for _, text := range s.stray {
+			c.warn(Problem{Reason: ReasonHints, Text: text, Anywhere: true})
+		}
 		for _, ep := range ofFamily {
 			if s.partial && (ep.Ready || lingers(ep)) {
 				c.f.Considered = append(c.f.Considered, ep.Addr)
@@ -126,6 +129,13 @@ func (c *portCompiler) scopes(ipv4 bool) *scopes {
 		*at = &s
 	}
 	return *at
+}
+
+// warn notes a Problem, once for all ports and families.
+func (c *compiler) warn(p Problem) {
+	if !slices.Contains(c.f.Problems, p) {
+		c.f.Problems = append(c.f.Problems, p)
+	}
 }
 
 // backends are the real servers of one family for a way.
@@ -196,7 +206,7 @@ func (c *portCompiler) serve(eps []cluster.Endpoint) *backends {
 
 // countReady counts the ready endpoints of this node for who asks at the healthCheckNodePort.
 func (c *compiler) countReady(eps []cluster.Endpoint) {
-	c.f.Local.HealthCheckNodePort = c.svc.HealthCheckNodePort
+	c.f.Local.HealthCheckNodePort, c.f.Local.Created = c.svc.HealthCheckNodePort, c.svc.Created
 	if c.svc.HealthCheckNodePort == 0 {
 		return
 	}

@@ -19,6 +19,8 @@ type scopes struct {
 	partial bool
 	// zonal: which zone the node is in may decide what cluster holds.
 	zonal bool
+	// stray are the hints that nobody can follow, in words.
+	stray []string
 }
 
 // scopesOf chooses endpoints as kube-proxy does (CategorizeEndpoints in pkg/proxy/topology.go of Kubernetes 1.36).
@@ -32,6 +34,7 @@ func scopesOf(svc *cluster.Service, external bool, eps []cluster.Endpoint, node 
 		var near func(cluster.Endpoint) bool
 		near, s.zonal = nearness(eps, node)
 		s.cluster = scope(eps, near)
+		s.stray = strayHints(eps, node, s.zonal)
 		s.partial = slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return len(ep.ZoneHints)+len(ep.NodeHints) > 0 })
 	}
 	if svc.InternalLocal || external && svc.ExternalLocal {
@@ -78,7 +81,7 @@ func nearness(eps []cluster.Endpoint, node cluster.Node) (near func(cluster.Endp
 		}
 		if len(ep.ZoneHints) > 0 {
 			zones++
-			forZone = forZone || slices.Contains(ep.ZoneHints, node.Zone)
+			forZone = forZone || node.Zone != "" && slices.Contains(ep.ZoneHints, node.Zone)
 		}
 	}
 	switch everywhere := func(cluster.Endpoint) bool { return true }; {

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -22,6 +21,9 @@ func (l *Loop) hear() {
 	}
 	if len(dirty) > 0 {
 		l.opt.Health.Heard(l.model.Changes())
+	}
+	for _, name := range l.opt.Health.TakeCheckNews() {
+		l.again([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}})
 	}
 	if !l.local.known {
 		return // nothing can be decided before the node's addresses are known
@@ -40,13 +42,15 @@ func (l *Loop) hear() {
 	if l.dirty = l.dirty[n:]; len(l.dirty) == 0 {
 		l.dirty = nil
 	}
+	l.tellNode()
 }
 
 // sliceServices is how many Services are decided at a time, so that an urgent Key need not wait for all.
 const sliceServices = 128
 
 // decide compiles a Service and queues the Keys whose wanted state changed. It returns other Services that
-// must be decided anew because a virtual IP came or went that is an endpoint of theirs.
+// must be decided anew because a virtual IP came or went that is an endpoint of theirs, or because they share an
+// address or a port with it.
 func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	frag, problems := l.compile(id)
 	watch := l.vipsBefore(id, frag)
@@ -54,7 +58,9 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	mark(l.sensitive, id, frag.Sensitive)
 	mark(l.zonal, id, frag.Zonal)
 	l.countNoLocal(id, frag.NoLocal)
-	l.opt.Health.SetCheck(id.Namespace, id.Name, healthz.Check{Port: frag.Local.HealthCheckNodePort, Local: frag.Local.Ready})
+	also = append(also, l.checkPorts.replace(id, frag.Local)...)
+	also = append(also, l.checkedAt(touched, id)...)
+	problems = append(problems, l.checkHealth(id, frag.Local)...)
 	l.awaitKeys(id, touched)
 	class := l.classOf(id, classChange)
 	for _, k := range touched {
@@ -76,7 +82,7 @@ func (l *Loop) decide(id cluster.ID) []cluster.ID {
 	}
 	for _, b := range beaten {
 		own := l.site.isOwn(b.key.Addr)
-		problems = append(problems, Problem{ReasonAddressTaken, b.key.String() + " belongs to Service " + b.owner.String(), own, !own})
+		problems = append(problems, Problem{Reason: ReasonAddressTaken, Text: b.key.String() + " belongs to Service " + b.owner.String(), Here: own, Anywhere: !own})
 	}
 	l.tell(id, problems)
 	slices.SortFunc(also, cluster.ID.Compare)
@@ -128,7 +134,7 @@ func (l *Loop) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 			l.refused[a][id] = struct{}{}
 			here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == l.site.Node.Name })
 			unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
-			problems = append(problems, Problem{ReasonVirtualIPEndpoint, "endpoint " + a.String() + " is a virtual IP of a Service: left out", here, unknown})
+			problems = append(problems, Problem{Reason: ReasonVirtualIPEndpoint, Text: "endpoint " + a.String() + " is a virtual IP of a Service: left out", Here: here, Anywhere: unknown})
 		}
 		var good []cluster.Endpoint
 		for _, ep := range eps {

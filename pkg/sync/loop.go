@@ -109,14 +109,15 @@ type Loop struct {
 	raised  map[cluster.ID]map[string]string       // the last Event of each reason, while there is one
 	refused map[netip.Addr]map[cluster.ID]struct{} // Services with an endpoint that is a virtual IP
 	// sensitive are the Services for which it matters which addresses the node has.
-	sensitive map[cluster.ID]struct{}
-	zonal     map[cluster.ID]struct{} // and those for which it matters in which zone it is
-	site      Site
-	local     localState
-	pods      []netip.Prefix // that the kernel was last told of
-	audits    audit
-	trash     trash
-	forget    forgetting
+	sensitive  map[cluster.ID]struct{}
+	zonal      map[cluster.ID]struct{} // and those for which it matters in which zone it is
+	checkPorts checkPorts
+	site       Site
+	local      localState
+	pods       []netip.Prefix // that the kernel was last told of
+	audits     audit
+	trash      trash
+	forget     forgetting
 
 	base     state
 	warned   []string // the warnings of the set-up that were logged last
@@ -142,20 +143,21 @@ type state struct {
 func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	return &Loop{
 		kernel: kernel, model: model, log: log, opt: opt.withDefaults(), now: time.Now,
-		ledger:    newLedger(),
-		cells:     map[ipvs.Key]*cell{},
-		present:   map[fact]bool{},
-		unsure:    map[netip.Addr]bool{},
-		queue:     newQueue(),
-		told:      map[cluster.ID]string{},
-		counted:   map[cluster.ID]map[string]int{},
-		raised:    map[cluster.ID]map[string]string{},
-		standing:  newStanding(),
-		awaited:   map[ipvs.Key][]*programming{},
-		sensitive: map[cluster.ID]struct{}{},
-		zonal:     map[cluster.ID]struct{}{},
-		local:     localState{news: true},
-		refused:   map[netip.Addr]map[cluster.ID]struct{}{},
+		ledger:     newLedger(),
+		cells:      map[ipvs.Key]*cell{},
+		present:    map[fact]bool{},
+		unsure:     map[netip.Addr]bool{},
+		queue:      newQueue(),
+		told:       map[cluster.ID]string{},
+		counted:    map[cluster.ID]map[string]int{},
+		raised:     map[cluster.ID]map[string]string{},
+		standing:   newStanding(),
+		awaited:    map[ipvs.Key][]*programming{},
+		sensitive:  map[cluster.ID]struct{}{},
+		zonal:      map[cluster.ID]struct{}{},
+		checkPorts: newCheckPorts(),
+		local:      localState{news: true},
+		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 	}
 }
 
@@ -178,6 +180,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-l.model.Changed():
 		case <-l.kernel.LocalChanged():
 			l.local.news = true
+		case <-l.opt.Health.CheckNews():
 		case <-timer.C:
 		}
 	}

@@ -19,6 +19,8 @@ type Problem struct {
 	Here bool
 	// Anywhere: no endpoint and no address decides whose business it is.
 	Anywhere bool
+	// Count is how many places in the objects this stands for; 0: one.
+	Count int
 }
 
 // The reasons of Problems, beside those of package cluster: a bounded set, fit for a metric label and for an Event.
@@ -30,7 +32,10 @@ const (
 	ReasonExternalIP        = "ExternalIPForbidden" // external IPs are not served, or not from this range
 	ReasonAddressTaken      = "AddressTaken"        // it belongs to another Service
 	ReasonVirtualIPEndpoint = "VirtualIPEndpoint"   // an endpoint that is a virtual IP of ours
+	ReasonHints             = "Hints"               // they name only zones or nodes that nobody knows
+	ReasonHealthCheckPort   = "HealthCheckNodePort" // it belongs to another Service, or to another process of this node
 	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node
+	ReasonZoneMissing       = "ZoneMissing"         // hints are for zones, and the node has none; about the Node
 )
 
 // Events tells the users of the cluster what is wrong with their objects.
@@ -41,11 +46,25 @@ type Events interface {
 	Warn(about cluster.ID, reason, note string)
 }
 
+// ownNode is the ID under which the own Node has its Problems and Events.
+var ownNode cluster.ID
+
+// tellNode does for the own Node what tell does for a Service.
+func (l *Loop) tellNode() {
+	var problems []Problem
+	if node := l.model.Node(); node.Known && node.Zone == "" && len(l.zonal) > 0 {
+		problems = []Problem{{Reason: ReasonZoneMissing, Here: true, Text: "Node " + node.Name + ": metadata.labels[topology.kubernetes.io/zone]" +
+			": missing: endpoints with hints for zones serve this node as if they had none"}}
+	}
+	l.tell(ownNode, problems)
+}
+
 // tell logs what is wrong with a Service when it changes, and when it is mended, counts it by reason, and puts
 // Events on the Service for what is this node's to say.
 func (l *Loop) tell(id cluster.ID, problems []Problem) {
 	for _, p := range l.model.Problems(id) {
-		problems = append(problems, Problem{Reason: p.Reason, Text: p.String(), Here: p.Node != "" && p.Node == l.site.Node.Name, Anywhere: p.Node == ""})
+		here := p.Node != "" && p.Node == l.site.Node.Name || id == ownNode
+		problems = append(problems, Problem{Reason: p.Reason, Text: p.String(), Here: here, Anywhere: p.Node == "", Count: p.Count})
 	}
 	l.raise(id, problems)
 	lines := make([]string, len(problems))
@@ -57,13 +76,17 @@ func (l *Loop) tell(id cluster.ID, problems []Problem) {
 		return
 	}
 	l.count(id, problems)
+	what, subject := "Service", zap.Stringer("service", id)
+	if id == ownNode {
+		what, subject = "Node", zap.String("node", l.site.Node.Name)
+	}
 	if text == "" {
 		delete(l.told, id)
-		l.log.Info("Service is in order again", zap.Stringer("service", id))
+		l.log.Info(what+" is in order again", subject)
 		return
 	}
 	l.told[id] = text
-	l.log.Warn("parts of a Service cannot be used", zap.Stringer("service", id), zap.Strings("problems", lines))
+	l.log.Warn("parts of a "+what+" cannot be used", subject, zap.Strings("problems", lines))
 }
 
 // count keeps the metric of problems by reason.
@@ -77,7 +100,7 @@ func (l *Loop) count(id cluster.ID, problems []Problem) {
 	}
 	counts := map[string]int{}
 	for _, p := range problems {
-		counts[p.Reason]++
+		counts[p.Reason] += max(p.Count, 1)
 	}
 	for reason, n := range counts {
 		l.opt.Health.Problems(reason, n)

@@ -2,6 +2,8 @@ package sync
 
 import (
 	"net/netip"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -30,13 +32,14 @@ func (s *said) take() []string {
 }
 
 // newEventRig is a node whose Events are heard. Its addresses are 192.0.2.7 and, beside its Node object, 203.0.113.9.
+// It has a Node object of its own unless there is one among the objects.
 func newEventRig(t *testing.T, opt CompileOptions, objs ...any) (*healthRig, *said) {
 	r := &healthRig{stepper: newStepper(), t: t, registry: metrics.NewKubeRegistry()}
 	events := &said{}
 	r.health = healthz.New(healthz.Options{Registry: r.registry, Now: func() time.Time { return r.now }})
 	r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7", "203.0.113.9")}
 	r.opt = Options{Health: r.health, Events: events, Compile: opt}
-	r.start(completeModel(append(objs, nodeNamed("192.0.2.7"))...))
+	r.start(completeModel(append([]any{nodeNamed("192.0.2.7")}, objs...)...))
 	r.pass(3 * time.Second)
 	return r, events
 }
@@ -149,6 +152,30 @@ func TestB53Once(t *testing.T) {
 	for _, line := range events.take() {
 		if _, note, _ := strings.Cut(line, " | "); len(note) > noteLimit+40 {
 			t.Errorf("a note of %d bytes", len(note))
+		}
+	}
+}
+
+// Every reason is explained to users.
+func TestReasonsDocs(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/events.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := regexp.MustCompile(`\w+`).FindAllString(string(docs), -1)
+	for _, file := range []string{"problem.go", "../cluster/problem.go"} {
+		code, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reasons := regexp.MustCompile(`\tReason\w+ += "(\w+)"`).FindAllStringSubmatch(string(code), -1)
+		if len(reasons) < 8 {
+			t.Errorf("%s: %d reasons, so they are written in another way now", file, len(reasons))
+		}
+		for _, r := range reasons {
+			if !slices.Contains(known, r[1]) {
+				t.Errorf("docs/events.md does not speak of %s", r[1])
+			}
 		}
 	}
 }
