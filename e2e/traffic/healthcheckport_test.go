@@ -3,6 +3,7 @@ package traffic
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
@@ -54,4 +55,51 @@ func TestB22HealthCheckNodePort(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// B22: a healthCheckNodePort that another process of a node holds, on one of its addresses, costs that node its answer
+// there and nothing else: the other family and the other node answer, the Service is served, and the node says what is
+// wrong. Once the process is gone the agent answers, without a restart.
+func TestB22PortHeldByAnother(t *testing.T) {
+	s := newStage(t).start()
+	const port = 32143
+	held, free := s.w.Node(1), s.w.Node(2)
+	stop, err := held.ServeHTTP("another", port, held.V4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := policies{externalLocal: true}.with(balanced(web(43), 43))
+	svc.Spec["healthCheckNodePort"] = port
+	s.apply(svc, s.pods()...)
+	wantProblems(t, held, map[string]int{"HealthCheckNodePort": 1})
+	answersFor := func(n *lab.Node, family, local int) {
+		t.Helper()
+		p := wantCode(t, s.w.Client, netip.AddrPortFrom(n.Addr(family), port), "/", 200)
+		if want := fmt.Sprintf("\"localEndpoints\": %d,", local); !strings.Contains(p.body, want) {
+			t.Errorf("%s over IPv%d: %s, want %s", n.Name, family, p.body, want)
+		}
+	}
+	answersFor(held, 6, 2)
+	answersFor(free, 4, 1)
+	answersFor(free, 6, 1)
+	if p := wantCode(t, s.w.Client, netip.AddrPortFrom(held.V4, port), "/", 200); !strings.HasPrefix(p.body, "pod=another ") {
+		t.Errorf("%s is not held: %s", held.Name, p.body)
+	}
+	wantProblems(t, free, map[string]int{})
+	for _, want := range []string{svc.Name, "spec.healthCheckNodePort: 32143 cannot be served on node " + held.Name, "address already in use"} {
+		if !strings.Contains(s.agents[0].Log(), want) {
+			t.Errorf("the log does not say %q", want)
+		}
+	}
+	each(t, func(t *testing.T, family int) { s.servesBut(t, svc, family, nil) })
+
+	stop()
+	lab.Eventually(t, soon, held.Name+" answers", func() error {
+		p, err := get(s.w.Client, netip.AddrPortFrom(held.V4, port), "/")
+		if err == nil && !strings.Contains(p.body, "\"localEndpoints\": 2,") {
+			err = fmt.Errorf("%d: %s", p.code, p.body)
+		}
+		return err
+	})
+	wantProblems(t, held, map[string]int{})
 }
