@@ -101,6 +101,7 @@ func TestScopes(t *testing.T) {
 		{"those that terminate have no topology", "", "a", 0, []string{"zone=a lingering", "zone=b lingering"}, []int{1, 2}, nil, true},
 		{"node hints without zone hints", "n2", "a", 0, []string{"node=n1", "node=n2"}, []int{2}, nil, true},
 		{"node hints for others, no zone hints", "n3", "a", 0, []string{"node=n1", "node=n2"}, []int{1, 2}, nil, true},
+		{"a hint without a name on a node without a zone", "", "", 0, []string{"zone=", "zone=a"}, []int{1, 2}, nil, true},
 		{"zone hints beside one node hint", "n1", "b", 0, []string{"zone=a node=n1", "zone=b"}, []int{2}, nil, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
