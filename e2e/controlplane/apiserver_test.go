@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -29,27 +31,48 @@ func (s *stage) startKubia() (to netip.AddrPort, pods []*lab.Pod) {
 }
 
 // F1: the API server is restarted under load, once asked to end and once killed. Nothing is lost, the nodes stay
-// healthy, and afterwards they follow the cluster again.
+// healthy, and afterwards they follow the cluster again: a new pod serves, and a new Service works in both families.
 func TestAPIServerRestarted(t *testing.T) {
 	s := newStage(t, 3)
-	to, _ := s.startKubia()
+	to, pods := s.startKubia()
+	kubia, err := s.api.CoreV1().Services(s.namespace).Get(s.ctx, "kubia", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	stopHealth := s.watchHealth()
 	load := underLoad(s, to, func() {
 		for i, how := range []string{"/stop", "/stop?signal=kill"} {
 			s.stopAPI(how)
 			time.Sleep(5 * time.Second) // the load goes on: this is how long there is no API server
+			for _, c := range s.clients() {
+				hits(t, c, clusterIPs(kubia, 80)[1], pods...) // the load is the other family's
+			}
 			s.startAPI()
 			back := time.Now()
 			s.scale("kubia", 4+i)
-			pods := s.pods(s.namespace, "kubia", 4+i) // the lab's kubelet has to find back, too
+			pods = s.pods(s.namespace, "kubia", 4+i) // the lab's kubelet has to find back, too
 			there := time.Now()
 			s.wantServingWithin(t, heals, to, appPort, pods...)
 			t.Logf("%s: the new pod is ready %s after the API server is back, and on every node %s later", how,
 				there.Sub(back).Round(100*time.Millisecond), time.Since(there).Round(100*time.Millisecond))
+			s.wantNewService(fmt.Sprintf("later-%d", i), "kubia", pods)
 		}
 	})
 	stopHealth()
 	wantNone(s, "API server restarted twice", to, load)
+}
+
+// wantNewService makes another Service of an application and asks it from everywhere.
+func (s *stage) wantNewService(name, app string, pods []*lab.Pod) {
+	s.t.Helper()
+	svc := web(name)
+	svc.Spec.Selector = map[string]string{"app": app}
+	for _, to := range clusterIPs(s.createService(svc), 80) {
+		s.wantServing(s.t, to, appPort, pods...)
+		for _, c := range s.clients() {
+			hits(s.t, c, to, pods...)
+		}
+	}
 }
 
 // cutTime is how long the nodes are cut off.

@@ -14,19 +14,21 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// createDeployment makes a Deployment whose pods are replaced one by one, a new one first.
-func (s *stage) createDeployment(namespace, name string, n int32, spec corev1.PodSpec) {
-	s.t.Helper()
-	app := map[string]string{"app": name}
+// deployment is one whose pods are replaced one by one, a new one first.
+func deployment(name string, n int32, spec corev1.PodSpec) *appsv1.Deployment {
 	none, one := intstr.FromInt32(0), intstr.FromInt32(1)
-	_, err := s.api.AppsV1().Deployments(namespace).Create(s.ctx, &appsv1.Deployment{
+	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: appsv1.DeploymentSpec{Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: app},
+		Spec: appsv1.DeploymentSpec{Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}},
 			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RollingUpdateDeploymentStrategyType,
 				RollingUpdate: &appsv1.RollingUpdateDeployment{MaxUnavailable: &none, MaxSurge: &one}},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: app}, Spec: spec}},
-	}, metav1.CreateOptions{})
-	if err != nil {
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": name}}, Spec: spec}},
+	}
+}
+
+func (s *stage) createDeployment(namespace string, d *appsv1.Deployment) {
+	s.t.Helper()
+	if _, err := s.api.AppsV1().Deployments(namespace).Create(s.ctx, d, metav1.CreateOptions{}); err != nil {
 		s.t.Fatal(err)
 	}
 }

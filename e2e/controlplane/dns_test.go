@@ -44,47 +44,56 @@ const corefile = `.:53 {
 `
 
 // S5, discovery by DNS: real CoreDNS behind the ClusterIP of kube-dns, on 53/UDP, 53/TCP and 9153/TCP. It reads the
-// API server through the ClusterIP of default/kubernetes. Names of a Service are found short, longer and whole; and a
-// rollout of CoreDNS loses no question that a resolver's second try does not mend.
+// API server through the ClusterIP of default/kubernetes. Names of a Service are found short, longer and whole, asked
+// over either family; and a rollout of CoreDNS loses no question that a resolver's second try does not mend.
 func TestS5DNS(t *testing.T) {
 	s := newStage(t, 3)
 	s.startDNS()
 	s.startAgents()
 	kubia := s.createService(web("kubia"))
 	dns := s.createService(dnsService())
-	s.createDeployment(metav1.NamespaceSystem, "coredns", 2, podSpec(""))
+	s.createDeployment(metav1.NamespaceSystem, deployment("coredns", 2, podSpec("")))
 	t.Cleanup(func() { s.removeDNS() })
 	pods := s.pods(metav1.NamespaceSystem, "coredns", 2)
-	to := clusterIP(dns, 53)
-	for _, port := range []uint16{53, 9153} {
-		s.wantServing(t, clusterIP(dns, port), port, pods...)
-	}
 	names := []string{"kubia", "kubia." + s.namespace, "kubia." + s.namespace + ".svc.cluster.local"}
 	want := clusterIP(kubia, 80).Addr()
-	for _, c := range s.clients() {
-		for _, network := range []string{"udp", "tcp"} {
-			for _, name := range names {
-				r := newResolver(s, c.Host, network, to)
-				if got, err := r.search(name); err != nil || got != want {
-					t.Errorf("%s asks for %s over %s: %v, %v; want %s", c.name, name, network, got, err, want)
-				}
+	for i, family := range []int{4, 6} {
+		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
+			to, metrics := clusterIPs(dns, 53)[i], clusterIPs(dns, 9153)[i]
+			s.wantServing(t, to, 53, pods...)
+			s.wantServing(t, metrics, 9153, pods...)
+			for _, c := range s.clients() {
+				s.wantNames(t, c, to, names, want)
+				wantMetrics(t, c, metrics)
 			}
-		}
-		wantMetrics(t, c, clusterIP(dns, 9153))
+		})
 	}
+	to := clusterIP(dns, 53)
 	asked := s.askThrough(to, names[2], want, func() {
 		s.rollOut(metav1.NamespaceSystem, "coredns", "second")
 		fresh := s.rolledOut(metav1.NamespaceSystem, "coredns", 2)
-		s.wantServing(t, clusterIP(dns, 53), 53, fresh...)
+		s.wantServing(t, to, 53, fresh...)
 	})
 	t.Logf("questions while CoreDNS was replaced: %s", asked)
 }
 
-// dnsService is kubeadm's kube-dns.
+// wantNames: a client finds every name at a server, over UDP and TCP.
+func (s *stage) wantNames(t *testing.T, c client, server netip.AddrPort, names []string, want netip.Addr) {
+	t.Helper()
+	for _, network := range []string{"udp", "tcp"} {
+		for _, name := range names {
+			r := newResolver(s, c.Host, network, server)
+			if got, err := r.search(name); err != nil || got != want {
+				t.Errorf("%s asks %s for %s over %s: %v, %v; want %s", c.name, server, name, network, got, err, want)
+			}
+		}
+	}
+}
+
+// dnsService is kubeadm's kube-dns, of both families.
 func dnsService() *corev1.Service {
-	single := corev1.IPFamilyPolicySingleStack
 	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "kube-dns"},
-		Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.10", IPFamilyPolicy: &single, Selector: map[string]string{"app": "coredns"},
+		Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.10", Selector: map[string]string{"app": "coredns"},
 			Ports: []corev1.ServicePort{
 				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
 				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},

@@ -88,19 +88,21 @@ func (s *stage) createReplicas(name string, n int32) {
 }
 
 // pods waits until as many pods of a namespace with the label app=NAME are ready, and none else is there.
-func (s *stage) pods(namespace, name string, n int) (pods []*lab.Pod) {
+func (s *stage) pods(namespace, name string, n int) []*lab.Pod {
 	s.t.Helper()
-	lab.Eventually(s.t, 2*time.Minute, fmt.Sprintf("%d pods of %s are ready", n, name), func() error {
+	return s.podsThatAre(corev1.PodReady, namespace, name, n)
+}
+
+func (s *stage) podsThatAre(what corev1.PodConditionType, namespace, name string, n int) (pods []*lab.Pod) {
+	s.t.Helper()
+	lab.Eventually(s.t, 2*time.Minute, fmt.Sprintf("%d pods of %s are %s", n, name, what), func() error {
 		list, err := s.api.CoreV1().Pods(namespace).List(s.ctx, metav1.ListOptions{LabelSelector: "app=" + name})
 		if err != nil {
 			return err
 		}
 		pods = nil
 		for _, p := range list.Items {
-			ready := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-			})
-			if pod := s.w.Pod(p.Name); ready && pod != nil && p.DeletionTimestamp == nil {
+			if pod := s.w.Pod(p.Name); is(&p, what) && pod != nil && p.DeletionTimestamp == nil {
 				pods = append(pods, pod)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -42,6 +43,8 @@ type podRun struct {
 	pod    *lab.Pod
 	end    func()
 	ending bool
+	// probe is what the pod's readiness probe says.
+	probe bool
 }
 
 const appPort = 8080
@@ -95,7 +98,22 @@ func (k *kubelet) sync(obj *corev1.Pod) {
 		r = &podRun{}
 		k.pods[obj.Name] = r
 		k.do(obj.Name, func() error { return k.start(obj, r) })
+	case obj.DeletionTimestamp == nil && r.pod != nil && is(obj, corev1.PodReady) != (r.probe && gatesOpen(obj)):
+		probe := r.probe
+		k.do(obj.Name, func() error { return k.report(obj.Namespace, obj.Name, r.pod, probe) })
 	}
+}
+
+// is reports whether a condition of a pod is true.
+func is(obj *corev1.Pod, what corev1.PodConditionType) bool {
+	return slices.ContainsFunc(obj.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == what && c.Status == corev1.ConditionTrue
+	})
+}
+
+// gatesOpen reports whether all conditions are true that others set and that a pod needs to be ready.
+func gatesOpen(obj *corev1.Pod) bool {
+	return !slices.ContainsFunc(obj.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool { return !is(obj, g.ConditionType) })
 }
 
 // do works on a pod aside. An error is the test's, unless the test is over.
@@ -144,28 +162,37 @@ func (k *kubelet) start(obj *corev1.Pod, r *podRun) error {
 	return k.setReady(obj.Namespace, obj.Name, p, true)
 }
 
-// setReady reports a pod as running, and what its readiness probe says.
+// setReady changes what the readiness probe of a pod says, and reports it.
 func (k *kubelet) setReady(namespace, name string, p *lab.Pod, ready bool) error {
-	status := corev1.ConditionFalse
-	if ready {
-		status = corev1.ConditionTrue
-	}
+	k.mu.Lock()
+	k.pods[name].probe = ready
+	k.mu.Unlock()
+	return k.report(namespace, name, p, ready)
+}
+
+// report reports a pod as running, with what its readiness probe says: it is ready when its gates are open, too.
+func (k *kubelet) report(namespace, name string, p *lab.Pod, probe bool) error {
 	return k.patiently(func() error {
 		obj, err := k.s.api.CoreV1().Pods(namespace).Get(k.ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
 		now := metav1.Now()
+		others := slices.DeleteFunc(obj.Status.Conditions, func(c corev1.PodCondition) bool {
+			return !slices.ContainsFunc(obj.Spec.ReadinessGates, func(g corev1.PodReadinessGate) bool { return g.ConditionType == c.Type })
+		})
 		obj.Status = corev1.PodStatus{
 			Phase: corev1.PodRunning, HostIP: p.Node.V4.String(), PodIP: p.V4.String(), StartTime: &now,
-			PodIPs: []corev1.PodIP{{IP: p.V4.String()}, {IP: p.V6.String()}},
+			PodIPs: []corev1.PodIP{{IP: p.V4.String()}, {IP: p.V6.String()}}, Conditions: others,
 		}
-		for _, c := range []corev1.PodConditionType{corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady, corev1.PodScheduled} {
-			value := corev1.ConditionTrue
-			if c == corev1.ContainersReady || c == corev1.PodReady {
-				value = status
+		own := map[corev1.PodConditionType]bool{corev1.PodInitialized: true, corev1.PodScheduled: true,
+			corev1.ContainersReady: probe, corev1.PodReady: probe && gatesOpen(obj)}
+		for what, is := range own {
+			c := corev1.PodCondition{Type: what, Status: corev1.ConditionFalse, LastTransitionTime: now}
+			if is {
+				c.Status = corev1.ConditionTrue
 			}
-			obj.Status.Conditions = append(obj.Status.Conditions, corev1.PodCondition{Type: c, Status: value, LastTransitionTime: now})
+			obj.Status.Conditions = append(obj.Status.Conditions, c)
 		}
 		_, err = k.s.api.CoreV1().Pods(namespace).UpdateStatus(k.ctx, obj, metav1.UpdateOptions{})
 		return err
@@ -223,12 +250,34 @@ func (k *kubelet) setLinger(d time.Duration) {
 // createPod makes a pod that somebody placed.
 func (s *stage) createPod(name string, labels map[string]string, n *lab.Node) {
 	s.t.Helper()
+	s.createPodOf(name, labels, podSpec(n.Name))
+}
+
+func (s *stage) createPodOf(name string, labels map[string]string, spec corev1.PodSpec) {
+	s.t.Helper()
 	_, err := s.api.CoreV1().Pods(s.namespace).Create(s.ctx, &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}, Spec: podSpec(n.Name),
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}, Spec: spec,
 	}, metav1.CreateOptions{})
 	if err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// removePods ends the pods with the label app=NAME and waits until nothing is left of them.
+func (s *stage) removePods(name string) {
+	s.t.Helper()
+	s.kubelet.setLinger(0)
+	of, pods := metav1.ListOptions{LabelSelector: "app=" + name}, s.api.CoreV1().Pods(s.namespace)
+	if err := pods.DeleteCollection(s.ctx, metav1.DeleteOptions{}, of); err != nil {
+		s.t.Fatal(err)
+	}
+	lab.Eventually(s.t, time.Minute, "the pods of "+name+" are gone", func() error {
+		list, err := pods.List(s.ctx, of)
+		if err == nil && len(list.Items) > 0 {
+			err = fmt.Errorf("%d are left", len(list.Items))
+		}
+		return err
+	})
 }
 
 func podSpec(node string) corev1.PodSpec {
@@ -239,6 +288,15 @@ func podSpec(node string) corev1.PodSpec {
 // createService makes a Service of both families in the namespace of the test, unless it says otherwise.
 func (s *stage) createService(svc *corev1.Service) *corev1.Service {
 	s.t.Helper()
+	made, err := s.tryService(svc)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return made
+}
+
+// tryService is createService for other goroutines than the test's.
+func (s *stage) tryService(svc *corev1.Service) (*corev1.Service, error) {
 	both := corev1.IPFamilyPolicyRequireDualStack
 	if svc.Spec.IPFamilyPolicy == nil && svc.Spec.Type != corev1.ServiceTypeExternalName {
 		svc.Spec.IPFamilyPolicy = &both
@@ -246,11 +304,7 @@ func (s *stage) createService(svc *corev1.Service) *corev1.Service {
 	if svc.Namespace == "" {
 		svc.Namespace = s.namespace
 	}
-	made, err := s.api.CoreV1().Services(svc.Namespace).Create(s.ctx, svc, metav1.CreateOptions{})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return made
+	return s.api.CoreV1().Services(svc.Namespace).Create(s.ctx, svc, metav1.CreateOptions{})
 }
 
 // clusterIP is a frontend of a Service, of its first family.

@@ -109,10 +109,11 @@ func (s *stage) routePods() error {
 		return err
 	}
 	for _, n := range s.w.Nodes {
-		p := n.PodCIDR4
-		dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-		if err := nl.RouteAdd(&netlink.Route{LinkIndex: br0.Attrs().Index, Dst: dst, Gw: n.V4.AsSlice()}); err != nil {
-			return fmt.Errorf("route of the wire to the pods of %s: %w", n.Name, err)
+		for p, via := range map[netip.Prefix]netip.Addr{n.PodCIDR4: n.V4, n.PodCIDR6: n.V6} {
+			dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+			if err := nl.RouteAdd(&netlink.Route{LinkIndex: br0.Attrs().Index, Dst: dst, Gw: via.AsSlice()}); err != nil {
+				return fmt.Errorf("route of the wire to the pods of %s: %w", n.Name, err)
+			}
 		}
 	}
 	return nil
@@ -349,14 +350,21 @@ func (g *gate) pass(c net.Conn) {
 		c.Close()
 		return
 	}
-	g.mu.Lock()
-	g.conns[c], g.conns[to] = struct{}{}, struct{}{}
-	g.mu.Unlock()
+	g.add(c, to)
 	wire.Splice(c, to)
 	g.mu.Lock()
 	delete(g.conns, c)
 	delete(g.conns, to)
 	g.mu.Unlock()
+}
+
+// add has drop close connections, too.
+func (g *gate) add(conns ...net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range conns {
+		g.conns[c] = struct{}{}
+	}
 }
 
 // drop ends all connections, as the end of the API server's machine would.

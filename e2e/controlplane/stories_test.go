@@ -226,7 +226,7 @@ func TestRollingUpdate(t *testing.T) {
 	k := s.startKubelet()
 	s.startAgents()
 	kubia := s.createService(web("kubia"))
-	s.createDeployment(s.namespace, "kubia", 3, podSpec(""))
+	s.createDeployment(s.namespace, deployment("kubia", 3, podSpec("")))
 	old := s.pods(s.namespace, "kubia", 3)
 	to := clusterIP(kubia, 80)
 	s.wantServing(t, to, appPort, old...)

@@ -40,6 +40,7 @@ func (p *Plane) Info() ([]byte, error) {
 //	GET  /audit     the audit log so far, a JSON object a line
 //	POST /seed      Services are made, see Seed: ?services=N&endpoints=N
 //	PUT  /out/NAME  a file for Options.Out
+//	GET  /egress    in place of an answer, the next connection of the API server's to a pod, see egress.go
 func (p *Plane) serveSwitches() error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -72,6 +73,7 @@ func (p *Plane) serveSwitches() error {
 		_, _ = w.Write(b)
 	})
 	mux.HandleFunc("PUT /out/{name}", func(w http.ResponseWriter, r *http.Request) { answer(w, p.take(r)) })
+	mux.HandleFunc("GET /egress", p.takeEgress)
 	p.switches = &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	go func() { _ = p.switches.Serve(ln) }()
 	return nil

@@ -46,6 +46,8 @@ type Plane struct {
 	api       *process
 	manager   *process
 	switches  *http.Server
+	leaving   net.Listener  // where the API server asks for the way to pods
+	left      chan net.Conn // its connections there
 	readiness *http.Client
 }
 
@@ -111,6 +113,10 @@ func (p *Plane) kubernetes(etcd string) (api, manager *process, err error) {
 	if err := os.WriteFile(audit, []byte(auditPolicy), 0o600); err != nil {
 		return nil, nil, err
 	}
+	egress, err := p.listenForEgress()
+	if err != nil {
+		return nil, nil, err
+	}
 	ca := filepath.Join(o.Dir, "ca.crt")
 	api = newProcess(o.Dir, o.Programs[programs.APIServer],
 		"--etcd-servers="+etcd, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", p.Port),
@@ -120,25 +126,32 @@ func (p *Plane) kubernetes(etcd string) (api, manager *process, err error) {
 		"--service-account-key-file="+public, "--service-account-signing-key-file="+private,
 		"--service-cluster-ip-range="+strings.Join(cidrs, ","), "--authorization-mode=Node,RBAC",
 		"--audit-policy-file="+audit, "--audit-log-path="+p.auditLog(), "--audit-log-maxsize=0",
-		"--event-ttl=1h", "--profiling=false")
+		"--event-ttl=1h", "--profiling=false", "--egress-selector-config-file="+egress)
+	if manager, err = p.controllers(private, ca); err != nil {
+		return nil, nil, err
+	}
+	return api, manager, nil
+}
+
+// controllers prepares those that make endpoints and pods, and what these need.
+func (p *Plane) controllers(tokenKey, ca string) (*process, error) {
+	o := p.opts
 	kubeconfig := filepath.Join(o.Dir, "controller-manager.kubeconfig")
 	config, err := p.kubeconfigOf("system:kube-controller-manager", "", "127.0.0.1")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := os.WriteFile(kubeconfig, config, 0o600); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	manager = newProcess(o.Dir, o.Programs[programs.ControllerManager],
+	return newProcess(o.Dir, o.Programs[programs.ControllerManager],
 		"--kubeconfig="+kubeconfig, "--use-service-account-credentials", "--leader-elect=false", "--secure-port=0",
-		"--service-account-private-key-file="+private, "--root-ca-file="+ca,
-		// Those that make endpoints and pods, and what these need. There is no kubelet, so nobody must
-		// miss its heartbeat.
+		"--service-account-private-key-file="+tokenKey, "--root-ca-file="+ca,
+		// There is no kubelet, so nobody must miss its heartbeat.
 		"--controllers=endpoints-controller,endpointslice-controller,endpointslice-mirroring-controller,"+
 			"replicaset-controller,deployment-controller,serviceaccount-controller,namespace-controller,"+
 			"garbage-collector-controller,root-ca-certificate-publisher-controller",
-		"--kube-api-qps=500", "--kube-api-burst=1000")
-	return api, manager, nil
+		"--kube-api-qps=500", "--kube-api-burst=1000"), nil
 }
 
 func (p *Plane) auditLog() string { return filepath.Join(p.opts.Dir, "audit.log") }
@@ -218,6 +231,9 @@ func (p *Plane) Stop() error {
 	var errs []error
 	if p.switches != nil {
 		errs = append(errs, p.switches.Close())
+	}
+	if p.leaving != nil {
+		errs = append(errs, p.leaving.Close())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
