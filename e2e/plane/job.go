@@ -27,7 +27,7 @@ const Package = "./e2e/controlplane"
 // repository.
 func Programs(ctx context.Context, root string, log io.Writer) (map[string]string, error) {
 	return programs.Build(ctx, root, log, programs.Etcd, programs.APIServer, programs.ControllerManager,
-		programs.KubeProxy, programs.CoreDNS)
+		programs.KubeProxy, programs.CoreDNS, programs.Portmap)
 }
 
 // ForLab starts a control plane for a job of the lab, in a directory that it makes. What tests hand out goes to the
@@ -64,9 +64,11 @@ func (p *Plane) Equip(job *machine.Job) error {
 	job.Memory = max(job.Memory, 2048) + 2048
 	for name, host := range map[string]string{
 		InfoFile: file, "recording": labRecording,
-		programs.KubeProxy: p.opts.Programs[programs.KubeProxy], programs.CoreDNS: p.opts.Programs[programs.CoreDNS],
 	} {
 		job.Files[name] = host
+	}
+	for _, name := range []string{programs.KubeProxy, programs.CoreDNS, programs.Portmap} {
+		job.Files[name] = p.opts.Programs[name]
 	}
 	return nil
 }

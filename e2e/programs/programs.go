@@ -1,4 +1,5 @@
-// Package programs builds the programs of others that the tests run: the control plane, kube-proxy and CoreDNS.
+// Package programs builds the programs of others that the tests run: the control plane, kube-proxy, CoreDNS and
+// the CNI plugin portmap.
 // Each has a Go module of its own below this directory, for its dependencies are none of the agent's; what it
 // requires there is what is built. Compiling them takes a quarter of an hour, so they stay in the lab's cache.
 package programs
@@ -30,6 +31,7 @@ const (
 	ControllerManager = "kube-controller-manager"
 	KubeProxy         = "kube-proxy"
 	CoreDNS           = "coredns"
+	Portmap           = "portmap"
 )
 
 // KubernetesVersion is what the programs of Kubernetes say of themselves. Their release builds take it from version
@@ -49,6 +51,7 @@ var programs = map[string]program{
 	ControllerManager: {"kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", kubernetesVars},
 	KubeProxy:         {"kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", kubernetesVars},
 	CoreDNS:           {"coredns", "github.com/coredns/coredns", nil},
+	Portmap:           {"cni", "github.com/containernetworking/plugins/plugins/meta/portmap", nil},
 }
 
 var kubernetesVars = map[string]string{
