@@ -110,7 +110,7 @@ func TestAgree(t *testing.T) {
 		"want one of":              func(in *input) { in.upstream[0].Open = "x" },
 		"is there twice":           func(in *input) { in.upstream = append(in.upstream, in.upstream[0]) },
 		"is missing":               func(in *input) { in.upstream[0].Class = "" },
-		"want each other":          func(in *input) { in.upstream[0].Only = []int{4} },
+		"only wants a gap":         func(in *input) { in.upstream[0].Only = []int{4} },
 		"there is no row":          func(in *input) { in.mutants[0].row = "B99" },
 		"there is no test p TestZ": func(in *input) { in.mutants[0].test = "TestZ" },
 		"there is no such row":     func(in *input) { in.tests[0].rows = []string{"B98"} },

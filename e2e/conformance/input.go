@@ -186,8 +186,8 @@ func (in input) agree() error {
 		if !slices.Contains([]string{"N", "K", "X"}, u.Class) || u.File == "" || u.Asks == "" {
 			say("upstream.yaml: %s: class, file or asks is missing", u.ID)
 		}
-		if (u.Only != nil) != (u.Gap != "") {
-			say("upstream.yaml: %s: only and gap want each other", u.ID)
+		if u.Only != nil && u.Gap == "" {
+			say("upstream.yaml: %s: only wants a gap that says why", u.ID)
 		}
 		if pkg, test := u.holder(); u.Test != "" && !exists(pkg, test) {
 			say("upstream.yaml: %s is held by %s, and there is no such test", u.ID, u.Test)

@@ -268,8 +268,10 @@ func (in input) notHeld(b *strings.Builder) {
 			fmt.Fprintf(b, "| %s | %s | open: %s |\n", u.ID, u.Asks, u.Open)
 		case u.None != "":
 			fmt.Fprintf(b, "| %s | %s | cannot be: %s |\n", u.ID, u.Asks, u.None)
-		case u.Gap != "":
+		case u.Only != nil:
 			fmt.Fprintf(b, "| %s | %s | only %s: %s |\n", u.ID, u.Asks, words(u.Only), u.Gap)
+		case u.Gap != "":
+			fmt.Fprintf(b, "| %s | %s | %s |\n", u.ID, u.Asks, u.Gap)
 		}
 	}
 }

@@ -93,7 +93,7 @@ func (r *rollout) write(pods []*lab.Pod, terminating *lab.Pod) {
 func TestB33RollingUpdate(t *testing.T) {
 	s := newStage(t).start()
 	r := &rollout{stage: s, svc: balanced(web(61), 61), pods: s.pods()}
-	for family, kind := range map[int][]string{4: {"NodePort", "LoadBalancer"}, 6: {"ClusterIP"}} {
+	for family, kind := range map[int][]string{4: {"NodePort", "LoadBalancer"}, 6: {"ClusterIP", "LoadBalancer"}} {
 		for _, k := range kind {
 			r.ways = append(r.ways, s.frontends(r.svc, family)[k])
 		}

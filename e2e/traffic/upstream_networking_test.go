@@ -344,6 +344,33 @@ func TestUpstreamLargeRequests(t *testing.T) {
 	}
 }
 
+// Datagrams that are larger than a frame, from a pod whose bridge hands nothing to netfilter: there the kernel's limit
+// that tooBig holds does not come in, and both families pass.
+func TestUpstreamLargeDatagrams(t *testing.T) {
+	s := newStage(t, lab.Config{NoBridgeNetfilter: true}).start()
+	asker := s.addPod(lab.PodSpec{Name: "asker", Node: 1})
+	far := s.w.Pod("pod-c") // such a bridge has no way from one of its pods to another through a Service, see B44
+	echo(t, far.Host, netip.Addr{}, 7000)
+	services := map[bool]lab.Service{}
+	for i, secondary := range []bool{false, true} {
+		svc := granular(94+i, secondary)
+		svc.Ports = []lab.Port{{Name: "udp", Protocol: "UDP", Port: 80, TargetPort: 7000, NodePort: uint16(30094 + i)}}
+		services[secondary] = svc
+		s.apply(svc, far)
+	}
+	eachOrder(t, services[false], services[true], func(t *testing.T, svc lab.Service, family int) {
+		for _, to := range s.tos(svc, family, protocols[0]) {
+			what := fmt.Sprintf("a pod sends %d bytes to %s over udp", len(large), to)
+			lab.Eventually(t, soon, what, func() error { return echoes(asker.Host, "udp", to) })
+			for range 3 {
+				if err := echoes(asker.Host, "udp", to); err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		}
+	})
+}
+
 // tooBig holds a limit of the kernel: what br_netfilter put together from the IPv6 fragments of a pod on a bridge,
 // IPVS takes for one packet that is too big, whatever its fragments' size was (net/netfilter/ipvs/ip_vs_xmit.c,
 // __mtu_check_toobig_v6, looks for frag_max_size, which ip6_rcv_core has cleared by then). A process of the node
