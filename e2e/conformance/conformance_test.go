@@ -90,6 +90,38 @@ func TestHeld(t *testing.T) {
 	}
 }
 
+// The sum of a row is no better than its worst test; tests with a control plane count where there was one.
+func TestSum(t *testing.T) {
+	k := results.File{Tests: map[string]map[string]string{"p": {"TestA": results.Pass, "TestB": results.Fail, "TestC": results.Skip}}}
+	of := func(pkg string, names ...string) (list []source) {
+		for _, n := range names {
+			list = append(list, source{pkg: pkg, name: n})
+		}
+		return list
+	}
+	for _, c := range []struct {
+		tests []source
+		want  string
+	}{
+		{nil, "-"},
+		{of("p", "TestA"), "pass"},
+		{of("p", "TestA", "TestB"), "**fail**"},
+		{of("p", "TestA", "TestC"), "not run"},
+		{of("p", "TestC", "TestB"), "**fail**"},
+		{of("p", "TestA", "TestGone"), "not run"},
+		{append(of(planePackage, "TestP"), of("p", "TestA")...), "pass"},
+		{of(planePackage, "TestP"), "not run"},
+	} {
+		if got := sumOn(k, c.tests); got != c.want {
+			t.Errorf("%v: %s, want %s", c.tests, got, c.want)
+		}
+	}
+	k.Tests[planePackage] = map[string]string{"TestQ": results.Pass}
+	if got := sumOn(k, append(of(planePackage, "TestP"), of("p", "TestA")...)); got != "not run" {
+		t.Errorf("one of the tests with a control plane did not run where others did: %s", got)
+	}
+}
+
 // Each way in which the files can disagree is found.
 func TestAgree(t *testing.T) {
 	whole := func() input {
