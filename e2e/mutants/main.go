@@ -6,25 +6,21 @@
 //	Row: B15
 //	Test: ./e2e/traffic TestB15NoEndpointsRefused
 //	Takes out: the guard's refusal of frontends without endpoints
+//
+// Tests below e2e run in the lab, with the control plane where they need one, and so do those of other packages that
+// are skipped on this machine; the rest run here.
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
-	"time"
-
-	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
-	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
 )
 
 func main() {
@@ -44,11 +40,12 @@ type mutant struct {
 	test     string
 	takesOut string
 	path     string
-	agent    string // the built agent, for kernel tests
+	agent    string // the built agent, for tests that run one
+	tests    string // the built tests of a package of the agent's, for a kernel
 }
 
-// inLab reports whether the mutant's test needs a kernel with IPVS.
-func (m mutant) inLab() bool { return strings.HasPrefix(m.pkg, "./e2e/") }
+// runsAgent reports whether the mutant's test starts the agent, in the lab. Others test the packages they are in.
+func (m mutant) runsAgent() bool { return strings.HasPrefix(m.pkg, "./e2e/") }
 
 // run tries the mutants whose names begin with one of only; all without.
 func run(ctx context.Context, dir string, only []string) error {
@@ -69,16 +66,18 @@ func run(ctx context.Context, dir string, only []string) error {
 		if err != nil {
 			return err
 		}
-		if m.inLab() {
+		if m.runsAgent() {
 			m.agent = filepath.Join(tmp, "ipvs-proxy-"+m.name)
-			if err := build(ctx, overlay, "./cmd/ipvs-proxy", m.agent); err != nil {
-				return fmt.Errorf("mutant %s does not build: %w", m.name, err)
-			}
-			kernel = append(kernel, *m)
-			continue
+			err = build(ctx, overlay, "./cmd/ipvs-proxy", m.agent)
+		} else if verdicts[m.name], err = hostTest(ctx, *m, overlay); errors.Is(err, errSkipped) {
+			m.tests = filepath.Join(tmp, m.name+".test")
+			err = buildTest(ctx, overlay, m.pkg, m.tests)
 		}
-		if verdicts[m.name], err = hostTest(ctx, *m, overlay); err != nil {
-			return err
+		if err != nil {
+			return fmt.Errorf("mutant %s: %w", m.name, err)
+		}
+		if m.agent != "" || m.tests != "" {
+			kernel = append(kernel, *m)
 		}
 	}
 	if err := kernelTests(ctx, kernel, tmp, verdicts); err != nil {
@@ -150,95 +149,4 @@ func chosen(name string, only []string) bool {
 		}
 	}
 	return len(only) == 0
-}
-
-// kernelTests boots once, and there runs each test first with the agent as it is, then with its mutant.
-func kernelTests(ctx context.Context, mutants []mutant, tmp string, verdicts map[string]string) (err error) {
-	if len(mutants) == 0 {
-		return nil
-	}
-	whole := filepath.Join(tmp, "ipvs-proxy")
-	if err := build(ctx, "", "./cmd/ipvs-proxy", whole); err != nil {
-		return err
-	}
-	job := machine.Job{Files: map[string]string{"ipvs-proxy": whole}, Timeout: 5*time.Minute + time.Duration(len(mutants))*2*time.Minute,
-		Memory: 2048 + 32*len(mutants), Output: io.Discard}
-	controls, outputs := map[string]bool{}, map[string]*bytes.Buffer{}
-	add := func(name string, m mutant, agent string) error {
-		prog := filepath.Base(m.pkg) + ".test"
-		if job.Files[prog] == "" {
-			job.Files[prog] = filepath.Join(tmp, prog)
-			if err := buildTest(ctx, m.pkg, job.Files[prog]); err != nil {
-				return err
-			}
-		}
-		job.Files[filepath.Base(agent)] = agent
-		if err := addImage(ctx, m, &job, tmp); err != nil {
-			return err
-		}
-		outputs[name] = &bytes.Buffer{}
-		job.Commands = append(job.Commands, machine.Command{Name: name, Output: outputs[name], Timeout: 5 * time.Minute,
-			Args: []string{prog, "-test.v", "-test.timeout=4m", "-test.failfast", "-test.run=^" + m.test + "$"},
-			Env: []string{"IPVS_PROXY_LAB=1", "LAB_AGENT=$LAB_DIR/" + filepath.Base(agent),
-				"LAB_IMAGE=$LAB_DIR/" + imageFile, "LAB_IMAGE_PROGRAM=$LAB_DIR/" + filepath.Base(agent)}})
-		return nil
-	}
-	for _, m := range mutants {
-		if control := "control " + m.pkg + " " + m.test; !controls[control] {
-			controls[control] = true
-			if err := add(control, m, whole); err != nil {
-				return err
-			}
-		}
-	}
-	for _, m := range mutants {
-		if err := add(m.name, m, m.agent); err != nil {
-			return err
-		}
-	}
-	if needPlane(mutants) {
-		p, err := plane.ForLab(ctx, filepath.Join(tmp, "plane"), "", os.Stdout)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, p.Stop()) }()
-		if err := p.Equip(&job); err != nil {
-			return err
-		}
-	}
-	job.OnResult = func(r machine.Result) {
-		fmt.Printf("%-70s exit %d after %s\n", r.Command, r.Exit, r.Took.Round(time.Second/10))
-	}
-	report, err := machine.Run(ctx, job)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("ran on %s, %s\n", report.Kernel, report.Mode)
-	for _, r := range report.Results {
-		text := outputs[r.Command].String()
-		if strings.HasPrefix(r.Command, "control ") {
-			if r.Exit != 0 || !strings.Contains(text, "\n--- PASS") && !strings.HasPrefix(text, "--- PASS") {
-				return fmt.Errorf("%s does not pass with the agent as it is:\n%s", r.Command, text)
-			}
-			continue
-		}
-		verdicts[r.Command] = verdict(r.Exit, text)
-	}
-	return nil
-}
-
-// needPlane: one of the tests needs a control plane.
-func needPlane(mutants []mutant) bool {
-	return slices.ContainsFunc(mutants, func(m mutant) bool { return m.pkg == plane.Package })
-}
-
-// verdict: killed means that the test itself failed, not that it could not run.
-func verdict(exit int, output string) string {
-	if exit == 1 && strings.Contains(output, "--- FAIL: ") && !strings.Contains(output, "panic: test timed out") {
-		return killed
-	}
-	if exit == 0 {
-		return "SURVIVED"
-	}
-	return "BROKEN"
 }
