@@ -51,23 +51,25 @@ func TestUpstreamAPIProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	var frontends []netip.AddrPort
 	for name, family := range map[string]corev1.IPFamily{"echo": corev1.IPv4Protocol, "echo6": corev1.IPv6Protocol} {
 		svc, single := web(name), corev1.IPFamilyPolicySingleStack
 		svc.Spec.IPFamilyPolicy, svc.Spec.IPFamilies = &single, []corev1.IPFamily{family}
 		svc.Spec.Selector = map[string]string{"app": "echo"}
 		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: "https", Port: 443, TargetPort: intstr.FromInt32(tlsPort)})
-		svc = s.createService(svc)
-		defer func() {
-			for _, c := range s.clients() {
-				hits(t, c, clusterIP(svc, 80), p.pod)
-			}
-		}()
+		frontends = append(frontends, clusterIP(s.createService(svc), 80))
 	}
 	s.createPod("echo", map[string]string{"app": "echo"}, s.w.Node(2))
 	p.pod = s.pods(s.namespace, "echo", 1)[0]
 	t.Run("by port and by name", p.everyWay)
 	t.Run("with a path", p.withPath)
 	t.Run("without a path", p.withoutPath)
+	for _, to := range frontends {
+		s.wantServing(t, to, plainPort, p.pod)
+		for _, c := range s.clients() {
+			hits(t, c, to, p.pod)
+		}
+	}
 }
 
 // everyWay asks the pod and both Services by every name that one of their ports has.
