@@ -131,6 +131,25 @@ func (h *Host) StartFlow(to netip.AddrPort, every time.Duration) (*Flow, error) 
 	return f, nil
 }
 
+// Port is the one that it sends from.
+func (f *Flow) Port() (uint16, error) {
+	rc, err := f.sock.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("port of a flow: %w", err)
+	}
+	var sa unix.Sockaddr
+	if cerr := rc.Control(func(fd uintptr) { sa, err = unix.Getsockname(int(fd)) }); cerr != nil || err != nil {
+		return 0, fmt.Errorf("port of a flow: %w", errors.Join(cerr, err))
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(sa.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(sa.Port), nil
+	}
+	return 0, fmt.Errorf("port of a flow: its socket's name is a %T", sa)
+}
+
 func (f *Flow) send() {
 	tick := time.NewTicker(f.every)
 	defer tick.Stop()

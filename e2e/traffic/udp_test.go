@@ -153,3 +153,46 @@ func TestB31UDPFromZero(t *testing.T) {
 		}
 	})
 }
+
+// B31: a pod leaves a UDP Service, answers a client late, when IPVS has forgotten the connection, and comes back. The
+// entry that the answer made is the reply of the client's next connection to the pod, which the kernel would not let
+// begin until that entry has timed out, after 30 s.
+func TestB31LateAnswer(t *testing.T) {
+	s := newStage(t).start()
+	a, b, c := s.w.Pod("pod-a"), s.w.Pod("pod-b"), s.w.Pod("pod-c")
+	s.serveUDP(5353, c)
+	each(t, func(t *testing.T, family int) {
+		svc := dns(31)
+		serve := func() (stop func()) {
+			stop, err := a.ServeUDP(a.Name, 5353)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return stop
+		}
+		stop := serve()
+		s.apply(svc, a)
+		f := flow(t, b.Host, at(svc, family, 53))
+		reaches(t, f, "pod-a", 3)
+		s.apply(svc, c)
+		reaches(t, f, "pod-c", 3)
+		stop()
+		port, err := f.Port()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Nobody answers: the client's socket hears from the Service alone.
+		answer := a.AskUDP(netip.AddrPortFrom(b.Addr(family), port), lab.FromPort(5353), lab.Timeout(200*time.Millisecond))
+		if answer.Verdict == lab.Answered {
+			t.Fatalf("the late answer: %s", answer)
+		}
+		defer serve()()
+		s.apply(svc, a)
+		reaches(t, f, "pod-a", 3)
+		if r := f.Stop(); r.Lost > 60 {
+			t.Errorf("%s; want 3 s of silence at most", r)
+		} else {
+			t.Logf("%s", r)
+		}
+	})
+}

@@ -208,6 +208,12 @@ type Forget struct {
 	Directed bool
 	// Own and Target are what is wanted of the frontend and of the one that it redirects to; nil: nothing.
 	Own, Target *Frontend
+	// Late are UDP real servers that came back soon after they had left. An answer that one of them gave after IPVS had
+	// forgotten the connection made an entry of its own, from the real server to the client. It has the place of the
+	// reply of that client's next connection to the same real server, whose packets the kernel therefore drops
+	// (__nf_conntrack_confirm in net/netfilter/nf_conntrack_core.c) for as long as the entry lives. Such entries,
+	// which nobody answered or translated, are deleted.
+	Late []netip.AddrPort
 }
 
 // ServesItself: a real server has the frontend's own address, as a pod of the host network has that of a node port.
@@ -286,6 +292,9 @@ func (o Unbind) String() string { return "ip addr del " + host(o.Addr) + " dev k
 
 func (o Forget) String() string {
 	line := fmt.Sprintf("conntrack -D -p %s --orig-dst %s --orig-port-dst %d", o.Key.Proto, o.Key.Addr, o.Key.Port)
+	if len(o.Late) > 0 {
+		line = fmt.Sprintf("conntrack -D --status UNREPLIED # from %v; ", o.Late) + line
+	}
 	switch {
 	case o.Undirected && o.Directed:
 		return line + " # those without destination NAT, and with one to no real server"

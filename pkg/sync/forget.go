@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -20,6 +21,38 @@ type forgetting struct {
 	next  time.Time
 	// redirected are the UDP frontends that redirect, or did: their clients may have entries that last longer.
 	redirected map[ipvs.Key]bool
+	// left says of UDP real servers that left until when a late answer of theirs may be in the way if they come back.
+	left map[netip.AddrPort]time.Time
+	tidy int                           // how many of them there may be before those of long ago are dropped
+	late map[ipvs.Key][]netip.AddrPort // those that came back, for the next look
+}
+
+// lateAnswers: within 30 s an answer may come after its real server has left, and its entry lives for 30 s more
+// (nf_conntrack_udp_timeout), if nobody changed that.
+const lateAnswers = time.Minute
+
+// leaves notes that a UDP real server leaves.
+func (f *forgetting) leaves(from netip.AddrPort, now time.Time) {
+	if len(f.left) >= f.tidy {
+		maps.DeleteFunc(f.left, func(_ netip.AddrPort, until time.Time) bool { return !now.Before(until) })
+		f.tidy = max(64, 2*len(f.left))
+	}
+	if f.left == nil {
+		f.left = map[netip.AddrPort]time.Time{}
+	}
+	f.left[from] = now.Add(lateAnswers)
+}
+
+// comes notes that a UDP real server comes to a frontend, maybe back.
+func (f *forgetting) comes(k ipvs.Key, to netip.AddrPort, now time.Time) {
+	if !now.Before(f.left[to]) {
+		return
+	}
+	if f.late == nil {
+		f.late = map[ipvs.Key][]netip.AddrPort{}
+	}
+	f.late[k] = append(f.late[k], to)
+	f.add(k)
 }
 
 // forgetPeriod is the least time between two looks through the conntrack table.
@@ -41,9 +74,21 @@ func (l *Loop) noteTaken(s ipvs.Step) {
 		l.forget.takeAddress(op.Addr, l.ledger)
 	case ipvs.AddServer:
 		l.forget.take(s.Key)
+	case ipvs.AddReal:
+		if op.Key.Proto == ipvs.UDP {
+			l.forget.comes(op.Key, op.Real.Addr, l.now())
+		}
 	case ipvs.DelReal:
+		if op.Key.Proto == ipvs.UDP {
+			l.forget.leaves(op.Addr, l.now())
+		}
 		l.takeRedirected(op.Key)
 	case ipvs.DelServer:
+		if c := l.cells[op.Key]; op.Key.Proto == ipvs.UDP && c != nil && c.have != nil {
+			for _, r := range c.have.Server.Reals {
+				l.forget.leaves(r.Addr, l.now())
+			}
+		}
 		l.takeRedirected(op.Key)
 	case ipvs.Element:
 		if op.Set == ipvs.SetRedirect {
@@ -119,16 +164,16 @@ func (f *forgetting) due() time.Time {
 // forgetOf is what is to be deleted for a frontend; false: nothing.
 func (l *Loop) forgetOf(k ipvs.Key) (op ipvs.Forget, some bool) {
 	want := l.ledger.want(k)
-	op = ipvs.Forget{Key: k, Directed: l.forget.redirected[k], Own: want}
+	op = ipvs.Forget{Key: k, Directed: l.forget.redirected[k], Own: want, Late: l.forget.late[k]}
 	if want == nil {
-		return op, op.Directed
+		return op, op.Directed || len(op.Late) > 0
 	}
 	if to := want.Guard.Redirect; to.IsValid() {
 		op.Target = l.ledger.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto})
 		// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
 		op.Undirected = len(want.Server.Reals) == 0
 	}
-	return op, op.Directed || !op.ServesItself()
+	return op, op.Directed || len(op.Late) > 0 || !op.ServesItself()
 }
 
 // forgetFlows deletes the conntrack entries of the collected frontends, when it is time.
@@ -143,7 +188,8 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 			plan = append(plan, ipvs.Step{Key: k, Op: op})
 		}
 	}
-	l.forget = forgetting{next: now.Add(forgetPeriod), redirected: l.forget.redirected}
+	f := &l.forget
+	f.keys, f.bound, f.late, f.next = nil, nil, nil, now.Add(forgetPeriod)
 	failed := 0
 	var first error
 	outcomes := l.kernel.Do(ctx, plan)
@@ -153,7 +199,10 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 			if failed++; first == nil {
 				first = o.Err
 			}
-			l.forget.add(plan[i].Key)
+			for _, from := range plan[i].Op.(ipvs.Forget).Late {
+				f.comes(plan[i].Key, from, now)
+			}
+			f.add(plan[i].Key)
 		} else if l.ledger.want(plan[i].Key) == nil {
 			delete(l.forget.redirected, plan[i].Key)
 		}

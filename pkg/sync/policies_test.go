@@ -102,7 +102,7 @@ func TestForgetsRedirected(t *testing.T) {
 			{"it comes", local, []string{a, c}, false, nil, nil},
 			{"the last one here leaves", local, []string{c}, true, []string{c}, []string{a}},
 			{"no longer redirected", cluster, []string{c}, true, []string{c}, []string{a}},
-			{"one comes", cluster, []string{a, c}, false, nil, nil},
+			{"one comes back soon", cluster, []string{a, c}, true, []string{a, c}, nil},
 			{"one leaves of those to whom clients were redirected", cluster, []string{a}, true, []string{a}, []string{c}},
 		} {
 			r.writes(func() { r.set(step.svc, slice(step.svc, step.eps...)); time.Sleep(5 * time.Second) })
@@ -128,6 +128,48 @@ func TestForgetsRedirected(t *testing.T) {
 				if last.Reaches(addr(s)) {
 					t.Errorf("%s: %s may answer", step.what, s)
 				}
+			}
+		}
+	})
+}
+
+// TestForgetsLateAnswers: a UDP real server that comes back within a minute may have answered late meanwhile, and what
+// that left behind is looked for, once. One that is new, one that was away for long, and one of TCP cost no look.
+func TestForgetsLateAnswers(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		dns, web := service("dns", "10.96.0.53", 1, 53), service("web", "10.96.0.80", 2, 80)
+		dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+		a, c := "10.244.1.5@node1", "10.244.2.10@node2"
+		r.set(dns, slice(dns, a, c), web, slice(web, a, c))
+		r.synced()
+		r.start()
+		for _, step := range []struct {
+			what string
+			eps  []string
+			then time.Duration
+			late string
+		}{
+			{"one leaves", []string{c}, 20 * time.Second, ""},
+			{"it comes back", []string{a, c}, 20 * time.Second, "10.244.1.5:8080"},
+			{"another comes that was never here", []string{a, c, "10.244.2.11@node2"}, 20 * time.Second, ""},
+			{"all leave", nil, 20 * time.Second, ""},
+			{"one of them comes back", []string{c}, 2 * time.Minute, "10.244.2.10:8080"},
+			{"one comes that was away for long", []string{a, c}, time.Second, ""},
+		} {
+			r.writes(func() {
+				r.set(slice(dns, step.eps...), slice(web, step.eps...))
+				time.Sleep(step.then)
+			})
+			var late []string
+			for _, op := range r.kernel.Log {
+				if f, ok := op.(ipvs.Forget); ok {
+					for _, from := range f.Late {
+						late = append(late, from.String())
+					}
+				}
+			}
+			if got := strings.Join(late, " "); got != step.late {
+				t.Errorf("%s: looked for late answers of %q, want %q", step.what, got, step.late)
 			}
 		}
 	})

@@ -85,15 +85,25 @@ func (c *conntrackDoor) find(ctx context.Context, ops []ipvs.Forget) (found []ct
 	}
 	c.b.reset()
 	c.b.begin(ctType(ctMsgGet), unix.NLM_F_DUMP, nfgen(byte(af(keys[0].Addr)), 0))
-	match := commonOf(keys)
+	match, late := commonOf(keys), lateOf(ops)
 	if anyReply {
 		match.reply = 0
+	}
+	if len(late) > 0 { // they go to clients
+		match.orig, match.reply = match.orig&ctFilterProto, 0
 	}
 	match.put(&c.b)
 	err = c.sock.dump(ctx, &c.b, func(msg []byte) error {
 		e, err := parseCT(msg)
-		if o, asked := want[e.key]; err != nil || !asked || !e.useless(o) {
+		if err != nil {
 			return err
+		}
+		if o, asked := want[e.key]; !asked || !e.useless(o) {
+			k, is, err := e.lateFor(late)
+			if err != nil || !is {
+				return err
+			}
+			e.key = k
 		}
 		e.tuple, e.id = bytes.Clone(e.tuple), bytes.Clone(e.id)
 		found = append(found, e)

@@ -268,3 +268,62 @@ func TestForgetMany(t *testing.T) {
 		t.Errorf("left %d entries, want one", len(got))
 	}
 }
+
+// TestForgetLate: entries that a real server's late answers made go, in both families, whoever they went to. What was
+// answered stays, and so do those of others: of another port, and of another protocol.
+func TestForgetLate(t *testing.T) {
+	c := testConntrack(t)
+	for _, x := range []struct{ vip, real, client string }{
+		{"203.0.113.10", "10.244.1.7", "10.244.1.5"}, {"fd20:113::10", "fd10:244:1::7", "fd10:244:1::5"},
+	} {
+		dns, to := udp(x.vip, 53), udp(x.client, 1000)
+		late := netip.AddrPortFrom(netip.MustParseAddr(x.real), 5353)
+		from := func(k ipvs.Key, port uint16) flow {
+			return flow{key: k, client: netip.AddrPortFrom(late.Addr(), port), answer: netip.AddrPortFrom(k.Addr, k.Port)}
+		}
+		tcp := to
+		tcp.Proto = ipvs.TCP
+		asked, other := from(udp(x.client, 1001), 5353), from(udp(x.client, 1002), 5354)
+		served := flow{key: dns, client: netip.AddrPortFrom(to.Addr, 1003), answer: late}
+		c.make(t, from(to, 5353), from(udp(x.client, 1004), 5353), asked, other, from(tcp, 5353), served)
+		c.markAnswered(t, asked)
+		op := ipvs.Forget{Key: dns, Late: []netip.AddrPort{late, netip.AddrPortFrom(late.Addr(), 5355)}}
+		out := c.forget(context.Background(), []ipvs.Forget{{Key: udp(x.vip, 54)}, op})
+		if out[1].Err != nil || out[1].Deleted != 2 || out[0].Deleted != 0 {
+			t.Errorf("%+v, want two deleted for %s", out, dns)
+		}
+		want := []ipvs.Key{dns, tcp, asked.key, other.key}
+		slices.SortFunc(want, ipvs.Key.Compare)
+		if got := c.table(t); !slices.Equal(got, want) {
+			t.Errorf("left %v, want %v", got, want)
+		}
+		for _, f := range []flow{asked, other, served, from(tcp, 5353)} {
+			c.drop(t, f)
+		}
+	}
+}
+
+// markAnswered sets of an entry what an answer sets.
+func (c *conntrackDoor) markAnswered(t *testing.T, f flow) {
+	t.Helper()
+	c.change(t, ctMsgNew, f, func() { c.b.attr(ctStatus, binary.BigEndian.AppendUint32(nil, ctSeenReply|1<<3)) }) // and IPS_CONFIRMED
+}
+
+func (c *conntrackDoor) drop(t *testing.T, f flow) {
+	t.Helper()
+	c.change(t, ctMsgDelete, f, func() {})
+}
+
+// change asks for something of an entry.
+func (c *conntrackDoor) change(t *testing.T, msg int, f flow, more func()) {
+	t.Helper()
+	c.b.reset()
+	c.b.begin(ctType(msg), 0, nfgen(byte(af(f.key.Addr)), 0))
+	c.putTuple(ctTupleOrig, f.client, netip.AddrPortFrom(f.key.Addr, f.key.Port), f.key.Proto)
+	more()
+	c.b.acknowledge()
+	replies, err := c.sock.exchange(context.Background(), &c.b)
+	if err != nil || replies[0].err != nil {
+		t.Fatalf("change entry %+v: %v %v", f, err, replies)
+	}
+}

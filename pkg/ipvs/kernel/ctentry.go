@@ -39,8 +39,11 @@ const (
 	ctFilterOrig  = 1
 	ctFilterReply = 2
 
-	// ctDstNAT is IPS_DST_NAT of include/uapi/linux/netfilter/nf_conntrack_common.h. IPVS does not set it.
-	ctDstNAT = 1 << 5
+	// IPS_SEEN_REPLY, IPS_SRC_NAT and IPS_DST_NAT of include/uapi/linux/netfilter/nf_conntrack_common.h. IPVS does not
+	// set the latter two.
+	ctSeenReply = 1 << 1
+	ctSrcNAT    = 1 << 4
+	ctDstNAT    = 1 << 5
 
 	// What a filter looks at, CTA_FILTER_F_* in net/netfilter/nf_conntrack_netlink.c.
 	ctFilterSrc     = 0x01
@@ -59,6 +62,37 @@ type ctEntry struct {
 	id       []byte         // tells the entry from a later one with the same tuple
 	zone     bool
 	directed bool // its destination was translated by a rule
+	plain    bool // it was neither answered nor translated
+}
+
+// lateKey is where a late answer comes from.
+type lateKey struct {
+	from  netip.AddrPort
+	proto ipvs.Proto
+}
+
+// lateOf says for whose sake the late answers of real servers are forgotten.
+func lateOf(ops []ipvs.Forget) map[lateKey]ipvs.Key {
+	late := map[lateKey]ipvs.Key{}
+	for _, o := range ops {
+		for _, from := range o.Late {
+			late[lateKey{from, o.Key.Proto}] = o.Key
+		}
+	}
+	return late
+}
+
+// lateFor is the Key for whose sake an entry is to go that a late answer made; false: it is none.
+func (e *ctEntry) lateFor(late map[lateKey]ipvs.Key) (k ipvs.Key, is bool, err error) {
+	if len(late) == 0 || !e.plain || e.zone {
+		return k, false, nil
+	}
+	from, err := e.parseTuple(e.tuple, ctV4Src, ctV6Src, ctProtoSrcPort)
+	if err != nil {
+		return k, false, err
+	}
+	k, is = late[lateKey{from, e.key.Proto}]
+	return k, is, nil
 }
 
 // bypasses: the entry answers from the virtual IP itself, which no connection of IPVS does. Entries of a
@@ -86,7 +120,10 @@ func parseCT(msg []byte) (e ctEntry, err error) {
 		case ctTupleReply:
 			e.answers, err = e.parseTuple(v, ctV4Src, ctV6Src, ctProtoSrcPort)
 		case ctStatus:
-			e.directed = len(v) == 4 && binary.BigEndian.Uint32(v)&ctDstNAT != 0
+			if len(v) == 4 {
+				status := binary.BigEndian.Uint32(v)
+				e.directed, e.plain = status&ctDstNAT != 0, status&(ctSeenReply|ctSrcNAT|ctDstNAT) == 0
+			}
 		case ctID:
 			e.id = v
 		case ctZone:
