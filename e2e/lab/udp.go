@@ -98,6 +98,7 @@ func (r FlowReport) String() string {
 // Flow is a client that sends numbered datagrams from one port, whatever comes back: a resolver, a game.
 type Flow struct {
 	sock   *os.File
+	port   uint16
 	every  time.Duration
 	start  time.Time
 	stop   chan struct{}
@@ -123,7 +124,7 @@ func (h *Host) StartFlow(to netip.AddrPort, every time.Duration) (*Flow, error) 
 		unix.Close(fd)
 		return nil, fmt.Errorf("%s connecting UDP to %s: %w", h.Name, to, err)
 	}
-	f := &Flow{sock: os.NewFile(uintptr(fd), "udp flow"), every: every, start: time.Now(), stop: make(chan struct{}),
+	f := &Flow{port: localPort(fd), sock: os.NewFile(uintptr(fd), "udp flow"), every: every, start: time.Now(), stop: make(chan struct{}),
 		pending: map[int]time.Time{}, report: FlowReport{Every: every, ByPod: map[string]int{}}}
 	f.forget = h.onClose(f.end)
 	f.wg.Go(f.send)
@@ -132,23 +133,7 @@ func (h *Host) StartFlow(to netip.AddrPort, every time.Duration) (*Flow, error) 
 }
 
 // Port is the one that it sends from.
-func (f *Flow) Port() (uint16, error) {
-	rc, err := f.sock.SyscallConn()
-	if err != nil {
-		return 0, fmt.Errorf("port of a flow: %w", err)
-	}
-	var sa unix.Sockaddr
-	if cerr := rc.Control(func(fd uintptr) { sa, err = unix.Getsockname(int(fd)) }); cerr != nil || err != nil {
-		return 0, fmt.Errorf("port of a flow: %w", errors.Join(cerr, err))
-	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return uint16(sa.Port), nil
-	case *unix.SockaddrInet6:
-		return uint16(sa.Port), nil
-	}
-	return 0, fmt.Errorf("port of a flow: its socket's name is a %T", sa)
-}
+func (f *Flow) Port() uint16 { return f.port }
 
 func (f *Flow) send() {
 	tick := time.NewTicker(f.every)
@@ -279,7 +264,12 @@ func (h *Host) AskUDP(to netip.AddrPort, opts ...AskOption) (r Reply) {
 	if err != nil {
 		return Reply{Err: err}
 	}
-	if err := h.bindFresh(fd, to.Addr()); err != nil {
+	if from := q.source(to.Addr()); from.Addr().IsValid() {
+		err = bindFrom(fd, from)
+	} else {
+		err = h.bindFresh(fd, to.Addr())
+	}
+	if err != nil {
 		unix.Close(fd)
 		return Reply{Err: err}
 	}
