@@ -7,6 +7,8 @@
 //	Test: ./e2e/traffic TestB15NoEndpointsRefused
 //	Takes out: the guard's refusal of frontends without endpoints
 //
+// A fourth line "Kernel: trixie" names the Debian suite whose kernel the test needs to notice it, where others bear it.
+//
 // Tests below e2e run in the lab, with the control plane where they need one, and so do those of other packages that
 // are skipped on this machine; the rest run here.
 package main
@@ -15,10 +17,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -39,6 +43,7 @@ type mutant struct {
 	pkg      string // of the test
 	test     string
 	takesOut string
+	kernel   string // Debian suite; empty: whichever the lab takes
 	path     string
 	agent    string // the built agent, for tests that run one
 	tests    string // the built tests of a package of the agent's, for a kernel
@@ -59,7 +64,7 @@ func run(ctx context.Context, dir string, only []string) error {
 	}
 	defer os.RemoveAll(tmp)
 	verdicts := map[string]string{}
-	var kernel []mutant
+	kernel := map[string][]mutant{}
 	for i := range mutants {
 		m := &mutants[i]
 		overlay, err := mutate(ctx, *m, tmp)
@@ -77,11 +82,13 @@ func run(ctx context.Context, dir string, only []string) error {
 			return fmt.Errorf("mutant %s: %w", m.name, err)
 		}
 		if m.agent != "" || m.tests != "" {
-			kernel = append(kernel, *m)
+			kernel[m.kernel] = append(kernel[m.kernel], *m)
 		}
 	}
-	if err := kernelTests(ctx, kernel, tmp, verdicts); err != nil {
-		return err
+	for _, suite := range slices.Sorted(maps.Keys(kernel)) {
+		if err := kernelTests(ctx, suite, kernel[suite], tmp, verdicts); err != nil {
+			return err
+		}
 	}
 	return report(mutants, verdicts)
 }
@@ -104,7 +111,7 @@ func report(mutants []mutant, verdicts map[string]string) error {
 	return nil
 }
 
-var header = regexp.MustCompile(`(?m)^(Row|Test|Takes out): (.+)$`)
+var header = regexp.MustCompile(`(?m)^(Row|Test|Takes out|Kernel): (.+)$`)
 
 func load(dir string, only []string) (out []mutant, err error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.patch"))
@@ -127,6 +134,8 @@ func load(dir string, only []string) (out []mutant, err error) {
 				m.row = h[2]
 			case "Test":
 				m.pkg, m.test, _ = strings.Cut(h[2], " ")
+			case "Kernel":
+				m.kernel = h[2]
 			default:
 				m.takesOut = h[2]
 			}
