@@ -31,6 +31,15 @@ type Kernel interface {
 	Local(context.Context) (Local, error)
 	// LocalChanged has a token when Local may give something new.
 	LocalChanged() <-chan struct{}
+	// Tampered has a token when another program may have changed what is ours.
+	Tampered() <-chan struct{}
+	// Tampering takes what was heard of such changes since it was last asked. Hearing is quick and may fail: nothing
+	// may rely on it. What Base and Do write is not heard.
+	Tampering() Tampering
+	// Canary looks in the cheapest way, within microseconds, whether another program added or removed virtual servers,
+	// of which nobody hears. It knows what Do wrote. It need not notice: some changes leave their number as it was, and
+	// the kernel may count one family only. After a write of which nobody can say whether it took place it begins anew.
+	Canary(context.Context) (changed bool, err error)
 	// SetPods says which sources are pods: on the way to a ClusterIP they keep their address. It takes effect
 	// with the next Base.
 	SetPods([]netip.Prefix) error
@@ -46,6 +55,17 @@ type Local struct {
 	// NoIPv6: IPv6 is switched off on the node.
 	NoIPv6 bool
 }
+
+// Tampering is where another program may have changed something of ours.
+type Tampering struct {
+	// Base: what Base sees to.
+	Base bool
+	// Keys: what Detect reads.
+	Keys bool
+}
+
+// And is both.
+func (t Tampering) And(o Tampering) Tampering { return Tampering{t.Base || o.Base, t.Keys || o.Keys} }
 
 // BaseReport says what Base found and did.
 type BaseReport struct {

@@ -77,9 +77,11 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 	a := &l.audits
 	began := l.now()
 	if !a.busy {
-		if began.Before(a.next) {
+		tampered := l.heal.keys.ripe(began, l.heal.apart)
+		if began.Before(a.next) && !tampered {
 			return false
 		}
+		l.heal.keys.took(began, l.heal.apart, tampered)
 		*a = audit{pass: a.pass + 1, busy: true, facts: map[fact]bool{}}
 	}
 	done, err := l.kernel.Detect(ctx, l.compare)
@@ -99,7 +101,8 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 	}
 	l.opt.Health.Audited(a.cost, a.found)
 	a.busy, a.facts = false, nil
-	a.next = l.now().Add(max(l.opt.AuditPeriod, time.Duration(float64(a.cost)/l.opt.AuditCPU)))
+	l.heal.apart = max(l.opt.AuditPeriod, time.Duration(float64(a.cost)/l.opt.AuditCPU))
+	a.next = l.now().Add(l.heal.apart)
 	return false
 }
 

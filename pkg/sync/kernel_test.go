@@ -124,6 +124,12 @@ func (h *realNode) Local(ctx context.Context) (ipvs.Local, error) { return h.rea
 
 func (h *realNode) LocalChanged() <-chan struct{} { return h.real.LocalChanged() }
 
+func (h *realNode) Tampered() <-chan struct{} { return h.real.Tampered() }
+
+func (h *realNode) Tampering() ipvs.Tampering { return h.real.Tampering() }
+
+func (h *realNode) Canary(ctx context.Context) (bool, error) { return h.real.Canary(ctx) }
+
 func (h *realNode) SetPods(pods []netip.Prefix) error { return h.real.SetPods(pods) }
 
 // local is what the node is by now.

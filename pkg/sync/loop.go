@@ -116,6 +116,7 @@ type Loop struct {
 	local      localState
 	pods       []netip.Prefix // that the kernel was last told of
 	audits     audit
+	heal       healing
 	trash      trash
 	forget     forgetting
 
@@ -141,8 +142,10 @@ type state struct {
 
 // New makes a Loop. Nothing is read or written before Run.
 func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
+	opt = opt.withDefaults()
 	return &Loop{
-		kernel: kernel, model: model, log: log, opt: opt.withDefaults(), now: time.Now,
+		kernel: kernel, model: model, log: log, opt: opt, now: time.Now,
+		heal:       healing{apart: opt.AuditPeriod},
 		ledger:     newLedger(),
 		cells:      map[ipvs.Key]*cell{},
 		present:    map[fact]bool{},
@@ -194,6 +197,7 @@ func (l *Loop) step(ctx context.Context) (idle bool) {
 	l.hear()
 	l.report()
 	defer l.report()
+	l.heed(ctx)
 	l.ensureBase(ctx)
 	l.start(ctx)
 	if !l.started || !l.base.ok {
@@ -219,12 +223,16 @@ func (l *Loop) idleFor(now time.Time) time.Duration {
 	if l.local.news && l.local.next.Before(next) {
 		next = l.local.next
 	}
-	if l.started && l.base.ok {
-		for _, t := range []time.Time{l.queue.next(now), l.audits.next, l.forget.due()} {
-			if !t.IsZero() && t.Before(next) {
-				next = t
-			}
+	sooner := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
 		}
+	}
+	sooner(l.healDue())
+	if l.started && l.base.ok {
+		sooner(l.queue.next(now))
+		sooner(l.audits.next)
+		sooner(l.forget.due())
 	}
 	return max(next.Sub(now), 0)
 }
@@ -232,8 +240,12 @@ func (l *Loop) idleFor(now time.Time) time.Duration {
 // ensureBase sees to what every Key stands on, when it is time.
 func (l *Loop) ensureBase(ctx context.Context) {
 	now := l.now()
-	if now.Before(l.base.next) {
+	tampered := l.base.ok && l.heal.base.ripe(now, l.heal.apart)
+	if now.Before(l.base.next) && !tampered {
 		return
+	}
+	if l.base.ok {
+		l.heal.base.took(now, l.heal.apart, tampered)
 	}
 	l.local.news = true // IPv6 may have been switched without a word
 	r, err := l.kernel.Base(ctx)
@@ -251,7 +263,10 @@ func (l *Loop) ensureBase(ctx context.Context) {
 	}
 	l.noteWarnings(r.Warnings)
 	l.opt.Health.SetUp(len(r.Wrote))
-	if len(r.Wrote) > 0 {
+	switch {
+	case len(r.Wrote) > 0 && tampered:
+		l.log.Info("another program changed what all stands on: put right", zap.Strings("wrote", r.Wrote))
+	case len(r.Wrote) > 0:
 		l.log.Info("node set up", zap.Strings("wrote", r.Wrote))
 	}
 	l.base = state{ok: true, next: now.Add(l.opt.BasePeriod), looked: now}
@@ -273,6 +288,8 @@ func (l *Loop) start(ctx context.Context) {
 	if l.started || !l.base.ok || !l.synced || !l.local.known || len(l.dirty) > 0 {
 		return
 	}
+	l.heal.keys.asked = time.Time{} // everything is read now
+	l.counts(ctx)                   // and counted before, so that nothing falls between
 	if err := l.scan(ctx); err != nil {
 		if ctx.Err() != nil {
 			return

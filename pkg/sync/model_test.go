@@ -693,6 +693,9 @@ func (w *walker) tamper(r *rand.Rand) {
 	addrs := slices.SortedFunc(maps.Keys(k.Addrs), netip.Addr.Compare)
 	what := pick(r, []string{"link", "table", "element", "element", "extra element", "address", "address", "extra address", "server", "reals", "real", "weight", "scheduler", "extra real", "flush"})
 	w.say("%s", what)
+	if r.IntN(2) == 0 { // else nobody hears of it
+		defer k.Hear(ipvs.Tampering{Base: r.IntN(2) == 0, Keys: r.IntN(4) > 0})
+	}
 	switch what {
 	case "link":
 		w.allBad = true

@@ -82,6 +82,20 @@ func (l *locked) Local(ctx context.Context) (ipvs.Local, error) {
 
 func (l *locked) LocalChanged() <-chan struct{} { return l.k.LocalChanged() }
 
+func (l *locked) Tampered() <-chan struct{} { return l.k.Tampered() }
+
+func (l *locked) Tampering() ipvs.Tampering {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.Tampering()
+}
+
+func (l *locked) Canary(ctx context.Context) (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.Canary(ctx)
+}
+
 func (l *locked) SetPods(pods []netip.Prefix) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -46,6 +46,10 @@ type Kernel struct {
 
 	detected []ipvs.Key // what Detect has not delivered yet
 	changed  chan struct{}
+	heard    ipvs.Tampering
+	tampered chan struct{}
+	counting bool // Canary was called
+	counted  int  // virtual servers then, and what was written since
 }
 
 var _ ipvs.Kernel = (*Kernel)(nil)
@@ -61,6 +65,7 @@ func New() *Kernel {
 		Addrs:      map[netip.Addr]bool{},
 		Misbound:   map[netip.Addr]bool{},
 		changed:    make(chan struct{}, 1),
+		tampered:   make(chan struct{}, 1),
 		Schedulers: []string{"rr", "wrr", "lc", "wlc", "sh", "mh"},
 	}
 }
@@ -83,6 +88,35 @@ func (k *Kernel) DropTable() {
 	k.Table, k.Sets = false, emptySets()
 	clear(k.Redirects)
 	clear(k.Ranges)
+}
+
+// Hear tells that another program changed something. A change of which it does not tell is a notification lost.
+func (k *Kernel) Hear(t ipvs.Tampering) {
+	k.heard = k.heard.And(t)
+	select {
+	case k.tampered <- struct{}{}:
+	default:
+	}
+}
+
+// Tampered has a token after Hear.
+func (k *Kernel) Tampered() <-chan struct{} { return k.tampered }
+
+// Tampering takes what was heard.
+func (k *Kernel) Tampering() ipvs.Tampering {
+	heard := k.heard
+	k.heard = ipvs.Tampering{}
+	return heard
+}
+
+// Canary counts the virtual servers.
+func (k *Kernel) Canary(context.Context) (changed bool, err error) {
+	if err := k.readable(); err != nil {
+		return false, err
+	}
+	changed = k.counting && k.counted != len(k.Servers)
+	k.counting, k.counted = true, len(k.Servers)
+	return changed, nil
 }
 
 // Local gives Node.
@@ -277,7 +311,11 @@ func (k *Kernel) apply(op ipvs.Op) error {
 		if _, ok := k.Servers[o.Key]; ok {
 			return syscall.EEXIST
 		}
-		return k.setServer(o)
+		if err := k.setServer(o); err != nil {
+			return err
+		}
+		k.counted++
+		return nil
 	case ipvs.SetServer:
 		if _, ok := k.Servers[o.Key]; !ok {
 			return syscall.ESRCH
@@ -289,6 +327,7 @@ func (k *Kernel) apply(op ipvs.Op) error {
 		}
 		delete(k.Servers, o.Key)
 		delete(k.Conns, o.Key)
+		k.counted--
 		return nil
 	case ipvs.AddReal:
 		return k.real(o.Key, o.Real.Addr, &o.Real, true)

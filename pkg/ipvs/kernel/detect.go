@@ -38,7 +38,7 @@ func (d *detector) reset() {
 }
 
 // servers reads a part of the list and says whether it was the last one.
-func (d *detector) servers(f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+func (d *detector) servers(f func(ipvs.Key, *ipvs.Frontend), seen func(ipvs.Key)) (done bool, err error) {
 	if d.fd < 0 {
 		if d.fd, err = unix.Open(procFile, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			d.fd = -1
@@ -48,7 +48,10 @@ func (d *detector) servers(f func(ipvs.Key, *ipvs.Frontend)) (done bool, err err
 	if d.buf == nil {
 		d.buf = make([]byte, 16<<10)
 	}
-	d.parser.emit = f
+	d.parser.emit = func(k ipvs.Key, piece *ipvs.Frontend) {
+		seen(k)
+		f(k, piece)
+	}
 	for read := 0; read < detectBytes; {
 		n, err := unix.Read(d.fd, d.buf)
 		switch {
@@ -90,7 +93,7 @@ func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (
 	end := true // of this kind of part
 	switch {
 	case d.part == 0:
-		end, err = d.servers(f)
+		end, err = d.servers(f, k.canary.saw)
 	case d.part <= len(ipvs.Sets):
 		err = k.detectSet(ctx, ipvs.Sets[d.part-1], f)
 	default:

@@ -22,10 +22,11 @@ type ipvsDoor struct {
 	sock   *socket
 	family uint16
 	b      batch
+	canary canary
 }
 
 func openIPVS(ctx context.Context, familyName string) (*ipvsDoor, error) {
-	v := &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC)}
+	v := &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{fd: -1}}
 	var err error
 	if v.family, err = resolveFamily(ctx, v.sock, familyName); err != nil {
 		v.sock.close()
@@ -37,7 +38,10 @@ func openIPVS(ctx context.Context, familyName string) (*ipvsDoor, error) {
 	return v, nil
 }
 
-func (v *ipvsDoor) close() { v.sock.close() }
+func (v *ipvsDoor) close() {
+	v.sock.close()
+	v.canary.close()
+}
 
 // write sends operations on virtual and real servers in order and returns how each ended.
 func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
@@ -59,6 +63,7 @@ func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 			} else if r := replies[i]; r.err != nil {
 				o = ipvs.Outcome{Err: fmt.Errorf("%s: %w", op, explain(op, r, renewed)), Unknown: r.unknown}
 			}
+			v.canary.wrote(op, o)
 			out = append(out, o)
 		}
 		ops = ops[n:]

@@ -50,6 +50,7 @@ type Kernel struct {
 	conntrack *conntrackDoor
 	detector  *detector
 	watch     *watcher
+	canary    *canary
 	settings  []Setting
 	timeouts  Timeouts
 	// ranged are Keys that may have source ranges though they are in no set that says so.
@@ -88,18 +89,33 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts}
+	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts}
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
 	}
 	if err == nil {
-		k.watch, err = watch()
+		err = k.listen()
+	}
+	if err == nil {
+		err = k.canary.open()
 	}
 	if err != nil {
 		k.Close()
 		return nil, err
 	}
 	return k, nil
+}
+
+// listen begins to hear of what others change, and tells it apart from what our own sockets will do.
+func (k *Kernel) listen() (err error) {
+	if k.watch, err = watch(k.link.binding); err != nil {
+		return err
+	}
+	k.link.sock.ports, k.link.unbinding = &k.watch.link, &k.watch.unbinding
+	if k.nft != nil {
+		k.nft.sock.ports = &k.watch.nft
+	}
+	return nil
 }
 
 // Close closes the sockets. What is in the kernel stays.
@@ -149,6 +165,10 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
 	if err != nil {
 		return r, err
+	}
+	k.watch.ours.Store(int32(k.link.index))
+	if k.watch.deaf != nil {
+		r.Warnings = append(r.Warnings, fmt.Errorf("changes by other programs are found by looking for them alone: %w", k.watch.deaf))
 	}
 	wrote, created, err = k.nft.ensure(ctx)
 	r.Wrote, r.TableCreated = append(r.Wrote, wrote...), created

@@ -34,6 +34,8 @@ type linkDoor struct {
 	b       batch
 	binding Binding
 	index   int // of the interface; 0 while it is not known
+	// unbinding is told of what the kernel will not say that we did it; nil: nobody listens.
+	unbinding *expected
 	// other are the addresses that stood in the form that is not configured when the interface was last read.
 	// Nil means that nobody looked.
 	other map[netip.Addr]bool

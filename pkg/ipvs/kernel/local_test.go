@@ -22,8 +22,7 @@ func localDoor(t *testing.T) *Kernel {
 	k.link, err = openLink("")
 	must(t, err)
 	t.Cleanup(k.link.close)
-	k.watch, err = watch()
-	must(t, err)
+	must(t, k.listen())
 	t.Cleanup(k.watch.close)
 	return k
 }

@@ -92,13 +92,25 @@ var errTruncated = fmt.Errorf("netlink answer without an errno: %w", unix.EBADMS
 
 // eachMessage walks the messages of a datagram.
 func eachMessage(data []byte, f func(typ, flags uint16, seq uint32, body []byte)) error {
+	return eachHeader(data, func(h, body []byte) {
+		f(binary.NativeEndian.Uint16(h[4:]), binary.NativeEndian.Uint16(h[6:]), binary.NativeEndian.Uint32(h[8:]), body)
+	})
+}
+
+// eachNotice walks the notifications of a datagram, each with the port of who asked for what happened.
+func eachNotice(data []byte, f func(typ uint16, port uint32, body []byte)) error {
+	return eachHeader(data, func(h, body []byte) {
+		f(binary.NativeEndian.Uint16(h[4:]), binary.NativeEndian.Uint32(h[12:]), body)
+	})
+}
+
+func eachHeader(data []byte, f func(header, body []byte)) error {
 	for len(data) >= unix.SizeofNlMsghdr {
 		n := int(binary.NativeEndian.Uint32(data))
 		if n < unix.SizeofNlMsghdr || n > len(data) {
 			return fmt.Errorf("message of %d bytes in a datagram of %d: %w", n, len(data), unix.EBADMSG)
 		}
-		f(binary.NativeEndian.Uint16(data[4:]), binary.NativeEndian.Uint16(data[6:]),
-			binary.NativeEndian.Uint32(data[8:]), data[unix.SizeofNlMsghdr:n])
+		f(data[:unix.SizeofNlMsghdr], data[unix.SizeofNlMsghdr:n])
 		data = data[min(len(data), (n+3)&^3):]
 	}
 	if len(data) > 0 {

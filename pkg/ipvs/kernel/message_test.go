@@ -66,7 +66,7 @@ func readAll(body []byte) {
 		}
 	}
 	_, _, _, _ = parseRule(body)
-	_, _, _ = (&linkDoor{index: 3}).parseRoute(body)
+	_, _, _ = parseRoute(body, 3)
 	_, _ = parseStanding(body)
 	_, _ = parseLink(body)
 }
@@ -94,7 +94,7 @@ func TestSampleMessages(t *testing.T) {
 				dests++
 			}
 			_ = eachElement(body, func(rawElement) error { elements++; return nil })
-			if _, ours, _ := (&linkDoor{index: 3}).parseRoute(body); ours {
+			if _, ours, _ := parseRoute(body, 3); ours {
 				routes++
 			}
 		})

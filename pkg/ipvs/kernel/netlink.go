@@ -24,6 +24,7 @@ var errTimeout = errors.New("no answer from the kernel in time")
 type socket struct {
 	protocol int
 	dial     func(protocol int) (fd int, err error) // tests put themselves in the kernel's place
+	ports    *ownPorts                              // where each port that the socket gets is noted; nil: nowhere
 	fd       int                                    // -1 when closed
 	seq      uint32
 	buf      []byte
@@ -57,6 +58,7 @@ func (s *socket) open() error {
 		return err
 	}
 	s.fd = fd
+	s.ports.add(fd)
 	if s.buf == nil {
 		s.buf = make([]byte, 64<<10)
 	}

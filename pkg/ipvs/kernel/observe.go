@@ -61,6 +61,9 @@ func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 	if err != nil {
 		return err
 	}
+	for key := range found {
+		k.canary.saw(key)
+	}
 	if err := k.addReals(ctx, as, found); err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (l *linkDoor) routes(ctx context.Context) (map[netip.Addr]netip.Addr, error
 			l.b.attrU32(unix.RTA_TABLE, unix.RT_TABLE_LOCAL)
 			l.b.attrU32(unix.RTA_OIF, uint32(l.index))
 		}, func(msg []byte) error {
-			r, ours, err := l.parseRoute(msg)
+			r, ours, err := parseRoute(msg, l.index)
 			if ours {
 				found[r.dst] = r.source
 			}
@@ -78,9 +78,9 @@ func (l *linkDoor) routes(ctx context.Context) (map[netip.Addr]netip.Addr, error
 	return found, nil
 }
 
-// parseRoute reads a route and says whether it is one of ours. The kernel filters as well, but for those
-// before 5.0 and where a family is missing.
-func (l *linkDoor) parseRoute(msg []byte) (r route, ours bool, err error) {
+// parseRoute reads a route and says whether it is one of ours, on the interface with that index. The kernel filters a
+// list as well, but for those before 5.0 and where a family is missing.
+func parseRoute(msg []byte, ofIndex int) (r route, ours bool, err error) {
 	if len(msg) < unix.SizeofRtMsg {
 		return r, false, fmt.Errorf("route of %d bytes: %w", len(msg), unix.EBADMSG)
 	}
@@ -96,7 +96,7 @@ func (l *linkDoor) parseRoute(msg []byte) (r route, ours bool, err error) {
 		}
 		return nil
 	})
-	ours = msg[4] == unix.RT_TABLE_LOCAL && msg[5] == routeProto && msg[7] == unix.RTN_LOCAL && index == l.index &&
+	ours = msg[4] == unix.RT_TABLE_LOCAL && msg[5] == routeProto && msg[7] == unix.RTN_LOCAL && index == ofIndex &&
 		r.dst.IsValid() && int(msg[1]) == r.dst.BitLen()
 	return r, ours && err == nil, err
 }
@@ -155,11 +155,11 @@ func (l *linkDoor) removeOther(ctx context.Context, addrs []netip.Addr, some []i
 			places = append(places, i)
 		}
 	}
-	put := l.putDelRoute
+	remove := l.delRoutes
 	if l.binding == BindRoute {
-		put = l.putDelAddr
+		remove = l.delAddrs
 	}
-	replies = l.each(ctx, at(addrs, places), put)
+	replies = remove(ctx, at(addrs, places))
 	for i, r := range replies {
 		if r.err == nil {
 			delete(l.other, addrs[places[i]])
@@ -168,19 +168,33 @@ func (l *linkDoor) removeOther(ctx context.Context, addrs []netip.Addr, some []i
 	return places, replies
 }
 
-func (l *linkDoor) putDelAddr(a netip.Addr)  { l.putAddr(unix.RTM_DELADDR, 0, a) }
-func (l *linkDoor) putDelRoute(a netip.Addr) { l.putRoute(unix.RTM_DELROUTE, 0, a, netip.Addr{}) }
+func (l *linkDoor) delRoutes(ctx context.Context, addrs []netip.Addr) []reply {
+	return l.each(ctx, addrs, func(a netip.Addr) { l.putRoute(unix.RTM_DELROUTE, 0, a, netip.Addr{}) })
+}
+
+func (l *linkDoor) delAddrs(ctx context.Context, addrs []netip.Addr) []reply {
+	out := l.each(ctx, addrs, func(a netip.Addr) {
+		l.unbinding.add(a)
+		l.putAddr(unix.RTM_DELADDR, 0, a)
+	})
+	for i, r := range out {
+		if r.err != nil && !r.unknown { // nothing happened that would be heard of
+			l.unbinding.take(addrs[i])
+		}
+	}
+	return out
+}
 
 // isMissing: what was to be removed is not there. Routes and addresses say it differently.
 func isMissing(err error) bool { return err == unix.ESRCH || err == unix.EADDRNOTAVAIL }
 
 // unbind removes both forms of binding.
 func (l *linkDoor) unbind(ctx context.Context, addrs []netip.Addr) []reply {
-	put := l.putDelAddr
+	remove := l.delAddrs
 	if l.binding == BindRoute {
-		put = l.putDelRoute
+		remove = l.delRoutes
 	}
-	out := l.each(ctx, addrs, put)
+	out := remove(ctx, addrs)
 	all := make([]int, len(addrs))
 	for i := range all {
 		all[i] = i

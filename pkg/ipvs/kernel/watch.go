@@ -2,77 +2,157 @@ package kernel
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"os"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// watcher hears of addresses that come and go on the node's interfaces and says so, without saying what: who
-// cares reads anew. What happens on our own interface and link-local addresses, which come and go with every
-// pod, are no news.
+// watcher hears the kernel's notifications. It says that addresses came or went on the node's interfaces, without
+// saying what: who cares reads anew. And it says that another program changed our interface, what stands on it, or our
+// nftables table. It reads and writes nothing.
 type watcher struct {
-	f       *os.File
-	changed chan struct{}
-	ours    atomic.Int32 // index of our interface
-	done    chan struct{}
+	changed   chan struct{} // has a token when addresses of other interfaces changed
+	ours      atomic.Int32  // index of our interface
+	tampering *tampering
+	link, nft ownPorts // of the sockets that write
+	unbinding expected
+	links     *ear
+	tables    *ear
+	// deaf says why nothing is heard of the nftables table.
+	deaf error
 }
 
 // watch begins to listen in this thread's network namespace.
-func watch() (*watcher, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket for changes of addresses: %w", err)
+func watch(binding Binding) (*watcher, error) {
+	w := &watcher{changed: make(chan struct{}, 1), tampering: newTampering()}
+	groups := []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}
+	if binding == BindRoute {
+		groups = append(groups, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	}
-	groups := uint32(unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR)
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("listen for changes of addresses: %w", err)
+	var err error
+	if w.links, err = openEar(unix.NETLINK_ROUTE, "interfaces and addresses", groups...); err != nil {
+		return nil, err
 	}
-	w := &watcher{f: os.NewFile(uintptr(fd), "rtnetlink addresses"), changed: make(chan struct{}, 1), done: make(chan struct{})}
-	go w.run()
+	go w.links.run(w.hearLinks, func() {
+		w.unbinding.clear()
+		signal(w.changed)
+		w.tampering.hear(ipvs.Tampering{Base: true, Keys: true})
+	})
+	if w.tables, err = openEar(unix.NETLINK_NETFILTER, "nftables", unix.NFNLGRP_NFTABLES); err != nil {
+		w.deaf = err
+		return w, nil
+	}
+	go w.tables.run(w.hearTables, func() { w.tampering.hear(ipvs.Tampering{Base: true, Keys: true}) })
 	return w, nil
 }
 
-func (w *watcher) run() {
-	defer close(w.done)
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := w.f.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // some were lost
-			w.signal()
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return // closed
-		case w.isNews(buf[:n]):
-			w.signal()
-		}
-	}
-}
-
-// isNews looks for an address of another interface that is more than link-local.
-func (w *watcher) isNews(data []byte) (news bool) {
-	err := eachMessage(data, func(typ, _ uint16, _ uint32, body []byte) {
-		if typ != unix.RTM_NEWADDR && typ != unix.RTM_DELADDR || len(body) < unix.SizeofIfAddrmsg {
-			return
-		}
-		scope, index := body[3], int32(binary.NativeEndian.Uint32(body[4:]))
-		news = news || index != w.ours.Load() && scope != unix.RT_SCOPE_LINK
-	})
-	return news || err != nil
-}
-
-func (w *watcher) signal() {
-	select {
-	case w.changed <- struct{}{}:
-	default: // a token is there already
-	}
-}
-
 func (w *watcher) close() {
-	w.f.Close()
-	<-w.done
+	w.links.close()
+	if w.tables != nil {
+		w.tables.close()
+	}
+}
+
+// hearLinks takes notifications of rtnetlink.
+func (w *watcher) hearLinks(data []byte) {
+	var news bool
+	var heard ipvs.Tampering
+	err := eachNotice(data, func(typ uint16, port uint32, body []byte) {
+		news = news || w.isNews(typ, body)
+		heard = heard.And(w.linkTampering(typ, port, body))
+	})
+	if err != nil { // whatever it was
+		news, heard = true, ipvs.Tampering{Base: true, Keys: true}
+	}
+	if news {
+		signal(w.changed)
+	}
+	w.tampering.hear(heard)
+}
+
+// isNews looks for an address of another interface that is more than link-local: those come and go with every pod.
+func (w *watcher) isNews(typ uint16, body []byte) bool {
+	if typ != unix.RTM_NEWADDR && typ != unix.RTM_DELADDR || len(body) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	scope, index := body[3], int32(binary.NativeEndian.Uint32(body[4:]))
+	return index != w.ours.Load() && scope != unix.RT_SCOPE_LINK
+}
+
+// linkTampering says what another program did to our interface, or to what stands on it.
+func (w *watcher) linkTampering(typ uint16, port uint32, body []byte) (t ipvs.Tampering) {
+	ours := int(w.ours.Load())
+	switch {
+	case ours == 0 || w.link.has(port):
+	case typ == unix.RTM_DELLINK || typ == unix.RTM_NEWLINK:
+		t.Base = lostLink(typ, body, ours)
+	case typ == unix.RTM_DELADDR:
+		s, err := parseStanding(body)
+		t.Keys = err == nil && s.index == ours && !s.addr.IsLinkLocalUnicast() && !w.unbinding.take(s.addr)
+	case typ == unix.RTM_DELROUTE:
+		_, isOurs, err := parseRoute(body, ours)
+		t.Keys = err == nil && isOurs
+	}
+	return t
+}
+
+// lostLink reports whether our interface is gone, down or renamed.
+func lostLink(typ uint16, body []byte, ours int) bool {
+	// A bridge tells of its ports in the same words, with a family.
+	if len(body) < unix.SizeofIfInfomsg || body[0] != unix.AF_UNSPEC || int(binary.NativeEndian.Uint32(body[4:])) != ours {
+		return false
+	}
+	if typ == unix.RTM_DELLINK || binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP == 0 {
+		return true
+	}
+	name := linkName
+	err := eachAttr(body[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
+		if typ == unix.IFLA_IFNAME {
+			name = cString(v)
+		}
+		return nil
+	})
+	return err == nil && name != linkName
+}
+
+// hearTables takes notifications of nftables.
+func (w *watcher) hearTables(data []byte) {
+	var heard ipvs.Tampering
+	err := eachNotice(data, func(typ uint16, port uint32, body []byte) {
+		if t := tableTampering(typ); t != (ipvs.Tampering{}) && isOurTable(body) && !w.nft.has(port) {
+			heard = heard.And(t)
+		}
+	})
+	if err != nil {
+		heard = ipvs.Tampering{Base: true, Keys: true}
+	}
+	w.tampering.hear(heard)
+}
+
+// tableTampering says what may be wrong when such a thing happens to our table. What is only added, and is neither a
+// rule nor an element, takes no effect.
+func tableTampering(typ uint16) ipvs.Tampering {
+	switch typ {
+	case nftType(unix.NFT_MSG_DELTABLE), nftType(unix.NFT_MSG_DELCHAIN), nftType(unix.NFT_MSG_DELRULE), nftType(unix.NFT_MSG_NEWRULE):
+		return ipvs.Tampering{Base: true}
+	case nftType(unix.NFT_MSG_DELSET):
+		return ipvs.Tampering{Base: true, Keys: true}
+	case nftType(unix.NFT_MSG_DELSETELEM), nftType(unix.NFT_MSG_NEWSETELEM):
+		return ipvs.Tampering{Keys: true}
+	}
+	return ipvs.Tampering{}
+}
+
+// isOurTable reads whether a notification is about our table: it is named by the same attribute in all of them.
+func isOurTable(body []byte) (is bool) {
+	if len(body) < nfgenLen || body[0] != unix.NFPROTO_INET {
+		return false
+	}
+	_ = eachAttr(body[nfgenLen:], func(typ uint16, v []byte) error {
+		is = is || typ == unix.NFTA_TABLE_NAME && cString(v) == tableName
+		return nil
+	})
+	return is
 }

@@ -1,0 +1,108 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// canary notices that another program removed or added virtual servers. IPVS does not notify, but it counts those of
+// IPv4, and a single one of IPv6 can be asked for: when all are gone, it is gone.
+type canary struct {
+	fd      int // -1 when closed
+	known   bool
+	servers int      // of IPv4, when last counted, and what was written since
+	witness ipvs.Key // a virtual server of IPv6; zero: none is known
+}
+
+// getInfo is IP_VS_SO_GET_INFO of include/uapi/linux/ip_vs.h.
+const getInfo = 64 + 1024 + 64 + 1
+
+// open opens a socket in this thread's network namespace. IPVS answers on every kind of IPv4 socket; this one needs no
+// right to raw packets.
+func (c *canary) open() (err error) {
+	c.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		c.fd = -1
+		return fmt.Errorf("open a socket to count virtual servers: %w", err)
+	}
+	return nil
+}
+
+func (c *canary) close() {
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+		c.fd = -1
+	}
+}
+
+// count asks for the number of virtual servers of IPv4.
+func (c *canary) count() (int, error) {
+	// struct ip_vs_getinfo is three words: version, size of the connection table, number of virtual servers. The
+	// library has no such call, but one for an option of eight words.
+	words, err := unix.GetsockoptICMPv6Filter(c.fd, unix.IPPROTO_IP, getInfo)
+	if err != nil {
+		return 0, fmt.Errorf("count virtual servers: %w", err)
+	}
+	return int(words.Data[2]), nil
+}
+
+// wrote takes one of our own writes into account.
+func (c *canary) wrote(op ipvs.Op, o ipvs.Outcome) {
+	switch op := op.(type) {
+	case ipvs.AddServer:
+		c.changed(op.Key, o, 1)
+		if o.Err == nil {
+			c.saw(op.Key)
+		}
+	case ipvs.DelServer:
+		c.changed(op.Key, o, -1)
+		if op.Key == c.witness {
+			c.witness = ipvs.Key{}
+		}
+	}
+}
+
+func (c *canary) changed(k ipvs.Key, o ipvs.Outcome, by int) {
+	switch {
+	case o.Unknown:
+		c.known = false
+	case o.Err == nil && k.Addr.Is4():
+		c.servers += by
+	}
+}
+
+// saw notes a virtual server that is there.
+func (c *canary) saw(k ipvs.Key) {
+	if !c.witness.HasServer() && k.HasServer() && k.Addr.Is6() {
+		c.witness = k
+	}
+}
+
+// Canary looks whether another program added or removed virtual servers.
+func (k *Kernel) Canary(ctx context.Context) (changed bool, err error) {
+	c := k.canary
+	n, err := c.count()
+	if err != nil {
+		return false, err
+	}
+	changed = c.known && n != c.servers
+	c.known, c.servers = true, n
+	if !c.witness.HasServer() {
+		return changed, nil
+	}
+	found, err := k.ipvs.services(ctx, []ipvs.Key{c.witness})
+	switch {
+	case errors.Is(err, errLoadedAnew):
+		return true, nil
+	case err != nil:
+		return changed, err
+	case len(found) == 0:
+		c.witness, changed = ipvs.Key{}, true
+	}
+	return changed, nil
+}

@@ -1,0 +1,118 @@
+package sync
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// healing brings forward what the loop does now and then anyway, the look at the base and the audit, when there is a
+// sign that another program changed what is ours. It plans and writes nothing itself, and nothing relies on it.
+type healing struct {
+	base, keys hurry
+	canary     time.Time // when the virtual servers are counted next
+	mute       bool      // counting failed, and that was said
+	// apart is how far from each other looks are in the long run: as far as two passes of the audit.
+	apart time.Duration
+}
+
+// hurry is what was asked for out of turn, and what of it may still be had: a few looks in a row, each put right at
+// once, then one as often as an audit. Somebody who fights with us for ever costs no more than the audit does.
+type hurry struct {
+	asked time.Time // since when; zero: nobody asks
+	last  time.Time // when somebody last was given way
+	paid  time.Time // up to when looks were had in advance
+}
+
+const (
+	// gather is how long signs are gathered: what one command removes is told in many words.
+	gather = 50 * time.Millisecond
+	// hurryAgain is the least time between two looks out of turn.
+	hurryAgain = time.Second
+	// hurries is how many looks may be had before their time.
+	hurries = 5
+	// canaryPeriod is the time between two counts of the virtual servers.
+	canaryPeriod = time.Second
+)
+
+// ask asks for a look.
+func (h *hurry) ask(now time.Time) {
+	if h.asked.IsZero() {
+		h.asked = now
+	}
+}
+
+// due is when the look that was asked for may be; zero: none was.
+func (h *hurry) due(apart time.Duration) (at time.Time) {
+	if h.asked.IsZero() {
+		return at
+	}
+	for _, t := range []time.Time{h.asked.Add(gather), h.last.Add(hurryAgain), h.paid.Add(-(hurries - 1) * apart)} {
+		if t.After(at) {
+			at = t
+		}
+	}
+	return at
+}
+
+// ripe reports whether a look that was asked for may be now.
+func (h *hurry) ripe(now time.Time, apart time.Duration) bool {
+	at := h.due(apart)
+	return !at.IsZero() && !at.After(now)
+}
+
+// took notes a look, and whether it was out of turn. One in its turn answers who asked, too.
+func (h *hurry) took(now time.Time, apart time.Duration, outOfTurn bool) {
+	if h.asked = (time.Time{}); outOfTurn {
+		h.last = now
+	}
+	if h.paid.Before(now) {
+		h.paid = now
+	}
+	h.paid = h.paid.Add(apart)
+}
+
+// heed takes the signs that another program changed what is ours.
+func (l *Loop) heed(ctx context.Context) {
+	now := l.now()
+	signs := l.kernel.Tampering()
+	if signs.Base {
+		l.heal.base.ask(now)
+	}
+	if signs.Keys {
+		l.heal.keys.ask(now)
+	}
+	if l.started && l.base.ok && !now.Before(l.heal.canary) && l.counts(ctx) {
+		l.heal.keys.ask(now)
+	}
+}
+
+// counts counts the virtual servers and reports whether another program added or removed some.
+func (l *Loop) counts(ctx context.Context) (changed bool) {
+	l.heal.canary = l.now().Add(canaryPeriod)
+	changed, err := l.kernel.Canary(ctx)
+	if err != nil && ctx.Err() == nil && !l.heal.mute {
+		l.log.Warn("virtual servers cannot be counted: what others change of them is found by the audit alone", zap.Error(err))
+	}
+	l.heal.mute = err != nil
+	return changed
+}
+
+// healDue is when the next look out of turn may be, or the next count; zero: nothing is to be done.
+func (l *Loop) healDue() (at time.Time) {
+	sooner := func(t time.Time) {
+		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	if !l.base.ok {
+		return at
+	}
+	sooner(l.heal.base.due(l.heal.apart))
+	if l.started {
+		sooner(l.heal.canary)
+		sooner(l.heal.keys.due(l.heal.apart))
+	}
+	return at
+}

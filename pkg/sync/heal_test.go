@@ -1,0 +1,196 @@
+package sync
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
+)
+
+// looking counts how often a kernel is looked at.
+type looking struct {
+	ipvs.Kernel
+	mu            sync.Mutex
+	bases, passes int
+}
+
+func (c *looking) Base(ctx context.Context) (ipvs.BaseReport, error) {
+	c.mu.Lock()
+	c.bases++
+	c.mu.Unlock()
+	return c.Kernel.Base(ctx)
+}
+
+func (c *looking) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+	done, err := c.Kernel.Detect(ctx, f)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if done {
+		c.passes++
+	}
+	return done, err
+}
+
+// looks gives what was counted since it was last asked.
+func (c *looking) looks() (bases, passes int) {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	bases, passes, c.bases, c.passes = c.bases, c.passes, 0, 0
+	return bases, passes
+}
+
+// startLooking starts the rig's loop on a kernel whose looks are counted.
+func (r *rig) startLooking() (*looking, *observer.ObservedLogs) {
+	c := &looking{Kernel: &locked{&r.mu, r.kernel}}
+	core, logged := observer.New(zapcore.InfoLevel)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	loop := New(c, r.model, zap.New(core), r.opt)
+	go func() { defer close(done); _ = loop.Run(ctx) }()
+	r.stop = func() { cancel(); <-done; r.stop = func() {} }
+	synctest.Wait()
+	return c, logged
+}
+
+// healed are changes by another program of which there is a sign: the kernel tells, or there are more or fewer virtual
+// servers than before.
+var healed = map[string]func(*fake.Kernel){
+	"the interface": func(k *fake.Kernel) { k.DropLink(); k.Hear(heardBoth) },
+	"the table":     func(k *fake.Kernel) { k.DropTable(); k.Hear(heardBoth) },
+	"both":          func(k *fake.Kernel) { k.DropTable(); k.Hear(heardBoth); k.DropLink(); k.Hear(heardBoth) },
+	"an address": func(k *fake.Kernel) {
+		delete(k.Addrs, netip.MustParseAddr("10.96.0.10"))
+		k.Hear(ipvs.Tampering{Keys: true})
+	},
+	"an element": func(k *fake.Kernel) {
+		k.Tamper(ipvs.Element{Set: ipvs.SetVIPs, Key: ipvs.AddrKey(netip.MustParseAddr("10.96.0.10")), Remove: true})
+		k.Hear(ipvs.Tampering{Keys: true})
+	},
+	"an element too many": func(k *fake.Kernel) {
+		k.Tamper(ipvs.Element{Set: ipvs.SetOpen, Key: ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 81, Proto: ipvs.TCP}})
+		k.Hear(ipvs.Tampering{Keys: true})
+	},
+	"a virtual server":    func(k *fake.Kernel) { delete(k.Servers, webKey) },
+	"all virtual servers": func(k *fake.Kernel) { clear(k.Servers) },
+	"everything":          func(k *fake.Kernel) { clear(k.Servers); k.DropLink(); k.DropTable(); k.Hear(heardBoth) },
+}
+
+var heardBoth = ipvs.Tampering{Base: true, Keys: true}
+
+var webKey = ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+
+// B74, F22, F23: what another program changes of ours is put right within 1 s, 50 ms for gathering signs apart, and said
+// once.
+func TestHealsWithinASecond(t *testing.T) {
+	for name, tamper := range healed {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, r *rig) {
+				web, other := service("web", "10.96.0.10", 80, 443), service("other", "10.96.0.11", 80)
+				r.set(web, slice(web, "10.244.1.5@node1", "10.244.2.10"), other, slice(other, "10.244.2.11"))
+				r.synced()
+				c, logged := r.startLooking()
+				time.Sleep(72*time.Second + 300*time.Millisecond)
+				r.tamper(func() {})
+				before := dumpOf(r.kernel)
+				c.looks()
+				logged.TakeAll()
+				r.tamper(func() { tamper(r.kernel) })
+				time.Sleep(time.Second + gather)
+				r.tamper(func() {
+					if after := dumpOf(r.kernel); after != before {
+						t.Errorf("a second later:\n%s\nwant:\n%s", after, before)
+					}
+				})
+				if bases, passes := c.looks(); bases > 1 || passes > 1 {
+					t.Errorf("looked %d times at the base and %d times at all", bases, passes)
+				}
+				if n := logged.FilterMessageSnippet("another program changed").Len(); n != 1 {
+					t.Errorf("said %d times: %v", n, logged.All())
+				}
+			})
+		})
+	}
+}
+
+// What the loop writes itself is no sign: through a thousand changes the kernel is looked at as often as without them.
+func TestOwnWritesAreNoSign(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.synced()
+		c, _ := r.startLooking()
+		quiet := func(f func(i int)) (bases, passes int) {
+			c.looks()
+			for i := range 1000 {
+				f(i)
+				time.Sleep(100 * time.Millisecond)
+			}
+			return c.looks()
+		}
+		bases, passes := quiet(func(int) {})
+		wrote := len(r.kernel.Log)
+		busyBases, busyPasses := quiet(func(i int) {
+			s := service(fmt.Sprintf("s%d", i%50), fmt.Sprintf("10.96.1.%d", i%50+1), 80)
+			if i/50%2 == 0 {
+				r.set(s, slice(s, "10.244.2.11"))
+			} else {
+				r.model.DeleteService("default", s.Name)
+			}
+		})
+		r.tamper(func() {
+			if wrote = len(r.kernel.Log) - wrote; wrote < 5000 {
+				t.Errorf("%d writes in a thousand changes", wrote)
+			}
+		})
+		if busyBases > bases+1 || busyPasses > passes+1 {
+			t.Errorf("looked %d times at the base and %d times at all; without changes %d and %d times", busyBases, busyPasses, bases, passes)
+		}
+	})
+}
+
+// Somebody who changes ours again and again is answered at once some times, and then as often as an audit comes anyway:
+// an hour's fight costs what an hour's audits cost. Once it is over, the next change is put right at once again.
+func TestAFightIsBounded(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.synced()
+		c, _ := r.startLooking()
+		time.Sleep(2 * time.Minute)
+		c.looks()
+		const fight = time.Hour
+		for range fight / (100 * time.Millisecond) {
+			r.tamper(func() {
+				delete(r.kernel.Servers, webKey)
+				r.kernel.DropTable()
+				r.kernel.DropLink()
+				r.kernel.Hear(heardBoth)
+			})
+			time.Sleep(100 * time.Millisecond)
+		}
+		bases, passes := c.looks()
+		t.Logf("in an hour of changes by others: %d looks at the base, %d at all", bases, passes)
+		if most := int(fight/(10*time.Second)) + hurries + 1; passes > most || bases > most+60 || bases < most/2 {
+			t.Errorf("looked %d times at the base and %d times at all; want at most %d", bases, passes, most)
+		}
+		time.Sleep(2 * time.Minute)
+		r.tamper(func() { r.kernel.DropTable(); r.kernel.Hear(heardBoth) })
+		time.Sleep(gather)
+		r.tamper(func() {
+			if !r.kernel.Table || !r.kernel.Sets[ipvs.SetOpen][webKey] {
+				t.Errorf("after the fight is over:\n%s", dumpOf(r.kernel))
+			}
+		})
+	})
+}
