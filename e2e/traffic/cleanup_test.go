@@ -17,19 +17,9 @@ import (
 )
 
 // nftList is what nft prints of something on a node.
-func nftList(t *testing.T, n *lab.Node, what ...string) (text string) {
+func nftList(t *testing.T, n *lab.Node, what ...string) string {
 	t.Helper()
-	if err := n.Do(func() error {
-		out, err := exec.Command("nft", append([]string{"list"}, what...)...).CombinedOutput()
-		text = string(out)
-		if err != nil {
-			return fmt.Errorf("nft: %w: %s", err, out)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return text
+	return nftTool(t, n, append([]string{"list"}, what...)...)
 }
 
 // cleanup runs a command that cleans up and wants its exit status and words in what it prints.

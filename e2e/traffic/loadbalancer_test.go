@@ -266,7 +266,7 @@ func TestB18SharedAddress(t *testing.T) {
 		t.Errorf("the Service beside it: %s", load)
 	}
 	wouldNotice(t, s.w.Client, s.w.Node(1), to(4, 81))
-	lab.Eventually(t, time.Minute, "the audit has mended it", func() error {
+	lab.Eventually(t, time.Minute, "the agent has mended it", func() error {
 		if r := s.w.Client.Ask(to(4, 81), lab.Timeout(time.Second)); r.Verdict != lab.Answered {
 			return fmt.Errorf("%s", r)
 		}

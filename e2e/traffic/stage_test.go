@@ -24,6 +24,8 @@ type stage struct {
 	cluster *lab.Cluster
 	agents  []*lab.Agent
 	args    []string // of the agents
+	// raided: another program takes away what the agents write to, while they write.
+	raided bool
 }
 
 // pods whose servers listen on 8080.
@@ -64,7 +66,7 @@ func programmed(t testing.TB, a *lab.Agent) {
 // nothingRefused: a healthy kernel refuses nothing that the agent asks of it.
 func (s *stage) nothingRefused() {
 	for _, a := range s.agents {
-		if strings.Contains(a.Log(), "could not be programmed") {
+		if strings.Contains(a.Log(), "could not be programmed") && !s.raided {
 			s.t.Errorf("the kernel of %s refused something:\n%s", a.Node.Name, a.Log())
 		}
 	}

@@ -310,9 +310,10 @@ func TestUpstreamCloseWait(t *testing.T) {
 }
 
 // B74: all that the agent wrote on a node is deleted: rules, virtual servers, the interface with the virtual IPs. The
-// audit finds it and puts it back.
+// agent notices it and puts it back.
 func TestUpstreamRulesDeleted(t *testing.T) {
 	s := newStage(t).start()
+	s.raided = true // what goes first is mended while the rest is still going
 	svc := balanced(web(153), 153)
 	s.apply(svc, s.pods()...)
 	s.ready(svc)
@@ -341,7 +342,7 @@ func TestUpstreamRulesDeleted(t *testing.T) {
 	each(t, func(t *testing.T, family int) {
 		for kind, to := range s.frontends(svc, family) {
 			for _, c := range s.clients() {
-				lab.Eventually(t, 40*time.Second, fmt.Sprintf("%s is served by the %s again", c.name, kind), func() error {
+				lab.Eventually(t, soon, fmt.Sprintf("%s is served by the %s again", c.name, kind), func() error {
 					if r := c.Ask(to, lab.Timeout(time.Second)); r.Verdict != lab.Answered {
 						return fmt.Errorf("%s", r)
 					}

@@ -17,8 +17,9 @@ type healing struct {
 	apart time.Duration
 }
 
-// hurry is what was asked for out of turn, and what of it may still be had: a few looks in a row, each put right at
-// once, then one as often as an audit. Somebody who fights with us for ever costs no more than the audit does.
+// hurry is what was asked for out of turn, and what of it may still be had: a few looks in a row, then one as often as
+// an audit comes. Since a pass out of turn puts the next one off, somebody who fights with us without end costs what
+// the audit costs anyway; who chooses the worst moments for it, twice that.
 type hurry struct {
 	asked time.Time // since when; zero: nobody asks
 	last  time.Time // when somebody last was given way
@@ -29,11 +30,11 @@ const (
 	// gather is how long signs are gathered: what one command removes is told in many words.
 	gather = 50 * time.Millisecond
 	// hurryAgain is the least time between two looks out of turn.
-	hurryAgain = time.Second
+	hurryAgain = 500 * time.Millisecond
 	// hurries is how many looks may be had before their time.
 	hurries = 5
-	// canaryPeriod is the time between two counts of the virtual servers.
-	canaryPeriod = time.Second
+	// canaryPeriod is the time between two counts of the virtual servers: what is gone is back within a second.
+	canaryPeriod = 900 * time.Millisecond
 )
 
 // ask asks for a look.
@@ -62,11 +63,12 @@ func (h *hurry) ripe(now time.Time, apart time.Duration) bool {
 	return !at.IsZero() && !at.After(now)
 }
 
-// took notes a look, and whether it was out of turn. One in its turn answers who asked, too.
-func (h *hurry) took(now time.Time, apart time.Duration, outOfTurn bool) {
-	if h.asked = (time.Time{}); outOfTurn {
-		h.last = now
+// took notes a look, and whether it was given way. One in its turn answers who asked, too, and costs nothing here.
+func (h *hurry) took(now time.Time, apart time.Duration, givenWay bool) {
+	if h.asked = (time.Time{}); !givenWay {
+		return
 	}
+	h.last = now
 	if h.paid.Before(now) {
 		h.paid = now
 	}

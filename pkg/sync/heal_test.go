@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -90,8 +91,7 @@ var heardBoth = ipvs.Tampering{Base: true, Keys: true}
 
 var webKey = ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
 
-// B74, F22, F23: what another program changes of ours is put right within 1 s, 50 ms for gathering signs apart, and said
-// once.
+// B74, F22, F23: what another program changes of ours is put right within 1 s, and said once.
 func TestHealsWithinASecond(t *testing.T) {
 	for name, tamper := range healed {
 		t.Run(name, func(t *testing.T) {
@@ -102,13 +102,13 @@ func TestHealsWithinASecond(t *testing.T) {
 				c, logged := r.startLooking()
 				time.Sleep(72*time.Second + 300*time.Millisecond)
 				r.tamper(func() {})
-				before := dumpOf(r.kernel)
+				before := strings.Replace(dumpOf(r.kernel), "owned 0.0.0.0\n", "", 1) // the record of the adoption comes when all is done
 				c.looks()
 				logged.TakeAll()
 				r.tamper(func() { tamper(r.kernel) })
-				time.Sleep(time.Second + gather)
+				time.Sleep(time.Second)
 				r.tamper(func() {
-					if after := dumpOf(r.kernel); after != before {
+					if after := strings.Replace(dumpOf(r.kernel), "owned 0.0.0.0\n", "", 1); after != before {
 						t.Errorf("a second later:\n%s\nwant:\n%s", after, before)
 					}
 				})
@@ -181,16 +181,23 @@ func TestAFightIsBounded(t *testing.T) {
 		}
 		bases, passes := c.looks()
 		t.Logf("in an hour of changes by others: %d looks at the base, %d at all", bases, passes)
-		if most := int(fight/(10*time.Second)) + hurries + 1; passes > most || bases > most+60 || bases < most/2 {
-			t.Errorf("looked %d times at the base and %d times at all; want at most %d", bases, passes, most)
+		// Writes fail, too, while the table is gone: that alone is a reason to look at the base.
+		most, mostBases := int(fight/(10*time.Second))+hurries, int(fight/baseAgain)+hurries
+		if passes > most || passes < most/2 || bases > mostBases {
+			t.Errorf("looked %d times at the base and %d times at all; want at most %d and %d", bases, passes, mostBases, most)
 		}
 		time.Sleep(2 * time.Minute)
-		r.tamper(func() { r.kernel.DropTable(); r.kernel.Hear(heardBoth) })
-		time.Sleep(gather)
-		r.tamper(func() {
-			if !r.kernel.Table || !r.kernel.Sets[ipvs.SetOpen][webKey] {
-				t.Errorf("after the fight is over:\n%s", dumpOf(r.kernel))
+		for _, tamper := range []func(){r.kernel.DropTable, func() { delete(r.kernel.Sets[ipvs.SetOpen], webKey) }} {
+			for i := range hurries {
+				r.tamper(func() { tamper(); r.kernel.Hear(heardBoth) })
+				time.Sleep(hurryAgain)
+				r.tamper(func() {
+					if !r.kernel.Table || !r.kernel.Sets[ipvs.SetOpen][webKey] {
+						t.Errorf("change %d after the fight is over:\n%s", i, dumpOf(r.kernel))
+					}
+				})
 			}
-		})
+			time.Sleep(2 * time.Minute)
+		}
 	})
 }

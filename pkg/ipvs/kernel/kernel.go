@@ -112,6 +112,12 @@ func (k *Kernel) listen() (err error) {
 		return err
 	}
 	k.link.sock.ports, k.link.unbinding = &k.watch.link, &k.watch.unbinding
+	k.link.found = func(index int, up bool) {
+		k.watch.ours.Store(int32(index))
+		if up {
+			k.watch.up.Store(true)
+		}
+	}
 	if k.nft != nil {
 		k.nft.sock.ports = &k.watch.nft
 	}
@@ -166,7 +172,6 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	if err != nil {
 		return r, err
 	}
-	k.watch.ours.Store(int32(k.link.index))
 	if k.watch.deaf != nil {
 		r.Warnings = append(r.Warnings, fmt.Errorf("changes by other programs are found by looking for them alone: %w", k.watch.deaf))
 	}

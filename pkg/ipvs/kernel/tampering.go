@@ -87,10 +87,10 @@ func (p *ownPorts) has(port uint32) bool {
 }
 
 // expected are the IPv6 addresses that we are about to take off our interface: the kernel tells of them without the
-// port of who asked (inet6_ifa_notify).
+// port of who asked (inet6_ifa_notify). One that comes back may be taken off again before the first time is heard.
 type expected struct {
 	mu    sync.Mutex
-	addrs map[netip.Addr]struct{}
+	times map[netip.Addr]int
 }
 
 // add expects the removal of an address.
@@ -100,27 +100,31 @@ func (e *expected) add(a netip.Addr) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.addrs == nil {
-		e.addrs = map[netip.Addr]struct{}{}
+	if e.times == nil {
+		e.times = map[netip.Addr]int{}
 	}
-	e.addrs[a] = struct{}{}
+	e.times[a]++
 }
 
-// take reports whether the removal of an address was expected, and expects it no more.
+// take reports whether the removal of an address was expected, and expects it once less.
 func (e *expected) take(a netip.Addr) bool {
 	if e == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	_, was := e.addrs[a]
-	delete(e.addrs, a)
-	return was
+	n := e.times[a]
+	if n > 1 {
+		e.times[a] = n - 1
+	} else {
+		delete(e.times, a)
+	}
+	return n > 0
 }
 
 // clear expects nothing more: notifications were lost.
 func (e *expected) clear() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.addrs = nil
+	e.times = nil
 }

@@ -15,6 +15,7 @@ import (
 type watcher struct {
 	changed   chan struct{} // has a token when addresses of other interfaces changed
 	ours      atomic.Int32  // index of our interface
+	up        atomic.Bool   // it was up when last heard of or looked at: a new one is not, at first
 	tampering *tampering
 	link, nft ownPorts // of the sockets that write
 	unbinding expected
@@ -87,7 +88,7 @@ func (w *watcher) linkTampering(typ uint16, port uint32, body []byte) (t ipvs.Ta
 	switch {
 	case ours == 0 || w.link.has(port):
 	case typ == unix.RTM_DELLINK || typ == unix.RTM_NEWLINK:
-		t.Base = lostLink(typ, body, ours)
+		t.Base = w.lostLink(typ, body, ours)
 	case typ == unix.RTM_DELADDR:
 		s, err := parseStanding(body)
 		t.Keys = err == nil && s.index == ours && !s.addr.IsLinkLocalUnicast() && !w.unbinding.take(s.addr)
@@ -98,14 +99,15 @@ func (w *watcher) linkTampering(typ uint16, port uint32, body []byte) (t ipvs.Ta
 	return t
 }
 
-// lostLink reports whether our interface is gone, down or renamed.
-func lostLink(typ uint16, body []byte, ours int) bool {
+// lostLink reports whether our interface was lost: it is gone, down or renamed.
+func (w *watcher) lostLink(typ uint16, body []byte, ours int) bool {
 	// A bridge tells of its ports in the same words, with a family.
 	if len(body) < unix.SizeofIfInfomsg || body[0] != unix.AF_UNSPEC || int(binary.NativeEndian.Uint32(body[4:])) != ours {
 		return false
 	}
-	if typ == unix.RTM_DELLINK || binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP == 0 {
-		return true
+	is := typ == unix.RTM_NEWLINK && binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP != 0
+	if was := w.up.Swap(is); !is {
+		return was
 	}
 	name := linkName
 	err := eachAttr(body[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
