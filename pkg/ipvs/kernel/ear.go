@@ -1,8 +1,10 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +56,27 @@ func (e *ear) run(hear func(data []byte), lost func()) {
 			hear(buf[:n])
 		}
 	}
+}
+
+// ignore has the kernel itself keep back what one of our own sockets asked for, which is most of what there is to hear
+// while many Services come. It is no more than cheaper: who hears looks at the port, too.
+func (e *ear) ignore(port uint32) {
+	const portAt = 12 // nlmsg_pid in struct nlmsghdr; a filter loads it in network order
+	swapped := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, port))
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: portAt},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: swapped},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: math.MaxUint32},
+	}
+	raw, err := e.f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	})
 }
 
 // close ends run and waits for its end.

@@ -58,6 +58,7 @@ type ownPorts struct {
 	mu   sync.Mutex
 	last [4]uint32
 	n    int
+	ear  *ear // which is told of each
 }
 
 // add notes the port of a socket. What is no netlink socket, as in tests, has none.
@@ -71,6 +72,9 @@ func (p *ownPorts) add(fd int) {
 		defer p.mu.Unlock()
 		p.last[p.n%len(p.last)] = nl.Pid
 		p.n++
+		if p.ear != nil {
+			p.ear.ignore(nl.Pid)
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ func watch(binding Binding) (*watcher, error) {
 	if w.links, err = openEar(unix.NETLINK_ROUTE, "interfaces and addresses", groups...); err != nil {
 		return nil, err
 	}
+	w.link.ear = w.links
 	go w.links.run(w.hearLinks, func() {
 		w.unbinding.clear()
 		signal(w.changed)
@@ -45,6 +46,7 @@ func watch(binding Binding) (*watcher, error) {
 		w.deaf = err
 		return w, nil
 	}
+	w.nft.ear = w.tables
 	go w.tables.run(w.hearTables, func() { w.tampering.hear(ipvs.Tampering{Base: true, Keys: true}) })
 	return w, nil
 }
