@@ -112,12 +112,7 @@ func (k *Kernel) listen() (err error) {
 		return err
 	}
 	k.link.sock.ports, k.link.unbinding = &k.watch.link, &k.watch.unbinding
-	k.link.found = func(index int, up bool) {
-		k.watch.ours.Store(int32(index))
-		if up {
-			k.watch.up.Store(true)
-		}
-	}
+	k.link.found = k.watch.found
 	if k.nft != nil {
 		k.nft.sock.ports = &k.watch.nft
 	}

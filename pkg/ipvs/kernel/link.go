@@ -36,7 +36,7 @@ type linkDoor struct {
 	index   int // of the interface; 0 while it is not known
 	// unbinding is told of what the kernel will not say that we did it; nil: nobody listens.
 	unbinding *expected
-	// found, where set, is told of the interface when it is looked at, and whether it was up.
+	// found, where set, is told where the interface is when it is looked for, and whether it was up.
 	found func(index int, up bool)
 	// other are the addresses that stood in the form that is not configured when the interface was last read.
 	// Nil means that nobody looked.
@@ -94,9 +94,7 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 	}
 	l.index = link.Attrs().Index
 	up := link.Attrs().Flags&net.FlagUp != 0
-	if l.found != nil {
-		l.found(l.index, up)
-	}
+	l.tell(l.index, up)
 	if !up {
 		if err := l.h.LinkSetUp(link); err != nil {
 			return wrote, created, fmt.Errorf("set interface %s up: %w", linkName, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -20,7 +21,6 @@ func (k *Kernel) Local(ctx context.Context) (local ipvs.Local, err error) {
 	if err != nil {
 		return local, err
 	}
-	k.watch.ours.Store(int32(ours))
 	all, err := k.link.addresses(ctx, 0)
 	if err != nil {
 		return local, err
@@ -55,11 +55,20 @@ func (l *linkDoor) findIndex() (int, error) {
 	link, err := l.h.LinkByName(linkName)
 	switch {
 	case errors.As(err, new(netlink.LinkNotFoundError)):
+		l.tell(0, false)
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("find interface %s: %w", linkName, err)
 	}
+	l.tell(link.Attrs().Index, link.Attrs().Flags&net.FlagUp != 0)
 	return link.Attrs().Index, nil
+}
+
+// tell says where the interface is, and whether it is up.
+func (l *linkDoor) tell(index int, up bool) {
+	if l.found != nil {
+		l.found(index, up)
+	}
 }
 
 // noIPv6 reports whether the node has IPv6 switched off: not in the kernel at all, or disabled everywhere.

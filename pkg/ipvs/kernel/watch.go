@@ -15,7 +15,7 @@ import (
 type watcher struct {
 	changed   chan struct{} // has a token when addresses of other interfaces changed
 	ours      atomic.Int32  // index of our interface
-	up        atomic.Bool   // it was up when last heard of or looked at: a new one is not, at first
+	up        atomic.Bool   // it was up when last heard of, or found: a new one is not, at first
 	tampering *tampering
 	link, nft ownPorts // of the sockets that write
 	unbinding expected
@@ -39,6 +39,7 @@ func watch(binding Binding) (*watcher, error) {
 	w.link.ear = w.links
 	go w.links.run(w.hearLinks, func() {
 		w.unbinding.clear()
+		w.up.Store(true)
 		signal(w.changed)
 		w.tampering.hear(ipvs.Tampering{Base: true, Keys: true})
 	})
@@ -49,6 +50,13 @@ func watch(binding Binding) (*watcher, error) {
 	w.nft.ear = w.tables
 	go w.tables.run(w.hearTables, func() { w.tampering.hear(ipvs.Tampering{Base: true, Keys: true}) })
 	return w, nil
+}
+
+// found takes where our interface is, 0 for nowhere. Whether it is up is asked for once: then it is heard.
+func (w *watcher) found(index int, up bool) {
+	if w.ours.Swap(int32(index)) != int32(index) {
+		w.up.Store(up)
+	}
 }
 
 func (w *watcher) close() {

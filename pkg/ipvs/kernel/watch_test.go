@@ -115,7 +115,7 @@ func TestHearsLinks(t *testing.T) {
 
 func testHearsLinks(t *testing.T, binding Binding) {
 	up := inNode(t)
-	k, other := openNode(t, binding), openNode(t, binding)
+	other, k := openNode(t, binding), openNode(t, binding) // k finds the interface, and later makes it anew
 	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")}
 	ours := func() netlink.Link {
 		link, err := netlink.LinkByName(linkName)
@@ -138,6 +138,7 @@ func testHearsLinks(t *testing.T, binding Binding) {
 		}, baseAlone}, // so that our own removals were not heard
 		{"the interface set down", func() { must(t, netlink.LinkSetDown(ours())) }, heardBoth},
 		{"the interface removed", func() { must(t, netlink.LinkDel(ours())) }, heardBoth},
+		{"the new interface set down", func() { must(t, netlink.LinkSetDown(ours())) }, heardBoth},
 	} {
 		for _, k := range []*Kernel{k, other} {
 			_, err := k.Base(context.Background())
