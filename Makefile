@@ -64,7 +64,7 @@ RECORDING = pkg/healthz/testdata/kube-proxy-1.36.3
 record-kube-proxy: ## record what the real kube-proxy serves over HTTP, for the tests that compare
 	$(RUN_LAB) e2e --record $(RECORDING)
 
-# A kernel takes 15 min. One that the mirrors have no more fails this target, never make test.
+# A kernel takes 11 to 14 min. One that the mirrors have no more fails this target, never make test.
 .PHONY: test-kernels
 test-kernels: ## the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2, and the conformance page from what they come to
 	$(RUN_LAB) kernels; s=$$?; $(GO) run ./e2e/conformance && exit $$s
