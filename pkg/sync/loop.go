@@ -183,6 +183,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-l.model.Changed():
 		case <-l.kernel.LocalChanged():
 			l.local.news = true
+		case <-l.kernel.Tampered():
 		case <-l.opt.Health.CheckNews():
 		case <-timer.C:
 		}
