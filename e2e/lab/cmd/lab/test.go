@@ -90,7 +90,7 @@ func runTests(ctx context.Context, o testOptions, w io.Writer) error {
 		hostTests(ctx, o, host)
 		nestedTests(ctx, o, host)
 	}
-	report := machine.Report{}
+	report, begun := machine.Report{}, time.Now()
 	if ctx.Err() == nil {
 		report = kernelTests(ctx, o, kernel)
 	}
@@ -98,8 +98,9 @@ func runTests(ctx context.Context, o testOptions, w io.Writer) error {
 	if host.count() == (counts{}) && kernel.count() == (counts{}) {
 		kernel.failed("no test ran", "")
 	}
+	took := time.Since(begun) // without the host's
 	failed := summarize(w, o, host, kernel, report, time.Since(start))
-	if err := keepResults(o, kernel, report, time.Since(start)); err != nil {
+	if err := keepResults(o, kernel, report, took); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
