@@ -107,5 +107,10 @@ func planeTests(ctx context.Context, o testOptions, r *recorder, p *plane.Plane,
 		r.failed("tests", "their package could not be built")
 		return machine.Report{}
 	}
-	return runKernelTests(ctx, o, r, job, programs, nil, dir)
+	conv, err := buildConverter(ctx, dir)
+	if err != nil {
+		r.failed("build of test2json", err.Error())
+		return machine.Report{}
+	}
+	return runKernelTests(ctx, o, r, job, programs, nil, conv)
 }

@@ -25,7 +25,7 @@ var buildFlags = []string{"-trimpath", "-buildvcs=false", "-ldflags=-s -w"}
 
 var static = []string{"CGO_ENABLED=0", "GOOS=linux"}
 
-// kernelTests builds what the lab runs and runs it in one boot.
+// kernelTests builds what the lab runs, and runs it in one boot or shares it between two.
 func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report {
 	dir, err := os.MkdirTemp("", "ipvs-proxy-test-")
 	if err != nil {
@@ -52,13 +52,18 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	} else {
 		defer end()
 	}
+	conv, err := buildConverter(ctx, dir)
+	if err != nil {
+		r.failed("build of test2json", err.Error())
+		return machine.Report{}
+	}
 	n, err := machines(o)
 	if err != nil {
 		r.failed("lab", err.Error())
 		return machine.Report{}
 	}
 	if n == 1 {
-		return runKernelTests(ctx, o, r, job, programs, shell, dir)
+		return runKernelTests(ctx, o, r, job, programs, shell, conv)
 	}
 	first, second, err := share(ctx, programs)
 	if err != nil {
@@ -66,8 +71,8 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 		return machine.Report{}
 	}
 	return both(r, [2]func(*recorder) machine.Report{
-		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, first, nil, dir) },
-		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, second, shell, dir) },
+		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, first, nil, conv) },
+		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, second, shell, conv) },
 	})
 }
 
@@ -132,18 +137,8 @@ func exists(p string) bool {
 
 // runKernelTests runs the test programs and then the others, in one boot with
 // the job's files. Each program's output goes through test2json, whose events
-// we record as those of the host tests.
-func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, programs []program, others []*commandTest, dir string) machine.Report {
-	conv, err := os.MkdirTemp(dir, "converter-") // not the only one that runs, maybe
-	if err != nil {
-		r.failed("lab", err.Error())
-		return machine.Report{}
-	}
-	conv = filepath.Join(conv, "test2json")
-	if _, err := goRun(ctx, nil, "build", "-o", conv, "cmd/test2json"); err != nil {
-		r.failed("build of test2json", err.Error())
-		return machine.Report{}
-	}
+// we record as those of the host tests; conv is that program.
+func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine.Job, programs []program, others []*commandTest, conv string) machine.Report {
 	var converters []*converter
 	for _, p := range programs {
 		c, err := convert(conv, p.ImportPath, r)
@@ -195,6 +190,12 @@ func exitOf(res machine.Result) error {
 		return fmt.Errorf("%s: exit status %d", res.Command, res.Exit)
 	}
 	return nil
+}
+
+func buildConverter(ctx context.Context, dir string) (prog string, err error) {
+	prog = filepath.Join(dir, "test2json")
+	_, err = goRun(ctx, nil, "build", "-o", prog, "cmd/test2json")
+	return prog, err
 }
 
 // converter is a test2json that feeds a recorder.
