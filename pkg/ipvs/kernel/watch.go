@@ -25,6 +25,9 @@ type watcher struct {
 	deaf error
 }
 
+// anything may have been changed: what was heard is lost, or cannot be read.
+var anything = ipvs.Tampering{Base: true, Keys: true}
+
 // watch begins to listen in this thread's network namespace.
 func watch(binding Binding) (*watcher, error) {
 	w := &watcher{changed: make(chan struct{}, 1), tampering: newTampering()}
@@ -41,14 +44,14 @@ func watch(binding Binding) (*watcher, error) {
 		w.unbinding.clear()
 		w.up.Store(true)
 		signal(w.changed)
-		w.tampering.hear(ipvs.Tampering{Base: true, Keys: true})
+		w.tampering.hear(anything)
 	})
 	if w.tables, err = openEar(unix.NETLINK_NETFILTER, "nftables", unix.NFNLGRP_NFTABLES); err != nil {
 		w.deaf = err
 		return w, nil
 	}
 	w.nft.ear = w.tables
-	go w.tables.run(w.hearTables, func() { w.tampering.hear(ipvs.Tampering{Base: true, Keys: true}) })
+	go w.tables.run(w.hearTables, func() { w.tampering.hear(anything) })
 	return w, nil
 }
 
@@ -75,7 +78,7 @@ func (w *watcher) hearLinks(data []byte) {
 		heard = heard.And(w.linkTampering(typ, port, body))
 	})
 	if err != nil { // whatever it was
-		news, heard = true, ipvs.Tampering{Base: true, Keys: true}
+		news, heard = true, anything
 	}
 	if news {
 		signal(w.changed)
@@ -138,7 +141,7 @@ func (w *watcher) hearTables(data []byte) {
 		}
 	})
 	if err != nil {
-		heard = ipvs.Tampering{Base: true, Keys: true}
+		heard = anything
 	}
 	w.tampering.hear(heard)
 }
@@ -150,7 +153,7 @@ func tableTampering(typ uint16) ipvs.Tampering {
 	case nftType(unix.NFT_MSG_DELTABLE), nftType(unix.NFT_MSG_DELCHAIN), nftType(unix.NFT_MSG_DELRULE), nftType(unix.NFT_MSG_NEWRULE):
 		return ipvs.Tampering{Base: true}
 	case nftType(unix.NFT_MSG_DELSET):
-		return ipvs.Tampering{Base: true, Keys: true}
+		return anything
 	case nftType(unix.NFT_MSG_DELSETELEM), nftType(unix.NFT_MSG_NEWSETELEM):
 		return ipvs.Tampering{Keys: true}
 	}
