@@ -2,11 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
-# Found or installed when a target needs it, and only then.
-GO = $(shell hack/go.sh)
-WITH_GO = GO=$(GO); export GO; $$GO
+# Go is found or installed when a target needs it, and only then; a target ends where there is none to be had.
+FIND_GO = GO=$$(hack/go.sh) || exit 1; export GO
+WITH_GO = $(FIND_GO); $$GO
 # Not LAB: that is the lab's own variable, which make would hand on with our value.
-RUN_LAB = $(WITH_GO) run ./e2e/lab/cmd/lab
+RUN_LAB = @hack/lab.sh
 
 # What git says of the tree; a source archive has none, so there it is given: make image VERSION=v1.2.3
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
@@ -29,18 +29,21 @@ image: ## build the image, amd64 and arm64: bin/image (OCI layout), bin/image.ta
 
 .PHONY: image-twice
 image-twice: image ## build the image again, of a copy elsewhere and with nothing cached, and compare
-	set -e; d=$$(mktemp -d); trap 'rm -rf "$$d"' EXIT; cp -R cmd pkg go.mod go.sum "$$d"; go=$(GO); \
-	$$go build -C hack/release -o "$$d/pack" ./image; \
-	GO=$$go GOCACHE="$$d/cache" "$$d/pack" --source "$$d" --version $(VERSION) --layout "$$d/image" --archive "$$d/image.tar"; \
+	set -e; d=$$(mktemp -d); trap 'rm -rf "$$d"' EXIT; cp -R cmd pkg go.mod go.sum "$$d"; $(FIND_GO); \
+	$$GO build -C hack/release -o "$$d/pack" ./image; \
+	GOCACHE="$$d/cache" "$$d/pack" --source "$$d" --version $(VERSION) --layout "$$d/image" --archive "$$d/image.tar"; \
 	cmp bin/image.tar "$$d/image.tar"
 
 .PHONY: demo
 demo: ## show the main job working: Services through a real kernel
+	@echo 'ipvs-proxy demo: three nodes, a client outside and their Services on a kernel with IPVS, in ten scenes.'
+	@echo 'It takes half a minute; the first time some minutes more, for what it needs (Go, and QEMU and a kernel'
+	@echo 'where this machine has no IPVS). Nothing of it stays on this machine but packages and a cache.'
 	$(RUN_LAB) demo
 
 .PHONY: demo-shell
 demo-shell: ## the demo's world, and you at a shell of one of its nodes
-	@$(RUN_LAB) demo --shell
+	$(RUN_LAB) demo --shell
 
 .PHONY: test
 test: ## all checks: vet, unit tests with -race, and the kernel tests on a kernel with IPVS
@@ -67,7 +70,7 @@ record-kube-proxy: ## record what the real kube-proxy serves over HTTP, for the 
 # A kernel takes 11 to 14 min. One that the mirrors have no more fails this target, never make test.
 .PHONY: test-kernels
 test-kernels: ## the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2, and the conformance page from what they come to
-	$(RUN_LAB) kernels; s=$$?; $(GO) run ./e2e/conformance && exit $$s
+	$(RUN_LAB) kernels; s=$$?; $(WITH_GO) run ./e2e/conformance && exit $$s
 
 .PHONY: conformance
 conformance: ## renew docs/conformance.md from the last results
@@ -86,8 +89,8 @@ FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile config.FuzzFile 
 # Minimising may take a minute for each input that finds something new, which is the minute that there is.
 .PHONY: fuzz
 fuzz: ## run each fuzz target for a minute
-	set -e; go=$(GO); for f in $(FUZZ); do \
-		$$go test ./pkg/$${f%%.*} -run '^$$' -fuzz "^$${f##*.}$$" -fuzztime 1m -fuzzminimizetime 10x; done
+	set -e; $(FIND_GO); for f in $(FUZZ); do \
+		$$GO test ./pkg/$${f%%.*} -run '^$$' -fuzz "^$${f##*.}$$" -fuzztime 1m -fuzzminimizetime 10x; done
 
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails

@@ -2,6 +2,8 @@ module github.com/ipvs-proxy/ipvs-proxy
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	github.com/creack/pty v1.1.24
 	github.com/fsnotify/fsnotify v1.10.1

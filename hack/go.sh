@@ -2,6 +2,7 @@
 # Prints the path of a Go that is new enough for go.mod, and gets one if there
 # is none: Debian's golang-go, which then fetches the right toolchain as a
 # module. Needs Debian's packages and the Go module proxy, nothing else, no git.
+# Fails with the reason on standard error and prints no path then.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -12,12 +13,13 @@ unset GOROOT
 say() { echo "go.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-# want is what go.mod asks for; since 1.21 a release always has three numbers.
-want=$(awk '$1 == "go" { print $2; exit }' "$root/go.mod")
-case $want in
-*.*.*) ;;
-*.*) want=$want.0 ;;
-*) die "no go version in $root/go.mod" ;;
+# least is the oldest Go that go.mod bears, and want the one that it asks for: whoever has an older one of at
+# least that switches to it by itself. Since 1.21 a release always has three numbers.
+least=$(awk '$1 == "go" { print $2; exit }' "$root/go.mod")
+want=$(awk '$1 == "toolchain" { print substr($2, 3); exit }' "$root/go.mod")
+case $least,$want in
+*.*.*,*.*.*) ;;
+*) die "want lines like 'go 1.26.0' and 'toolchain go1.26.11' in $root/go.mod" ;;
 esac
 
 version() { # of a go command, without switching to another
@@ -47,19 +49,14 @@ as_root() {
 
 install() {
 	say "installing $*"
-	command -v apt-get >/dev/null || die "this is not Debian: please install $* or a Go of at least $want by hand"
-	[ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || die "neither root nor password-less sudo: please install $*"
+	command -v apt-get >/dev/null || die "this is not Debian: please install Go $least or later by hand"
+	[ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null ||
+		die "there is no Go $least or later here, and neither root nor password-less sudo to install $*: please install it by hand"
 	get="env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600"
 	as_root $get install -y --no-install-recommends "$@" >/dev/null 2>&1 && return
 	# A fresh machine has no package lists, an old one has old ones.
-	as_root $get update >&2
-	as_root $get install -y --no-install-recommends "$@" >&2
-}
-
-# go test -race needs a C compiler.
-compiler() {
-	command -v gcc >/dev/null && echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 && return
-	install gcc libc6-dev
+	as_root $get update >&2 && as_root $get install -y --no-install-recommends "$@" >&2 ||
+		die "cannot install $*, apt-get says why above: is there a network, and a mirror in /etc/apt?"
 }
 
 arch() {
@@ -85,7 +82,7 @@ toolchain() {
 	trap cleanup EXIT
 	# A module cache of its own goes away with tmp; the copy is what stays.
 	(cd "$tmp" && GOTOOLCHAIN=local GO111MODULE=on GOFLAGS= GOMODCACHE="$tmp/mod" "$1" mod download -json "$mod") >"$tmp/json" ||
-		die "cannot download $mod: $(cat "$tmp/json")"
+		die "cannot download $mod, is there a network? $(cat "$tmp/json")"
 	dir=$(sed -n 's/^[[:space:]]*"Dir": "\(.*\)",*$/\1/p' "$tmp/json")
 	[ -d "$dir" ] || die "no directory for $mod: $(cat "$tmp/json")"
 	cp -R "$dir" "$tmp/go"
@@ -98,8 +95,7 @@ toolchain() {
 	trap - EXIT
 }
 
-compiler
-go=$(find_go "$want")
+go=$(find_go "$least")
 if [ -z "$go" ]; then
 	old=$(find_go 1.16)
 	# The module proxy speaks TLS.

@@ -62,11 +62,32 @@ func missing(tools []tool) []string {
 
 // ensure installs the packages of those tools that are missing.
 func ensure(ctx context.Context, cache string, log io.Writer, tools ...tool) error {
-	if len(missing(tools)) == 0 {
+	return installed(ctx, cache, log, func() []string { return missing(tools) })
+}
+
+// EnsureCompiler installs a C compiler with its headers where there is none: go test -race wants one.
+func EnsureCompiler(ctx context.Context, log io.Writer) error {
+	cache, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	return installed(ctx, cache, log, func() []string {
+		cmd := exec.CommandContext(ctx, "gcc", "-E", "-")
+		cmd.Stdin = strings.NewReader("#include <stdlib.h>\n")
+		if cmd.Run() == nil {
+			return nil
+		}
+		return []string{"gcc", "libc6-dev"}
+	})
+}
+
+// installed has apt install the packages that lack as long as there are any.
+func installed(ctx context.Context, cache string, log io.Writer, lack func() []string) error {
+	if len(lack()) == 0 {
 		return nil
 	}
 	return locked(cache, "install", func() error {
-		pkgs := missing(tools) // another run may just have installed them
+		pkgs := lack() // another run may just have installed them
 		if len(pkgs) == 0 {
 			return nil
 		}
@@ -83,8 +104,8 @@ func ensure(ctx context.Context, cache string, log io.Writer, tools ...tool) err
 		if err := install(ctx, as, pkgs); err != nil {
 			return fmt.Errorf("%s: %w", help, err)
 		}
-		if left := missing(tools); len(left) > 0 {
-			return fmt.Errorf("installed %v, and still cannot find the programs of %v", pkgs, left)
+		if left := lack(); len(left) > 0 {
+			return fmt.Errorf("installed %v, and still cannot find what is in %v", pkgs, left)
 		}
 		return nil
 	})

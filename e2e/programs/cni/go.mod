@@ -2,6 +2,8 @@ module github.com/ipvs-proxy/ipvs-proxy/e2e/programs/cni
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	github.com/containernetworking/cni v1.3.0 // indirect
 	github.com/containernetworking/plugins v1.9.1 // indirect

@@ -2,6 +2,8 @@ module github.com/ipvs-proxy/ipvs-proxy/e2e/programs/coredns
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	cloud.google.com/go/auth v0.24.1-0.20261001053825-dbc26066f70a // indirect
 	cloud.google.com/go/auth/oauth2adapt v0.3.0 // indirect

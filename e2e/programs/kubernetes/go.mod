@@ -2,6 +2,8 @@ module github.com/ipvs-proxy/ipvs-proxy/e2e/programs/kubernetes
 
 go 1.26.0
 
+toolchain go1.26.11
+
 godebug default=go1.26
 
 require (

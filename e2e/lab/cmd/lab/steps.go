@@ -126,6 +126,10 @@ func listIn(ctx context.Context, dir string, patterns ...string) ([]goPackage, e
 // the lab, with the race detector.
 func hostTests(ctx context.Context, o testOptions, r *recorder) {
 	fmt.Fprintln(r.w, "== host tests (go test -race)")
+	if err := machine.EnsureCompiler(ctx, r.w); err != nil {
+		r.failed("C compiler for go test -race", err.Error())
+		return
+	}
 	pkgs, err := listPackages(ctx, "./...")
 	if err != nil {
 		r.failed("host tests", err.Error())
