@@ -28,7 +28,7 @@ func dispatch(args []string) error {
 	case mode == "probe" || mode == "native":
 		return enterContainer(args)
 	case mode == "inside-probe":
-		return insideProbe()
+		return insideProbe(os.Stdout)
 	case mode == "inside-native" && len(args) == 2:
 		return insideNative(args[1])
 	case os.Getpid() == 1:

@@ -9,9 +9,6 @@ import (
 	"runtime"
 	"syscall"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine/wire"
@@ -26,58 +23,19 @@ func enterContainer(args []string) error {
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("container of namespaces: %w", err)
+	err := cmd.Run()
+	if err != nil && cmd.ProcessState == nil {
+		return fmt.Errorf("make namespaces of mounts, network and processes: %w%s", err, why(err))
 	}
-	return nil
+	return err
 }
 
-// insideProbe tries what the tests need, in a namespace that ends with us.
-func insideProbe() error {
-	if err := furnish(); err != nil {
-		return err
+// why says what an errno of a right that lacks is about.
+func why(err error) string {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return " (root without CAP_SYS_ADMIN or behind a filter of system calls, as in a container)"
 	}
-	return errors.Join(probeIPVS(), probeDummy(), probeNFT())
-}
-
-func probeIPVS() error {
-	if _, err := netlink.GenlFamilyGet("IPVS"); err == nil {
-		return nil
-	}
-	// Kernels before 5.16 do not load ip_vs for its family.
-	_ = exec.Command("modprobe", "ip_vs").Run()
-	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
-		return fmt.Errorf("this machine's kernel %s has no IPVS: %w", release(), err)
-	}
-	return nil
-}
-
-func probeDummy() error {
-	d := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "probe0"}}
-	if err := netlink.LinkAdd(d); err != nil {
-		return fmt.Errorf("this kernel has no dummy links: %w", err)
-	}
-	return nil
-}
-
-func probeNFT() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "probe"})
-	ch := c.AddChain(&nftables.Chain{
-		Name: "post", Table: t, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
-	c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{
-		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
-		&expr.Masq{},
-	}})
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("this kernel has no nftables masquerade: %w", err)
-	}
-	return nil
+	return ""
 }
 
 // insideNative runs the job of the given specification.
@@ -115,7 +73,7 @@ func insideNative(file string) error {
 // and name network namespaces without the machine seeing it.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private (a chroot?): %w", err)
+		return fmt.Errorf("make mounts private (a chroot?): %w%s", err, why(err))
 	}
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		return err
@@ -126,7 +84,7 @@ func furnish() error {
 		{"tmpfs", "/run/netns"},
 	} {
 		if err := unix.Mount(m.fs, m.dir, m.fs, 0, ""); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", m.fs, m.dir, err)
+			return fmt.Errorf("mount %s on %s: %w%s", m.fs, m.dir, err, why(err))
 		}
 	}
 	return nil

@@ -7,23 +7,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine/wire"
-)
-
-// The two ways to a kernel with IPVS.
-const (
-	Native = "native"
-	VM     = "vm"
 )
 
 // guestDir is LAB_DIR in the virtual machine.
@@ -81,82 +73,40 @@ type Report struct {
 	Results []Result
 }
 
-// Choose says which way to a kernel this machine offers. The environment
-// variable LAB forces one.
-func Choose() (mode, why string, err error) {
-	forced := os.Getenv("LAB")
-	switch forced {
-	case VM:
-		return VM, "LAB=vm", nil
-	case Native:
-		return Native, "LAB=native", nil
-	case "":
-	default:
-		return "", "", fmt.Errorf("LAB=%s: want %s or %s", forced, VM, Native)
-	}
-	as, err := asRoot()
-	if err != nil {
-		return VM, err.Error(), nil
-	}
-	dir, err := os.MkdirTemp("", "ipvs-proxy-lab-")
-	if err != nil {
-		return "", "", err
-	}
-	defer os.RemoveAll(dir)
-	guest, err := buildGuest(context.Background(), dir)
-	if err != nil {
-		return "", "", err
-	}
-	if err := probe(as, guest); err != nil {
-		return VM, err.Error(), nil
-	}
-	return Native, "this machine's kernel has IPVS, dummy links and nftables", nil
-}
-
-// probe tries what tests need in throw-away namespaces.
-func probe(as []string, guest string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	args := append(append([]string{}, as...), guest, "probe")
-	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	first, _, _ := strings.Cut(strings.TrimPrefix(string(out), "lab guest: "), "\n")
-	if first == "" {
-		return fmt.Errorf("probe of this machine's kernel: %w", err)
-	}
-	return errors.New(first)
-}
-
 // Run runs the job. Its error is about the lab; how the commands fared is in
 // the report.
 func Run(ctx context.Context, job Job) (Report, error) {
 	job.defaults()
-	mode, why, err := VM, "job wants the kernel of Debian "+job.Kernel, error(nil)
-	switch {
-	case job.Icount:
-		why = "only an emulated processor counts its instructions"
-	case job.Kernel == "":
-		mode, why, err = Choose()
-	}
+	way, err := job.way(ctx)
 	if err != nil {
 		return Report{}, err
 	}
+	fmt.Fprintf(job.Log, "lab: %v\n", way)
 	dir, err := os.MkdirTemp("", "ipvs-proxy-lab-")
 	if err != nil {
 		return Report{}, err
 	}
 	defer os.RemoveAll(dir)
 	s := newSession(job)
-	s.report.Mode, s.report.Why = mode, why
+	s.report.Mode, s.report.Why = way.Mode, way.Why
 	run := runVM
-	if mode == Native {
+	if way.Mode == Native {
 		run = runNative
 	}
 	err = run(ctx, s, dir)
 	s.fillUp(err)
 	return s.report, err
+}
+
+// way is the one that this job takes.
+func (j *Job) way(ctx context.Context) (Way, error) {
+	switch {
+	case j.Icount:
+		return Way{Mode: VM, Why: "only an emulated processor counts its instructions"}, nil
+	case j.Kernel != "":
+		return Way{Mode: VM, Why: "the kernel of Debian " + j.Kernel + " is asked for"}, nil
+	}
+	return Choose(ctx)
 }
 
 func (j *Job) defaults() {
@@ -208,8 +158,14 @@ func newNonce() string {
 	return hex.EncodeToString(b[:])
 }
 
-// buildGuest compiles the init. Go's build cache makes that quick.
+// GuestVariable names a compiled init, for a machine without Go.
+const GuestVariable = "LAB_GUEST"
+
+// buildGuest compiles the init, unless there is one. Go's build cache makes that quick.
 func buildGuest(ctx context.Context, dir string) (string, error) {
+	if built := os.Getenv(GuestVariable); built != "" {
+		return built, nil
+	}
 	out := filepath.Join(dir, "init")
 	cmd := exec.CommandContext(ctx, GoTool(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out,
 		"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/guest")

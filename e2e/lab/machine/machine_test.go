@@ -9,20 +9,6 @@ import (
 	"testing"
 )
 
-func TestChooseForced(t *testing.T) {
-	for _, want := range []string{VM, Native} {
-		t.Setenv("LAB", want)
-		mode, why, err := Choose()
-		if mode != want || why != "LAB="+want || err != nil {
-			t.Errorf("LAB=%s: %q %q %v", want, mode, why, err)
-		}
-	}
-	t.Setenv("LAB", "cloud")
-	if _, _, err := Choose(); err == nil || !strings.Contains(err.Error(), "LAB=cloud") {
-		t.Errorf("LAB=cloud: error %v", err)
-	}
-}
-
 func TestVirtFlag(t *testing.T) {
 	for text, want := range map[string]bool{
 		"processor\t: 0\nflags\t\t: fpu vme svm sse\n": true,

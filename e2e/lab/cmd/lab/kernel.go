@@ -57,7 +57,7 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 		r.failed("build of test2json", err.Error())
 		return machine.Report{}
 	}
-	n, err := machines(o)
+	n, err := machines(ctx, o)
 	if err != nil {
 		r.failed("lab", err.Error())
 		return machine.Report{}

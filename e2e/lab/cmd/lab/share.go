@@ -24,15 +24,15 @@ type program struct {
 
 // machines says how many run the tests at a time. An emulated processor is idle half of the time, while tests wait for
 // what takes its time, and so is the other processor of this machine. A kernel that is at hand is one.
-func machines(o testOptions) (int, error) {
+func machines(ctx context.Context, o testOptions) (int, error) {
 	if o.run != "" || runtime.NumCPU() < 2 {
 		return 1, nil
 	}
 	if o.kernel != "" {
 		return 2, nil
 	}
-	mode, _, err := machine.Choose()
-	if err != nil || mode != machine.VM {
+	way, err := machine.Choose(ctx)
+	if err != nil || way.Mode != machine.VM {
 		return 1, err
 	}
 	return 2, nil

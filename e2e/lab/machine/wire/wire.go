@@ -71,6 +71,12 @@ type Message struct {
 	Bye    bool    `json:"bye,omitempty"`   // last message
 }
 
+// Probe is what the guest found of a kernel that it tried.
+type Probe struct {
+	Loaded []string `json:"loaded,omitempty"` // modules that were loaded for it
+	Lacks  []string `json:"lacks,omitempty"`  // what the lab needs and it has not, and why, one line each
+}
+
 // Result is how a command ended.
 type Result struct {
 	Index int           `json:"index"`
