@@ -216,7 +216,11 @@ func (k *kubelet) terminate(obj *corev1.Pod, r *podRun) error {
 		case <-k.ctx.Done():
 			return nil
 		}
-		if err := p.Finish(appPort, time.Minute); err != nil {
+		open, err := p.Finish(appPort, time.Minute)
+		if err == nil && open > 0 {
+			err = fmt.Errorf("%s has %d connections on port %d after a minute", p.Name, open, appPort)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
 func main() { os.Exit(status(dispatch(os.Args))) }
@@ -44,20 +46,13 @@ func status(err error) int {
 	return 1
 }
 
-// patience is how long a step may take in an emulated machine.
+// patience is how long a step may take on a machine that is not busy.
 const patience = 20 * time.Second
 
 // eventually waits for a condition.
 func eventually(what string, cond func() error) error {
-	began := time.Now()
-	for {
-		err := cond()
-		if err == nil {
-			return nil
-		}
-		if time.Since(began) > patience {
-			return fmt.Errorf("%s: not within %s: %w", what, patience, err)
-		}
-		time.Sleep(20 * time.Millisecond)
+	if err := lab.Until(patience, cond); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/moby/ipvs"
 
@@ -14,15 +15,16 @@ import (
 // deletes the real server of a pod which ends.
 func (s *show) naive() error {
 	s.title("For comparison: the same update by a program that at once deletes the real server of a pod that ends")
-	err := s.underUpdate("naive", func(old, fresh *lab.Pod) error {
+	swap := func(old, fresh *lab.Pod) error {
 		for _, e := range s.entries() {
 			if err := e.replace(old, fresh); err != nil {
 				return err
 			}
 		}
 		return nil
-	}, func(old, fresh *lab.Pod) error { return nil })
-	if err != nil {
+	}
+	// More grace would not help: nothing reaches the pod any more, and it waits for requests that never come.
+	if err := s.underUpdate(updater{name: "naive", swap: swap, grace: time.Second, out: func() error { return nil }}); err != nil {
 		return err
 	}
 	s.say("%-12s %-20s %-24s %6s %6s %7s %6s", "proxy", "requests enter at", "", "sent", "rate", "for", "lost")

@@ -35,9 +35,13 @@ func run(out io.Writer) error {
 			return err
 		}
 	}
-	s.say("\nAll as it should be.")
+	s.say("\nAll as it should be.\n\n" + next)
 	return nil
 }
+
+const next = `Next: make demo-shell               the same three nodes, and you at a shell of node1: ipvsadm, nft, ip, conntrack
+      docs/install.md               into a cluster of yours
+      docs/replace-kube-proxy.md    in place of kube-proxy, and the way back`
 
 func (s *show) title(format string, args ...any) {
 	s.step++
@@ -112,16 +116,16 @@ func (s *show) balance() error {
 		}
 	}
 	s.say("\nThese two in the IPVS table of node1, with the kernel's own counts:\n")
-	return s.table(s.w.Node(1), 2*asked, kubia4, kubia6) // pod-a is on node1, and from outside it is the way
+	return s.table(s.w.Node(1), 2*asks, kubia4, kubia6) // pod-a is on node1, and from outside it is the way
 }
 
-// asked is how often spread asks: once to see as whom.
-const asked = 13
+// asks is how often spread asks: once to see as whom.
+const asks = 13
 
 // spread asks 12 times, wants 4 answers of each pod and returns as whom they saw the client.
 func (s *show) spread(name string, c *lab.Host, to netip.AddrPort) (seen netip.Addr, err error) {
 	seen = c.Ask(to).Source
-	byPod, lost := c.Spread(to, asked-1)
+	byPod, lost := c.Spread(to, asks-1)
 	text := ""
 	for _, p := range s.kubia {
 		text += fmt.Sprintf("%s %d, ", p.Name, byPod[p.Name])
@@ -149,7 +153,7 @@ func (s *show) nodePort() error {
 		}
 	}
 	s.say("\nThe pods see node3: it masquerades the client, so that their answers come back by it. In its IPVS table:\n")
-	return s.table(n, asked, netip.AddrPortFrom(n.V4, nodePort))
+	return s.table(n, asks, netip.AddrPortFrom(n.V4, nodePort))
 }
 
 func (s *show) refuse() error {

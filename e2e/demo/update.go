@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -39,15 +40,20 @@ func (r roll) String() string {
 }
 
 // A request takes 200 ms, so that at any time some are under way.
-var load = lab.LoadConfig{Rate: 40, Concurrency: 32, Wait: 200 * time.Millisecond, Timeout: 3 * time.Second}
+var load = lab.LoadConfig{Rate: 40, Concurrency: 32, Wait: 200 * time.Millisecond, Timeout: 8 * time.Second}
 
-// grace is how long a pod that is told to end may take for the requests that it has.
-const grace = 5 * time.Second
+// updater is who carries a rolling update out.
+type updater struct {
+	name string
+	// swap has the proxies send new requests to the fresh pod and not to the old one, which has some at that moment.
+	swap func(old, fresh *lab.Pod) error
+	// grace is how long the old pod may then take for the requests that it has, before what is left is cut off.
+	grace time.Duration
+	out   func() error // the old pod has ended
+}
 
-// underUpdate replaces the Service's pods one after the other while requests come in at each entry. swap has the
-// proxies send new requests to the fresh pod and not to the old one; after it the old pod finishes what it has
-// and ends; out tells that it is gone.
-func (s *show) underUpdate(name string, swap, out func(old, fresh *lab.Pod) error) error {
+// underUpdate replaces the Service's pods one after the other while requests come in at each entry.
+func (s *show) underUpdate(u updater) error {
 	var loads []*lab.Load
 	for _, e := range s.entries() {
 		loads = append(loads, s.w.Client.StartLoad(e.to, load))
@@ -74,14 +80,17 @@ func (s *show) underUpdate(name string, swap, out func(old, fresh *lab.Pod) erro
 		if err != nil {
 			return err
 		}
-		if err := swap(old, fresh); err != nil {
+		if err := eventually(old.Name+" has requests under way", func() error { return asked(old) }); err != nil {
+			return err
+		}
+		if err := u.swap(old, fresh); err != nil {
 			return err
 		}
 		s.kubia[i] = fresh
-		if err := old.Finish(httpPort, grace); err != nil {
+		if _, err := old.Finish(httpPort, u.grace); err != nil { // what is cut off counts as lost where it was asked
 			return err
 		}
-		if err := out(old, fresh); err != nil {
+		if err := u.out(); err != nil {
 			return err
 		}
 		if err := old.Remove(); err != nil {
@@ -92,9 +101,18 @@ func (s *show) underUpdate(name string, swap, out func(old, fresh *lab.Pod) erro
 		return err
 	}
 	for i, e := range s.entries() {
-		s.rolls = append(s.rolls, roll{name, e, loads[i].Stop()})
+		s.rolls = append(s.rolls, roll{u.name, e, loads[i].Stop()})
 	}
 	return nil
+}
+
+// asked tells whether a pod has requests under way.
+func asked(p *lab.Pod) error {
+	open, err := p.OpenConnections(httpPort)
+	if err == nil && open == 0 {
+		err = errors.New("none")
+	}
+	return err
 }
 
 // successor starts a pod of the next version beside an old one: pod-a2 for pod-a, pod-a3 for that.
@@ -115,7 +133,7 @@ func (s *show) update() error {
 	s.title("A rolling update: all of its pods are replaced, one after the other, while requests go on")
 	s.say("For each pod: its successor is ready, it is terminating and answers what it has, it is out of the slice and gone.")
 	shown := false
-	err := s.underUpdate("ipvs-proxy", func(old, fresh *lab.Pod) error {
+	swap := func(old, fresh *lab.Pod) error {
 		if err := s.endpoints(append(slices.Clone(s.kubia), fresh), old); err != nil {
 			return err
 		}
@@ -129,8 +147,10 @@ func (s *show) update() error {
 		e := s.entries()[0]
 		s.say("%s when %s has just begun to end: weight 0, no new connection, and it keeps those that it has.\n", e.node.Name, old.Name)
 		return s.table(e.node, 0, e.to)
-	}, func(old, fresh *lab.Pod) error { return s.endpoints(s.kubia, nil) })
-	if err != nil {
+	}
+	out := func() error { return s.endpoints(s.kubia, nil) }
+	// As kubelet gives by default.
+	if err := s.underUpdate(updater{name: "ipvs-proxy", swap: swap, grace: 30 * time.Second, out: out}); err != nil {
 		return err
 	}
 	sent, lost := 0, 0

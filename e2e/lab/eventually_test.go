@@ -52,3 +52,35 @@ func TestEventually(t *testing.T) {
 		t.Errorf("never true: failed with %q", msg)
 	}
 }
+
+// Who is slow to ask gets time for as many tries as others, and no more than four times as long.
+func TestUntilOnABusyMachine(t *testing.T) {
+	const within = 200 * time.Millisecond
+	for _, c := range []struct {
+		name             string
+		each             time.Duration // that a try takes
+		goodAt           int           // the try that succeeds; 0: none does
+		fails            bool
+		atLeast, at4Most bool
+	}{
+		{"quick, never true", 0, 0, true, true, false},
+		{"slow, true in time", within * 2 / 5, 2, false, false, false},
+		{"slow, true after the time that others have", within * 6 / 5, 2, false, true, false},
+		{"far too slow", within * 3 / 2, 0, true, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tries, began := 0, time.Now()
+			err := Until(within, func() error {
+				time.Sleep(c.each) // stands for work that takes this long
+				if tries++; tries == c.goodAt {
+					return nil
+				}
+				return errors.New("not yet")
+			})
+			took := time.Since(began)
+			if (err != nil) != c.fails || c.atLeast && took < within*3/4 || c.at4Most && took < 2*within {
+				t.Errorf("after %d tries in %s: %v", tries, took, err)
+			}
+		})
+	}
+}

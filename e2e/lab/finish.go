@@ -8,23 +8,23 @@ import (
 )
 
 // Finish waits until a pod that takes no new connections has answered all that it was asked on a port, as a server
-// does that is told to end. What is still open after the grace period is an error.
-func (p *Pod) Finish(port uint16, grace time.Duration) error {
-	deadline := time.Now().Add(grace)
-	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		open, err := p.openConnections(port)
-		if err == nil && open == 0 {
-			return nil
+// does that is told to end, and returns how many connections are still open after the grace period: those that its
+// node cuts off then.
+func (p *Pod) Finish(port uint16, grace time.Duration) (open int, err error) {
+	waited := Until(grace, func() error {
+		if open, err = p.OpenConnections(port); err == nil && open > 0 {
+			return fmt.Errorf("%s has %d connections on port %d", p.Name, open, port)
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%s has %d connections on port %d after %s: %w", p.Name, open, port, grace, err)
-		}
-		time.Sleep(pause)
+		return err
+	})
+	if err != nil {
+		return open, waited
 	}
+	return open, nil
 }
 
-// openConnections counts the connections to a server on which requests may be or come.
-func (h *Host) openConnections(port uint16) (n int, err error) {
+// OpenConnections counts the connections to a server on which requests may be or come.
+func (h *Host) OpenConnections(port uint16) (n int, err error) {
 	err = h.Do(func() error {
 		for _, file := range []string{"tcp", "tcp6"} {
 			table, err := os.ReadFile("/proc/thread-self/net/" + file)

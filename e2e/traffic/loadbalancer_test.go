@@ -137,13 +137,14 @@ func TestB12IPModeProxy(t *testing.T) {
 }
 
 // followed changes a node's addresses and waits until the agent has drawn its conclusion, in time.
-func followed(t *testing.T, what string, change, concluded func() error) {
+func (s *stage) followed(t *testing.T, n *lab.Node, what string, change, concluded func() error) {
 	t.Helper()
+	limit := s.inTime(t, n, noticed)
 	began := time.Now()
 	if err := change(); err != nil {
 		t.Fatal(err)
 	}
-	lab.Eventually(t, noticed, what, concluded)
+	lab.Eventually(t, limit, what, concluded)
 	t.Logf("%s after %s", what, time.Since(began).Round(time.Millisecond))
 }
 
@@ -174,7 +175,7 @@ func TestB12AddressOfAnother(t *testing.T) {
 		s.isOurs(t, other, vip)
 		// Half of the connections stand while the address comes.
 		load := s.w.Client.StartLoad(netip.AddrPortFrom(vip, 81), lab.LoadConfig{Rate: 20, Concurrency: 32, Wait: 500 * time.Millisecond, Timeout: patient})
-		followed(t, "an address that came to another interface is left to it",
+		s.followed(t, leader, "an address that came to another interface is left to it",
 			func() error { return leader.AddAddr(prefix) },
 			func() error { return isBound(t, leader, vip, false) })
 		s.isTheirs(t, leader, vip)
@@ -186,7 +187,7 @@ func TestB12AddressOfAnother(t *testing.T) {
 		} else {
 			t.Logf("load while the address came: %s", r)
 		}
-		followed(t, "an address that left the other interface is bound",
+		s.followed(t, leader, "an address that left the other interface is bound",
 			func() error { return leader.DelAddr(prefix) },
 			func() error { return isBound(t, leader, vip, true) })
 		s.isOurs(t, leader, vip)

@@ -230,11 +230,11 @@ func TestB11AddressesFollowed(t *testing.T) {
 		if family == 6 {
 			extra, later = netip.MustParsePrefix("fd28:128::77/128"), netip.MustParsePrefix("fd20:113::77/128")
 		}
-		followed(t, "the node port is served on a new address of eth0",
+		s.followed(t, n, "the node port is served on a new address of eth0",
 			func() error { return n.AddAddr(extra) }, served(t, extra.Addr(), true))
-		followed(t, "the node port is served on a new interface",
+		s.followed(t, n, "the node port is served on a new interface",
 			func() error { return n.AddDummy("extra0", later) }, served(t, later.Addr(), true))
-		followed(t, "the node port is gone with its address",
+		s.followed(t, n, "the node port is gone with its address",
 			func() error { return n.DelAddr(extra) }, served(t, extra.Addr(), false))
 		if err := s.agents[0].Stop(); err != nil {
 			t.Fatal(err)

@@ -23,9 +23,10 @@ type rollout struct {
 	turns int
 }
 
-// run replaces every pod. swap brings a fresh pod in and has no new connection reach the old one; after that the
-// old one finishes what it has; gone is told when it has.
-func (r *rollout) run(swap, gone func(old, fresh *lab.Pod)) (reports []lab.LoadReport) {
+// run replaces every pod. swap brings a fresh pod in and has no new connection reach the old one, which has some at
+// that moment; after that the old one finishes what it has within the grace period, then the rest is cut off; gone is
+// told when it has.
+func (r *rollout) run(grace time.Duration, swap, gone func(old, fresh *lab.Pod)) (reports []lab.LoadReport, cut int) {
 	t := r.t
 	t.Helper()
 	var loads []*lab.Load
@@ -53,11 +54,14 @@ func (r *rollout) run(swap, gone func(old, fresh *lab.Pod)) (reports []lab.LoadR
 			t.Fatal(err)
 		}
 		r.w.ServeHTTP(t, 8080, fresh)
+		wantAsked(t, old)
 		swap(old, fresh)
 		r.pods[i] = fresh
-		if err := old.Finish(8080, 20*time.Second); err != nil {
+		open, err := old.Finish(8080, grace)
+		if err != nil {
 			t.Error(err)
 		}
+		cut += open
 		gone(old, fresh)
 		if err := old.Remove(); err != nil {
 			t.Fatal(err)
@@ -69,7 +73,19 @@ func (r *rollout) run(swap, gone func(old, fresh *lab.Pod)) (reports []lab.LoadR
 		t.Logf("%s: %s", r.ways[i], rep)
 		reports = append(reports, rep)
 	}
-	return reports
+	return reports, cut
+}
+
+// wantAsked waits until a pod has requests under way.
+func wantAsked(t testing.TB, p *lab.Pod) {
+	t.Helper()
+	lab.Eventually(t, soon, p.Name+" has requests under way", func() error {
+		open, err := p.OpenConnections(8080)
+		if err == nil && open == 0 {
+			err = errors.New("none")
+		}
+		return err
+	})
 }
 
 // write writes the Service with its pods, one of which may be terminating.
@@ -104,13 +120,17 @@ func TestB33RollingUpdate(t *testing.T) {
 	for _, to := range r.ways {
 		answers(t, s.w.Client, to)
 	}
-	for i, rep := range r.run(func(old, fresh *lab.Pod) {
+	reports, cut := r.run(patient, func(old, fresh *lab.Pod) {
 		r.write(append(slices.Clone(r.pods), fresh), old)
 		for _, to := range r.ways {
 			takesNoMore(t, node, to, realAt(old, to))
 			takes(t, node, to, realAt(fresh, to))
 		}
-	}, func(*lab.Pod, *lab.Pod) { r.write(r.pods, nil) }) {
+	}, func(*lab.Pod, *lab.Pod) { r.write(r.pods, nil) })
+	if cut > 0 {
+		t.Errorf("%d connections of pods that were told to end had to be cut off", cut)
+	}
+	for i, rep := range reports {
 		if rep.Lost > 0 {
 			t.Errorf("rolling update, %s: %s", r.ways[i], rep)
 		}
@@ -121,11 +141,12 @@ func TestB33RollingUpdate(t *testing.T) {
 		}
 	}
 	lost := 0
-	for _, rep := range r.run(func(old, fresh *lab.Pod) {
+	reports, _ = r.run(time.Second, func(old, fresh *lab.Pod) {
 		for _, to := range r.ways {
 			replaceReal(t, node, to, realAt(old, to), realAt(fresh, to))
 		}
-	}, func(*lab.Pod, *lab.Pod) {}) {
+	}, func(*lab.Pod, *lab.Pod) {})
+	for _, rep := range reports {
 		lost += rep.Lost
 	}
 	if lost == 0 {

@@ -100,23 +100,26 @@ func heals(t *testing.T, number int, raids ...raid) {
 	}
 	for _, r := range raids {
 		t.Run(r.name, func(t *testing.T) {
+			limit := s.inTime(t, n, mended)
+			same := func() error {
+				if now := stateOf(t, n, svc); now != before {
+					return fmt.Errorf("it is\n%s\nand was\n%s", now, before)
+				}
+				return nil
+			}
+			lab.Eventually(t, soon, "the control is gone", same)
 			if err := r.do(t, s, svc); err != nil {
 				t.Fatal(err)
 			}
 			began := time.Now()
-			lab.Eventually(t, mended, "guarded again", func() error {
+			lab.Eventually(t, limit, "guarded again", func() error {
 				if r := pod.Connect(at(svc, 4, 81), lab.Timeout(100*time.Millisecond)); r.Verdict != lab.Refused {
 					return fmt.Errorf("%s", r)
 				}
 				return nil
 			})
 			guarded := time.Since(began)
-			lab.Eventually(t, mended-guarded, "all as it was", func() error {
-				if now := stateOf(t, n, svc); now != before {
-					return fmt.Errorf("it is\n%s\nand was\n%s", now, before)
-				}
-				return nil
-			})
+			lab.Eventually(t, limit-guarded, "all as it was", same)
 			t.Logf("port 81 refused after %s, all as it was after %s", guarded.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 			for _, family := range []int{4, 6} {
 				for _, c := range s.clients() {

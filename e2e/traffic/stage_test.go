@@ -72,6 +72,34 @@ func (s *stage) nothingRefused() {
 	}
 }
 
+// inTime is a limit in seconds for what an agent does on a node by itself, with its control: how long the same agent
+// takes for a change of the cluster that it is told of, from the file to the kernel and back. A busy machine takes
+// longer for both, and ten times the control is given.
+func (s *stage) inTime(t testing.TB, n *lab.Node, limit time.Duration) time.Duration {
+	t.Helper()
+	svc := web(250)
+	key := "tcp " + at(svc, 4, 80).String()
+	began := time.Now()
+	for _, want := range []bool{true, false} {
+		if want {
+			s.cluster.Apply(svc)
+		} else {
+			s.cluster.Delete(svc)
+		}
+		lab.Eventually(t, soon, "the control, a Service that comes and goes", func() error {
+			if _, is := table(t, n)[key]; is != want {
+				return fmt.Errorf("%s on %s: %t, want %t", key, n.Name, is, want)
+			}
+			return nil
+		})
+	}
+	if control := time.Since(began); 10*control > limit {
+		t.Logf("the control took %s, so that %s are given in place of %s", control, 10*control, limit)
+		return 10 * control
+	}
+	return limit
+}
+
 // client is who asks.
 type client struct {
 	name string

@@ -150,9 +150,7 @@ func TestS4NamedPort(t *testing.T) {
 				}
 				s.cluster.Apply(s.onPort(kubia, 8080, old...)...)
 				s.wantIdle(t, gone)
-				if err := gone.Remove(); err != nil {
-					t.Fatal(err)
-				}
+				s.leaves(t, gone)
 			}
 		})
 	})

@@ -354,6 +354,21 @@ func (s *stage) wantIdle(t testing.TB, pod *lab.Pod) {
 	})
 }
 
+// leaves: a pod that takes no new connection answers what it was asked, and is gone.
+func (s *stage) leaves(t testing.TB, pod *lab.Pod) {
+	t.Helper()
+	open, err := pod.Finish(8080, patient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if open > 0 {
+		t.Errorf("%s has %d connections after %s, and no node sends to it", pod.Name, open, patient)
+	}
+	if err := pod.Remove(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // wantActive waits until a TCP frontend of a node has so many active connections.
 func wantActive(t testing.TB, n *lab.Node, to netip.AddrPort, want int) {
 	t.Helper()

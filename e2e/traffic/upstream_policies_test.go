@@ -128,9 +128,7 @@ func TestUpstreamRollingUpdateLocal(t *testing.T) {
 					takesNoMore(t, s.w.Node(1), to[family], netip.AddrPortFrom(old.Addr(family), 8080))
 				}
 				s.wantIdle(t, old)
-				if err := old.Remove(); err != nil {
-					t.Fatal(err)
-				}
+				s.leaves(t, old)
 			}
 		})
 	})

@@ -17,7 +17,7 @@ import (
 func hears(t *testing.T, k *Kernel, what string, want ipvs.Tampering) {
 	t.Helper()
 	var got ipvs.Tampering
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for got.And(want) != got {
 		select {
 		case <-k.Tampered():
