@@ -110,7 +110,7 @@ func TestSum(t *testing.T) {
 		{of("p", "TestC", "TestB"), "**fail**"},
 		{of("p", "TestA", "TestGone"), "not run"},
 		{append(of(planePackage, "TestP"), of("p", "TestA")...), "pass"},
-		{of(planePackage, "TestP"), "not run"},
+		{of(planePackage, "TestP"), "-"},
 	} {
 		if got := sumOn(k, c.tests); got != c.want {
 			t.Errorf("%v: %s, want %s", c.tests, got, c.want)
@@ -151,6 +151,37 @@ func TestAgree(t *testing.T) {
 		in := whole()
 		spoil(&in)
 		if err := in.agree(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+}
+
+// Results that are older than the tests that they speak of are found: a new test, a changed one, on each kernel.
+func TestCurrent(t *testing.T) {
+	const traffic = "e2e/traffic"
+	whole := func() input {
+		return input{
+			tests: []source{{pkg: traffic, name: "TestA", print: "1"}, {pkg: planePackage, name: "TestP", print: "2"}, {pkg: "pkg/x", name: "TestHost", print: "3"}},
+			kernels: []results.File{
+				{Kernel: "6.1.0", Tests: map[string]map[string]string{traffic: {"TestA/x": results.Pass}, planePackage: {"TestP": results.Pass}},
+					Prints: map[string]map[string]string{traffic: {"TestA": "1"}, planePackage: {"TestP": "2"}}},
+				{Kernel: "7.2.0", Tests: map[string]map[string]string{traffic: {"TestA": results.Pass}}, Prints: map[string]map[string]string{traffic: {"TestA": "1"}}},
+			},
+		}
+	}
+	if err := whole().current(); err != nil {
+		t.Fatal(err)
+	}
+	for want, age := range map[string]func(*input){
+		"of 7.2 are older than 1 tests: e2e/traffic TestA (changed": func(in *input) { in.kernels[1].Prints[traffic]["TestA"] = "0" },
+		"of 6.1 are older than 1 tests: e2e/traffic TestA (did not": func(in *input) { delete(in.kernels[0].Tests[traffic], "TestA/x") },
+		"e2e/controlplane TestP (changed":                           func(in *input) { in.tests[1].print = "9" },
+		"e2e/traffic TestNew (did not run)":                         func(in *input) { in.tests = append(in.tests, source{pkg: traffic, name: "TestNew"}) },
+		"e2e/traffic TestA (changed since it ran)":                  func(in *input) { in.kernels[0].Prints = nil },
+	} {
+		in := whole()
+		age(&in)
+		if err := in.current(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
 	}

@@ -3,10 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -45,6 +41,7 @@ type mutant struct{ name, row, pkg, test string }
 // source is a test function.
 type source struct {
 	pkg, name string
+	print     string   // of its text
 	rows      []string // that its name or its comment cites
 }
 
@@ -123,42 +120,19 @@ var namedRow = regexp.MustCompile(`^Test([BF][1-9][0-9]?)(?:[^0-9]|$)`)
 
 // readTests finds all test functions of the repository.
 func readTests(root string) (list []source, err error) {
-	err = filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	all, err := results.Sources(root)
+	for _, f := range all {
+		s := source{pkg: f.Package, name: f.Name, print: f.Print}
+		if m := namedRow.FindStringSubmatch(s.name); m != nil {
+			s.rows = append(s.rows, m[1])
 		}
-		if d.IsDir() && file != root && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "bin") {
-			return fs.SkipDir
-		}
-		if !strings.HasSuffix(file, "_test.go") {
-			return nil
-		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments|parser.SkipObjectResolution)
-		if err != nil {
-			return err
-		}
-		dir, err := filepath.Rel(root, filepath.Dir(file))
-		if err != nil {
-			return err
-		}
-		for _, decl := range parsed.Decls {
-			f, ok := decl.(*ast.FuncDecl)
-			if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "Test") && !strings.HasPrefix(f.Name.Name, "Fuzz") {
-				continue
+		for _, m := range citedRow.FindAllString(f.Doc, -1) {
+			if !slices.Contains(s.rows, m) {
+				s.rows = append(s.rows, m)
 			}
-			s := source{pkg: filepath.ToSlash(dir), name: f.Name.Name}
-			if m := namedRow.FindStringSubmatch(s.name); m != nil {
-				s.rows = append(s.rows, m[1])
-			}
-			for _, m := range citedRow.FindAllString(f.Doc.Text(), -1) {
-				if !slices.Contains(s.rows, m) {
-					s.rows = append(s.rows, m)
-				}
-			}
-			list = append(list, s)
 		}
-		return nil
-	})
+		list = append(list, s)
+	}
 	return list, err
 }
 
@@ -217,6 +191,30 @@ func (in input) agree() error {
 					say("e2e/results/%s.json has %s %s, and there is no such test", k.Series(), pkg, name)
 				}
 			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// current finds results that are older than the tests that they speak of: a test that did not run on a kernel, or had
+// another text when it did. The tests with a control plane run on one kernel.
+func (in input) current() error {
+	var errs []error
+	for _, k := range in.kernels {
+		var old []string
+		for _, s := range in.tests {
+			if !in.onKernels(s.pkg, s.name) || s.pkg == planePackage && len(k.Tests[s.pkg]) == 0 {
+				continue
+			}
+			switch ran := len(k.Of(s.pkg, s.name)) > 0; {
+			case !ran:
+				old = append(old, s.pkg+" "+s.name+" (did not run)")
+			case k.Prints[s.pkg][s.name] != s.print:
+				old = append(old, s.pkg+" "+s.name+" (changed since it ran)")
+			}
+		}
+		if len(old) > 0 {
+			errs = append(errs, fmt.Errorf("the results of %s are older than %d tests: %s", k.Series(), len(old), strings.Join(old, ", ")))
 		}
 	}
 	return errors.Join(errs...)

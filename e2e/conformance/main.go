@@ -27,5 +27,8 @@ func run(root string) error {
 	if err := in.agree(); err != nil {
 		return err
 	}
+	if err := in.current(); err != nil {
+		return fmt.Errorf("%w\nmake test-kernels renews them; %s stays as it is", err, page)
+	}
 	return os.WriteFile(filepath.Join(root, page), []byte(in.page()), 0o644)
 }

@@ -108,7 +108,7 @@ func probeAs(ctx context.Context, root func() ([]string, error)) (wire.Probe, er
 		return wire.Probe{}, err
 	}
 	defer os.RemoveAll(dir)
-	guest, err := buildGuest(ctx, dir)
+	guest, err := BuildGuest(ctx, dir)
 	if err != nil {
 		return wire.Probe{}, err
 	}

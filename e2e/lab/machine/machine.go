@@ -161,8 +161,8 @@ func newNonce() string {
 // GuestVariable names a compiled init, for a machine without Go.
 const GuestVariable = "LAB_GUEST"
 
-// buildGuest compiles the init, unless there is one. Go's build cache makes that quick.
-func buildGuest(ctx context.Context, dir string) (string, error) {
+// BuildGuest compiles the lab's init into a directory, unless GuestVariable names one. Go's build cache makes that quick.
+func BuildGuest(ctx context.Context, dir string) (string, error) {
 	if built := os.Getenv(GuestVariable); built != "" {
 		return built, nil
 	}

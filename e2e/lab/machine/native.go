@@ -27,7 +27,7 @@ func runNative(ctx context.Context, s *session, dir string) error {
 	if err := ensure(ctx, cache, s.job.Log, s.job.tools()...); err != nil {
 		return err
 	}
-	guest, err := buildGuest(ctx, dir)
+	guest, err := BuildGuest(ctx, dir)
 	if err != nil {
 		return err
 	}

@@ -120,7 +120,7 @@ func prepare(ctx context.Context, s *session, dir string) (virtual, error) {
 	if err != nil {
 		return virtual{}, err
 	}
-	guest, err := buildGuest(ctx, dir)
+	guest, err := BuildGuest(ctx, dir)
 	if err != nil {
 		return virtual{}, err
 	}

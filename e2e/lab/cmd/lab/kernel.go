@@ -52,6 +52,9 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	} else {
 		defer end()
 	}
+	if err := addNative(ctx, o, &job, dir); err != nil {
+		r.failed("e2e/native (build)", err.Error())
+	}
 	conv, err := buildConverter(ctx, dir)
 	if err != nil {
 		r.failed("build of test2json", err.Error())

@@ -38,9 +38,19 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 	if o.run == "" && !o.beside {
 		f.Seconds = int(took.Seconds())
 	}
+	prints, err := printsOf(".")
+	if err != nil {
+		return err
+	}
+	if f.Prints == nil {
+		f.Prints = map[string]map[string]string{}
+	}
 	for pkg, tests := range r.verdicts() {
 		if o.run == "" || f.Tests[pkg] == nil {
-			f.Tests[pkg] = map[string]string{}
+			f.Tests[pkg], f.Prints[pkg] = map[string]string{}, map[string]string{}
+		}
+		if f.Prints[pkg] == nil { // of an older form
+			f.Prints[pkg] = map[string]string{}
 		}
 		ran := map[string]bool{}
 		for name := range tests {
@@ -48,11 +58,32 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 		}
 		maps.DeleteFunc(f.Tests[pkg], func(name, _ string) bool { return ran[topOf(name)] }) // also subtests that are no more
 		maps.Copy(f.Tests[pkg], tests)
+		for top := range ran {
+			if print := prints[pkg][top]; print != "" {
+				f.Prints[pkg][top] = print
+			}
+		}
 	}
 	if lacks, ok := r.lacks(); ok {
 		f.Lacks = lacks
 	}
 	return f.Write(file)
+}
+
+// printsOf are the prints of all tests below the repository's root, by package and name.
+func printsOf(root string) (map[string]map[string]string, error) {
+	sources, err := results.Sources(root)
+	if err != nil {
+		return nil, fmt.Errorf("texts of the tests: %w", err)
+	}
+	all := map[string]map[string]string{}
+	for _, s := range sources {
+		if all[s.Package] == nil {
+			all[s.Package] = map[string]string{}
+		}
+		all[s.Package][s.Name] = s.Print
+	}
+	return all, nil
 }
 
 func topOf(test string) string {

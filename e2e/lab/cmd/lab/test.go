@@ -30,6 +30,7 @@ var kernelPackages = []kernelPackage{
 	{dir: "./e2e/traffic", big: true},
 	{dir: "./pkg/ipvs/kernel", host: true},
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
+	{dir: "./e2e/native"},
 }
 
 // planePackage needs a control plane, too: lab e2e runs it.
@@ -83,22 +84,26 @@ not build or runs no test, the lab itself) counts as one failed test.`,
 
 // runTests runs everything even after a failure: one run tells all.
 func runTests(ctx context.Context, o testOptions, w io.Writer) error {
-	start := time.Now()
+	start, costs := time.Now(), parts{}
 	host, kernel := newRecorder(w, "host"), newRecorder(w, "kernel")
 	if !o.skipHost {
-		checks(ctx, host)
-		hostTests(ctx, o, host)
-		nestedTests(ctx, o, host)
+		costs.time("gofmt, go vet", func() { checks(ctx, host) })
+		costs.time("host tests with -race", func() { hostTests(ctx, o, host) })
+		costs.time("tests of nested modules", func() { nestedTests(ctx, o, host) })
 	}
 	report, begun := machine.Report{}, time.Now()
 	if ctx.Err() == nil {
-		report = kernelTests(ctx, o, kernel)
+		costs.time("kernel tests, build and boot too", func() { report = kernelTests(ctx, o, kernel) })
 	}
 	host.forgetSkips(kernel)
 	if host.count() == (counts{}) && kernel.count() == (counts{}) {
 		kernel.failed("no test ran", "")
 	}
 	took := time.Since(begun) // without the host's
+	fmt.Fprintf(w, "\n== what took how long\n")
+	costs.print(w)
+	host.longest(w, 5, 5)
+	kernel.longest(w, 4, 5)
 	failed := summarize(w, o, host, kernel, report, time.Since(start))
 	if err := keepResults(o, kernel, report, took); err != nil {
 		return err
