@@ -14,10 +14,11 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
-// traffic are tests of every kind: TCP, UDP and SCTP, stories and policies, draining, healing, the node's set-up.
-var traffic = []string{"TestS1Kubia", "TestS2Affinity", "TestS9NodePort", "TestB10ClusterIP", "TestB12LoadBalancer", "TestB15NoEndpointsRefused",
-	"TestB17Hairpin", "TestB20WithoutDetector", "TestB26NodeOriginated", "TestB30Drain", "TestB31UDPReplaced", "TestB40SysctlsSetRight",
-	"TestSCTPFrontends", "TestHealsTable", "TestB55Cleanup"}
+// traffic are tests of every kind that do not take long: TCP, UDP and SCTP, stories and policies, healing, clean-up, the
+// node's set-up.
+var traffic = []string{"TestS1Kubia", "TestS9NodePort", "TestB10ClusterIP", "TestB11AddressesFollowed", "TestB12LoadBalancer", "TestB16OtherPortsRefused",
+	"TestB17Hairpin", "TestB20WithoutDetector", "TestB26NodeOriginated", "TestB31UDPNodePortFromZero", "TestB40SysctlsSetRight", "TestSCTPFrontends",
+	"TestHealsTable", "TestB55Cleanup"}
 
 // The demo and tests of traffic run the native way to their end, and leave nothing on the machine.
 func TestNativeWay(t *testing.T) {

@@ -206,7 +206,7 @@ func TestTracesAreNoticed(t *testing.T) {
 		kind       string
 		make, undo func()
 	}{
-		{"network namespace", run("ip", "netns", "add", "left"), run("ip", "netns", "del", "left")},
+		{"network namespace", run("ip", "netns", "add", "left"), func() { command(t, "ip", "netns", "del", "left"); _ = unix.Unmount("/run/netns", 0) }},
 		{"link or address", run("ip", "link", "add", "left0", "type", "dummy"), run("ip", "link", "del", "left0")},
 		{"nftables rule", run("nft", "add", "table", "inet", "left"), run("nft", "delete", "table", "inet", "left")},
 		{"IPVS", run("ipvsadm", "-A", "-t", "10.96.9.9:9"), run("ipvsadm", "-D", "-t", "10.96.9.9:9")},

@@ -102,11 +102,11 @@ func TestB15NoEndpointsRefused(t *testing.T) {
 	})
 }
 
-// closed is a port of a host without a proxy on which nobody listens, in the family of a way: of a pod on the other node,
-// or where the client is that, of the wire.
+// closed is a port of a host without a proxy on which nobody listens, in the family of a way: of a pod on the other
+// node, or for the client outside, who has no route to pods, of the wire.
 func (s *stage) closed(c client, to way) netip.AddrPort {
 	host := s.w.Pod("pod-c").Host
-	if c.Host == host {
+	if c.Host == s.w.Client {
 		host = s.w.Wire
 	}
 	return netip.AddrPortFrom(host.Addr(familyOf(to.tcp)), 7)

@@ -51,7 +51,8 @@ func insideProbe(out io.Writer) error {
 	} else {
 		for _, n := range needs {
 			if err := n.met(); err != nil {
-				found.Lacks = append(found.Lacks, fmt.Sprintf("%s: %v", n.what, err))
+				text := strings.ReplaceAll(err.Error(), "\n", "; ") // a line each
+				found.Lacks = append(found.Lacks, n.what+": "+text)
 			}
 		}
 	}

@@ -63,7 +63,7 @@ func Choose(ctx context.Context) (Way, error) {
 	case forced == Native:
 		return Way{}, fmt.Errorf("LAB=native, and this machine lacks:\n  %s\nwithout LAB a virtual machine is taken", strings.Join(found.Lacks, "\n  "))
 	}
-	why := "here is no " + found.Lacks[0]
+	why := "this machine lacks " + found.Lacks[0]
 	if n := len(found.Lacks) - 1; n > 0 {
 		why += fmt.Sprintf(" (and %d more; LAB=native lists all)", n)
 	}
@@ -101,7 +101,7 @@ func probe(ctx context.Context) (wire.Probe, error) { return probeAs(ctx, asRoot
 func probeAs(ctx context.Context, root func() ([]string, error)) (wire.Probe, error) {
 	as, err := root()
 	if err != nil {
-		return wire.Probe{Lacks: []string{"right to make namespaces: " + err.Error()}}, nil
+		return wire.Probe{Lacks: []string{"the right to make namespaces: " + err.Error()}}, nil
 	}
 	dir, err := os.MkdirTemp("", "ipvs-proxy-lab-")
 	if err != nil {
@@ -127,7 +127,7 @@ func probeAs(ctx context.Context, root func() ([]string, error)) (wire.Probe, er
 	}
 	if err != nil {
 		first, _, _ := strings.Cut(strings.TrimPrefix(errs.String(), "lab guest: "), "\n")
-		found.Lacks = append(found.Lacks, "way to try the kernel: "+cmp.Or(first, err.Error()))
+		found.Lacks = append(found.Lacks, "a way to try its kernel: "+cmp.Or(first, err.Error()))
 	}
 	return found, nil
 }

@@ -41,12 +41,12 @@ func TestChoose(t *testing.T) {
 		{"", able, Native, []string{"it has all", "modules, which stay: br_netfilter"}, false},
 		{"native", able, Native, []string{"LAB=native"}, false},
 		{"vm", able, VM, []string{"LAB=vm"}, false},
-		{"", twoMissing, VM, []string{"no IPVS: kernel 9 has none (and 1 more"}, false},
+		{"", twoMissing, VM, []string{"lacks IPVS: kernel 9 has none (and 1 more"}, false},
 		{"native", twoMissing, "", []string{"IPVS: kernel 9 has none", "veth links: not supported"}, true},
 		{"", denied, VM, []string{"make namespaces: not permitted"}, false},
 		{"native", denied, "", []string{"make namespaces: not permitted"}, true},
 		{"", "exit 3", VM, []string{"exit status 3"}, false},
-		{"", "echo nonsense", VM, []string{"way to try the kernel"}, false},
+		{"", "echo nonsense", VM, []string{"a way to try its kernel"}, false},
 		{"cloud", able, "", []string{"LAB=cloud"}, true},
 	} {
 		t.Run(fmt.Sprintf("LAB=%s %s", c.lab, c.guest), func(t *testing.T) {

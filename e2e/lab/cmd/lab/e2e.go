@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -112,5 +113,6 @@ func planeTests(ctx context.Context, o testOptions, r *recorder, p *plane.Plane,
 		r.failed("build of test2json", err.Error())
 		return machine.Report{}
 	}
+	fmt.Fprintln(r.w, "== tests: run")
 	return runKernelTests(ctx, o, r, job, programs, nil, conv)
 }

@@ -65,18 +65,37 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 		r.failed("lab", err.Error())
 		return machine.Report{}
 	}
-	if n == 1 {
-		return runKernelTests(ctx, o, r, job, programs, shell, conv)
+	loads := []load{{programs, shell}}
+	if n > 1 {
+		if loads, err = share(ctx, programs, shell); err != nil {
+			r.failed("lab", err.Error())
+			return machine.Report{}
+		}
 	}
-	first, second, err := share(ctx, programs)
-	if err != nil {
-		r.failed("lab", err.Error())
-		return machine.Report{}
-	}
-	return both(r, [2]func(*recorder) machine.Report{
-		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, first, nil, conv) },
-		func(r *recorder) machine.Report { return runKernelTests(ctx, o, r, job, second, shell, conv) },
+	fmt.Fprintln(r.w, "== kernel tests: run")
+	return side(r, n, loads, func(r *recorder, l load) machine.Report {
+		return runKernelTests(ctx, o, r, l.only(job), l.programs, l.others, conv)
 	})
+}
+
+// only is the job with the files that a load needs: all are unpacked at each boot, by a slow processor.
+func (l load) only(job machine.Job) machine.Job {
+	needs := func(name string) bool {
+		for _, p := range l.programs {
+			if name == p.file || strings.HasPrefix(name, p.rel+"/testdata") || p.rel == nativePackage || name == imageFile && p.big {
+				return true
+			}
+		}
+		return name == agentFile || len(l.others) > 0 && (name == "demo" || name == "examples")
+	}
+	files := map[string]string{}
+	for name, from := range job.Files {
+		if needs(name) {
+			files[name] = from
+		}
+	}
+	job.Files = files
+	return job
 }
 
 func addAgent(ctx context.Context, job *machine.Job, dir string) error {
@@ -174,7 +193,6 @@ func runKernelTests(ctx context.Context, o testOptions, r *recorder, job machine
 		}
 		r.endPackage(programs[n].ImportPath, exit, o.run == "")
 	}
-	fmt.Fprintln(r.w, "== kernel tests: run")
 	report, err := machine.Run(ctx, job)
 	for ; n < len(converters); n++ { // never started
 		_ = converters[n].end()

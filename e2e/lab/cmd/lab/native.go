@@ -8,8 +8,11 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
-// nativeTest is the test that runs the lab inside of the lab.
-const nativeTest = "TestNativeWay"
+// nativeTest is the test that runs the lab inside of the lab, and nativePackage has it. It needs all of a job's files.
+const (
+	nativeTest    = "TestNativeWay"
+	nativePackage = "e2e/native"
+)
 
 // addNative adds what that test runs, beside the agent and the traffic tests, if it was asked for.
 func addNative(ctx context.Context, o testOptions, job *machine.Job, dir string) error {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -23,48 +24,71 @@ type program struct {
 }
 
 // machines says how many run the tests at a time. An emulated processor is idle half of the time, while tests wait for
-// what takes its time, and so is the other processor of this machine. A kernel that is at hand is one.
+// what takes its time, so there is one more than this machine has processors, up to what has been tried. A kernel that is
+// at hand is one.
 func machines(ctx context.Context, o testOptions) (int, error) {
 	if o.run != "" || runtime.NumCPU() < 2 {
 		return 1, nil
 	}
-	if o.kernel != "" {
-		return 2, nil
+	if o.kernel == "" {
+		way, err := machine.Choose(ctx)
+		if err != nil || way.Mode != machine.VM {
+			return 1, err
+		}
 	}
-	way, err := machine.Choose(ctx)
-	if err != nil || way.Mode != machine.VM {
-		return 1, err
-	}
-	return 2, nil
+	return 3, nil
 }
 
-// share deals the programs to two machines. The tests of one that is big are dealt singly: the first machine gets five
-// of eight and nothing else, which takes both about as long.
-func share(ctx context.Context, programs []program) (first, second []program, err error) {
+// load is what one boot runs.
+type load struct {
+	programs []program
+	others   []*commandTest
+}
+
+// pieces is how many loads the tests of a big package make: enough that all machines are busy to the end, and few
+// enough that booting costs little.
+const pieces = 6
+
+// share deals the programs to loads, the long ones first. The tests of a program that is big are dealt singly.
+func share(ctx context.Context, programs []program, others []*commandTest) (loads []load, err error) {
+	small := load{others: others}
 	for _, p := range programs {
 		if !p.big {
-			second = append(second, p)
+			small.programs = append(small.programs, p)
 			continue
 		}
 		names, err := testNames(ctx, p)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		dealt := deal(names)
-		a, b := p, p
-		a.run, b.run = anyOf(dealt[0]), anyOf(dealt[1])
-		first, second = append(first, a), append(second, b)
+		for _, list := range deal(names, pieces) {
+			part := p
+			part.run = anyOf(list)
+			loads = append(loads, load{programs: []program{part}})
+		}
 	}
-	return first, second, nil
+	// Neighbours in the list take about as long as each other; the small ones together take longest.
+	return append(split(small), loads...), nil
 }
 
-func deal(names []string) (dealt [2][]string) {
+// split makes a load of each program; the other commands go with the last.
+func split(l load) (loads []load) {
+	for _, p := range l.programs {
+		loads = append(loads, load{programs: []program{p}})
+	}
+	if len(loads) == 0 {
+		return []load{l}
+	}
+	loads[len(loads)-1].others = l.others
+	slices.Reverse(loads)
+	return loads
+}
+
+// deal deals names to n lists in turn.
+func deal(names []string, n int) [][]string {
+	dealt := make([][]string, min(n, len(names)))
 	for i, name := range names {
-		to := 0
-		if i%8 >= 5 {
-			to = 1
-		}
-		dealt[to] = append(dealt[to], name)
+		dealt[i%len(dealt)] = append(dealt[i%len(dealt)], name)
 	}
 	return dealt
 }
@@ -82,22 +106,32 @@ func testNames(ctx context.Context, p program) ([]string, error) {
 	return strings.Fields(string(out)), nil
 }
 
-// both runs two jobs at a time and records them as one. What they are is told by the first.
-func both(r *recorder, run [2]func(*recorder) machine.Report) machine.Report {
+// side runs loads on so many machines at a time and records them as one. What the machines are is told by the first load
+// that had one.
+func side(r *recorder, at int, loads []load, run func(*recorder, load) machine.Report) machine.Report {
 	w := &lineWriter{w: r.w}
 	var wg sync.WaitGroup
-	var parts [2]*recorder
-	var reports [2]machine.Report
-	for i := range run {
+	parts, reports := make([]*recorder, len(loads)), make([]machine.Report, len(loads))
+	next := make(chan int)
+	for range min(at, len(loads)) {
+		wg.Go(func() {
+			for i := range next {
+				reports[i] = run(parts[i], loads[i])
+			}
+		})
+	}
+	for i := range loads {
 		parts[i] = newRecorder(w, r.where)
 		parts[i].verbose = r.verbose
-		wg.Go(func() { reports[i] = run[i](parts[i]) })
+		next <- i
 	}
+	close(next)
 	wg.Wait()
 	for _, p := range parts {
 		r.absorb(p)
 	}
-	return reports[0]
+	had := slices.IndexFunc(reports, func(rep machine.Report) bool { return rep.Kernel != "" })
+	return reports[max(had, 0)]
 }
 
 // lineWriter lets several write, each call whole.

@@ -2,21 +2,23 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
-// Each test runs on one of the machines, also where the name of one begins like that of another.
+// Each test is of one load, also where the name of one begins like that of another, and the loads are about as big.
 func TestDeal(t *testing.T) {
 	names := []string{"TestA", "TestAB", "TestB"}
 	for i := range 40 {
 		names = append(names, fmt.Sprintf("Test%d", i))
 	}
-	dealt := deal(names)
+	dealt := deal(names, 4)
 	for _, name := range names {
 		var ran []int
 		for i, list := range dealt {
@@ -25,39 +27,68 @@ func TestDeal(t *testing.T) {
 			}
 		}
 		if len(ran) != 1 {
-			t.Errorf("%s runs on machines %v", name, ran)
+			t.Errorf("%s runs in loads %v", name, ran)
 		}
 	}
-	if len(dealt[1])*2 < len(dealt[0]) {
-		t.Errorf("%d tests for one machine, %d for the other", len(dealt[0]), len(dealt[1]))
+	for i, list := range dealt {
+		if len(list) < len(names)/4 {
+			t.Errorf("load %d has %d tests of %d", i, len(list), len(names))
+		}
+	}
+	if few := deal(names[:2], 4); len(few) != 2 {
+		t.Errorf("two tests make %d loads", len(few))
 	}
 }
 
-// What two machines did counts as if one had done it: a package of which a part has ended goes on elsewhere, and a part
-// that dies fails it.
-func TestBoth(t *testing.T) {
+// A load takes what it runs along, and nothing else.
+func TestLoadTakesItsFiles(t *testing.T) {
+	job := machine.Job{Files: map[string]string{agentFile: "1", imageFile: "2", "demo": "3", "examples": "4", "guest": "5",
+		"e2e/traffic/traffic.test": "6", "pkg/x/x.test": "7", "pkg/x/testdata": "8"}}
+	big := program{kernelPackage: kernelPackage{big: true}, rel: "e2e/traffic", file: "e2e/traffic/traffic.test"}
+	small := program{rel: "pkg/x", file: "pkg/x/x.test"}
+	for want, l := range map[string]load{
+		"126": {programs: []program{big}}, "178": {programs: []program{small}}, "13478": {programs: []program{small}, others: []*commandTest{{}}},
+		"12345678": {programs: []program{{rel: nativePackage}}},
+	} {
+		if got := strings.Join(slices.Sorted(maps.Values(l.only(job).Files)), ""); got != want {
+			t.Errorf("%+v takes %s, want %s", l, got, want)
+		}
+	}
+}
+
+// What several machines did counts as if one had done it: a package of which a part has ended goes on elsewhere, and a
+// part that dies fails it. No more than so many run at a time.
+func TestSide(t *testing.T) {
 	var out strings.Builder
 	r := newRecorder(&out, "kernel")
-	over := make(chan struct{})
 	said := func(r *recorder, action, name string) {
 		r.event(event{Action: action, Package: module + "/p", Test: name})
 	}
-	report := both(r, [2]func(*recorder) machine.Report{
-		func(r *recorder) machine.Report {
+	over, both := make(chan struct{}), make(chan struct{})
+	var running, most atomic.Int32
+	loads := []load{{programs: []program{{run: "A"}}}, {programs: []program{{run: "B"}}}, {programs: []program{{run: "none"}}}}
+	report := side(r, 2, loads, func(r *recorder, l load) machine.Report {
+		defer running.Add(-1)
+		if n := running.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		switch l.programs[0].run {
+		case "A":
+			<-both
 			said(r, "run", "TestA")
 			said(r, "pass", "TestA")
 			r.endPackage(module+"/p", nil, true)
 			close(over)
-			return machine.Report{Kernel: "one"}
-		},
-		func(r *recorder) machine.Report {
+			return machine.Report{} // its machine did not boot
+		case "B":
+			close(both)
 			said(r, "run", "TestB")
 			<-over
 			said(r, "pass", "TestB")
 			said(r, "run", "TestC")
 			r.endPackage(module+"/p", nil, true)
-			return machine.Report{Kernel: "other"}
-		},
+		}
+		return machine.Report{Kernel: "other"}
 	})
 	if got, want := r.count(), (counts{2, 1, 0}); got != want {
 		t.Errorf("%v, want %v\n%s", got, want, out.String())
@@ -70,7 +101,7 @@ func TestBoth(t *testing.T) {
 	if want := []string{"TestA", "TestB", "TestC"}; !slices.Equal(names, want) {
 		t.Errorf("verdicts of %v, want %v", names, want)
 	}
-	if report.Kernel != "one" {
-		t.Errorf("report of %q", report.Kernel)
+	if report.Kernel != "other" || most.Load() != 2 {
+		t.Errorf("report of %q, %d at a time", report.Kernel, most.Load())
 	}
 }

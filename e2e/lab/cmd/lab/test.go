@@ -30,7 +30,7 @@ var kernelPackages = []kernelPackage{
 	{dir: "./e2e/traffic", big: true},
 	{dir: "./pkg/ipvs/kernel", host: true},
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
-	{dir: "./e2e/native"},
+	{dir: "./" + nativePackage},
 }
 
 // planePackage needs a control plane, too: lab e2e runs it.
