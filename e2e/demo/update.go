@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
@@ -100,8 +101,14 @@ func (s *show) underUpdate(u updater) error {
 	if err := goOn(); err != nil {
 		return err
 	}
+	reports := make([]lab.LoadReport, len(loads))
+	var wg sync.WaitGroup // each waits for what it has under way, and would go on meanwhile
+	for i, l := range loads {
+		wg.Go(func() { reports[i] = l.Stop() })
+	}
+	wg.Wait()
 	for i, e := range s.entries() {
-		s.rolls = append(s.rolls, roll{u.name, e, loads[i].Stop()})
+		s.rolls = append(s.rolls, roll{u.name, e, reports[i]})
 	}
 	return nil
 }

@@ -89,7 +89,7 @@ func loadByName(module string) error {
 	prog, err := exec.LookPath("modprobe")
 	if err != nil {
 		if prog, err = exec.LookPath("/sbin/modprobe"); err != nil {
-			return fmt.Errorf("load module %s: there is no modprobe here", module)
+			return fmt.Errorf("no modprobe to load module %s", module)
 		}
 	}
 	if said, err := exec.Command(prog, module).CombinedOutput(); err != nil {
@@ -125,10 +125,11 @@ func tryIP() error {
 }
 
 func tryIPVS() error {
-	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
-		return fmt.Errorf("kernel %s has none: %w", release(), err)
+	_, err := netlink.GenlFamilyGet("IPVS")
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("kernel %s has none", release())
 	}
-	return nil
+	return err
 }
 
 // trySchedulers makes a virtual server of each.

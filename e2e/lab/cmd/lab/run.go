@@ -65,8 +65,7 @@ func runJob(ctx context.Context, job machine.Job, log io.Writer) error {
 		return err
 	}
 	r := report.Results[0]
-	fmt.Fprintf(log, "lab: %s, kernel %s (%s); up after %.1fs, %s took %.1fs\n",
-		report.Mode, report.Kernel, report.Why, report.Boot.Seconds(), r.Command, r.Took.Seconds())
+	fmt.Fprintf(log, "lab: Linux %s, up after %.1f s; %s took %.1f s\n", report.Kernel, report.Boot.Seconds(), r.Command, r.Took.Seconds())
 	if r.Err != "" {
 		fmt.Fprintf(log, "lab: %s: %s\n", r.Command, r.Err)
 	}
