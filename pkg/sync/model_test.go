@@ -27,7 +27,7 @@ import (
 
 var (
 	modelSeed      = flag.Uint64("model.seed", 1, "seed of the first sequence of TestModel and TestModelOnKernel; 0: another one each time")
-	modelSequences = flag.Int("model.sequences", 100_000, "how many sequences TestModel walks")
+	modelSequences = flag.Int("model.sequences", modelDefault, "how many sequences TestModel walks")
 )
 
 // TestModel walks random histories: changes of the cluster, tampering, failing writes and reads, crashes,

@@ -33,7 +33,7 @@ func nestedTests(ctx context.Context, o testOptions, r *recorder) {
 		before := r.count().failed
 		test := goCommand(ctx, nil, append(args, "./...")...)
 		test.Dir = dir
-		err = record(test, r)
+		err = recordAs(test, r, lowest)
 		for _, p := range pkgs {
 			r.endPackage(p.ImportPath, nil, p.hasTests() && o.run == "")
 		}

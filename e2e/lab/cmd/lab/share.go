@@ -109,7 +109,6 @@ func testNames(ctx context.Context, p program) ([]string, error) {
 // side runs loads on so many machines at a time and records them as one. What the machines are is told by the first load
 // that had one.
 func side(r *recorder, at int, loads []load, run func(*recorder, load) machine.Report) machine.Report {
-	w := &lineWriter{w: r.w}
 	var wg sync.WaitGroup
 	parts, reports := make([]*recorder, len(loads)), make([]machine.Report, len(loads))
 	next := make(chan int)
@@ -121,7 +120,7 @@ func side(r *recorder, at int, loads []load, run func(*recorder, load) machine.R
 		})
 	}
 	for i := range loads {
-		parts[i] = newRecorder(w, r.where)
+		parts[i] = newRecorder(r.w, r.where)
 		parts[i].verbose = r.verbose
 		next <- i
 	}

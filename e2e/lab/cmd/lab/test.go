@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -84,17 +85,28 @@ not build or runs no test, the lab itself) counts as one failed test.`,
 
 // runTests runs everything even after a failure: one run tells all.
 func runTests(ctx context.Context, o testOptions, w io.Writer) error {
-	start, costs := time.Now(), parts{}
+	w = &lineWriter{w: w}
+	start, costs, beside := time.Now(), parts{}, parts{}
 	host, kernel := newRecorder(w, "host"), newRecorder(w, "kernel")
 	if !o.skipHost {
 		costs.time("gofmt, go vet", func() { checks(ctx, host) })
 		costs.time("host tests with -race", func() { hostTests(ctx, o, host) })
-		costs.time("tests of nested modules", func() { nestedTests(ctx, o, host) })
 	}
 	report, begun := machine.Report{}, time.Now()
 	if ctx.Err() == nil {
-		costs.time("kernel tests, build and boot too", func() { report = kernelTests(ctx, o, kernel) })
+		costs.time("kernel tests, with build and boot", func() {
+			var wg sync.WaitGroup
+			if !o.skipHost { // what the kernel tests leave of the processors is enough for these
+				wg.Go(func() {
+					beside.time("beside them: nested modules", func() { nestedTests(ctx, o, host) })
+					beside.time("beside them: long, without -race", func() { unracedTests(ctx, o, host) })
+				})
+			}
+			report = kernelTests(ctx, o, kernel)
+			wg.Wait()
+		})
 	}
+	costs = append(costs, beside...)
 	host.forgetSkips(kernel)
 	if host.count() == (counts{}) && kernel.count() == (counts{}) {
 		kernel.failed("no test ran", "")
