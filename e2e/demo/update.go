@@ -48,6 +48,8 @@ type updater struct {
 	name string
 	// swap has the proxies send new requests to the fresh pod and not to the old one, which has some at that moment.
 	swap func(old, fresh *lab.Pod) error
+	// drained waits until the proxies send nothing to the old pod any more; nil: nobody waits for that.
+	drained func(old *lab.Pod) error
 	// grace is how long the old pod may then take for the requests that it has, before what is left is cut off.
 	grace time.Duration
 	out   func() error // the old pod has ended
@@ -88,6 +90,11 @@ func (s *show) underUpdate(u updater) error {
 			return err
 		}
 		s.kubia[i] = fresh
+		if u.drained != nil {
+			if err := u.drained(old); err != nil {
+				return err
+			}
+		}
 		if _, err := old.Finish(httpPort, u.grace); err != nil { // what is cut off counts as lost where it was asked
 			return err
 		}
@@ -155,9 +162,13 @@ func (s *show) update() error {
 		s.say("%s when %s has just begun to end: weight 0, no new connection, and it keeps those that it has.\n", e.node.Name, old.Name)
 		return s.table(e.node, 0, e.to)
 	}
+	// What a node has chosen the old pod for may still be on its way there: only the node knows of it.
+	drained := func(old *lab.Pod) error {
+		return eventually(old.Name+" is left with no connection", func() error { return s.idle(old) })
+	}
 	out := func() error { return s.endpoints(s.kubia, nil) }
 	// As kubelet gives by default.
-	if err := s.underUpdate(updater{name: "ipvs-proxy", swap: swap, grace: 30 * time.Second, out: out}); err != nil {
+	if err := s.underUpdate(updater{name: "ipvs-proxy", swap: swap, drained: drained, grace: 30 * time.Second, out: out}); err != nil {
 		return err
 	}
 	sent, lost := 0, 0
@@ -195,6 +206,22 @@ func (s *show) endpoints(pods []*lab.Pod, terminating *lab.Pod) error {
 		docs = append(docs, doc)
 	}
 	return s.cluster.Write("kubia.yaml", strings.Join(docs, "---\n"))
+}
+
+// idle tells whether a pod has no active connection left where requests come in.
+func (s *show) idle(pod *lab.Pod) error {
+	for _, e := range s.entries() {
+		servers, err := frontends(e.node, e.to)
+		if err != nil {
+			return err
+		}
+		for _, r := range servers[0].Reals {
+			if a := r.Addr.Addr(); (a == pod.V4 || a == pod.V6) && r.Active > 0 {
+				return fmt.Errorf("%s at %s: %d are active", e.name, e.node.Name, r.Active)
+			}
+		}
+	}
+	return nil
 }
 
 // swapped tells whether a pod has taken the place of another where requests come in.

@@ -126,6 +126,7 @@ func TestB33RollingUpdate(t *testing.T) {
 			takesNoMore(t, node, to, realAt(old, to))
 			takes(t, node, to, realAt(fresh, to))
 		}
+		s.wantIdle(t, old) // also of what is on its way to it, of which it knows nothing yet
 	}, func(*lab.Pod, *lab.Pod) { r.write(r.pods, nil) })
 	if cut > 0 {
 		t.Errorf("%d connections of pods that were told to end had to be cut off", cut)

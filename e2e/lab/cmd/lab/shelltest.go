@@ -62,7 +62,7 @@ exit 7
 	const prompt = "node1# "
 	typed.hand = &hand{tty: us, steps: [][2]string{
 		{prompt, "stty size\r"},
-		{prompt, "echo runn''ing; sleep 1000\r"},
+		{prompt, "sh -c 'echo runn\"\"ing; exec sleep 1000'\r"}, // said by what Ctrl-C is for, so that it is there
 		{"running\r\n", "\x03"},
 		{prompt, "echo agents $(ps ax | grep -c '[i]pvs-proxy run')\r"}, // Ctrl-C was not for them
 		{prompt, "exit 3\r"},
