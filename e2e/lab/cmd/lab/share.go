@@ -47,7 +47,7 @@ type load struct {
 
 // pieces is how many loads the tests of a big package make: enough that all machines are busy to the end, and few
 // enough that booting costs little.
-const pieces = 6
+const pieces = 8
 
 // share deals the programs to loads, the long ones first. The tests of a program that is big are dealt singly.
 func share(ctx context.Context, programs []program, others []*commandTest) (loads []load, err error) {
@@ -67,8 +67,7 @@ func share(ctx context.Context, programs []program, others []*commandTest) (load
 			loads = append(loads, load{programs: []program{part}})
 		}
 	}
-	// Neighbours in the list take about as long as each other; the small ones together take longest.
-	return append(split(small), loads...), nil
+	return append(loads, split(small)...), nil
 }
 
 // split makes a load of each program; the other commands go with the last.
