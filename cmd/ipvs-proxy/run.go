@@ -4,16 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
@@ -62,11 +62,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)
 	}
-	log, err := newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format)
-	if err != nil {
-		return err
-	}
+	log, dropped := newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format, os.Stderr)
 	defer func() { _ = log.Sync() }()
+	captureLogs(log)
 
 	for _, w := range warnings {
 		log.Warn(w)
@@ -79,11 +77,12 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
-	var age func() time.Duration
+	health := healthOptions(c)
+	health.LogLinesDropped = dropped
 	if src.api != nil {
-		age, sopt.Events = src.api.Age, src.api.Events()
+		health.ClusterAge, sopt.Events = src.api.Age, src.api.Events()
 	}
-	sopt.Health = newHealth(c, age)
+	sopt.Health = healthz.New(health)
 	list, err := servers(c, sopt.Health, flags, log)
 	if err != nil {
 		return err
@@ -149,24 +148,4 @@ func together(ctx context.Context, fs ...func(context.Context) error) error {
 		}
 	}
 	return errs
-}
-
-// newLogger logs to standard error, a line an event.
-func newLogger(verbosity uint32, format string) (*zap.Logger, error) {
-	cfg := zap.NewProductionConfig()
-	if format != "json" {
-		cfg.Encoding = "console"
-	}
-	cfg.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
-	cfg.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
-	cfg.DisableCaller, cfg.DisableStacktrace = true, true
-	cfg.Sampling = nil
-	if verbosity >= 4 {
-		cfg.Level = zap.NewAtomicLevelAt(zap.DebugLevel)
-	}
-	log, err := cfg.Build()
-	if err != nil {
-		return nil, fmt.Errorf("set up the log: %w", err)
-	}
-	return log, nil
 }
