@@ -13,7 +13,6 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
@@ -77,17 +76,19 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
-	health := healthOptions(c)
-	health.LogLinesDropped = dropped
 	if src.api != nil {
-		health.ClusterAge, sopt.Events = src.api.Age, src.api.Events()
+		sopt.Events = src.api.Events()
 	}
-	sopt.Health = healthz.New(health)
+	sopt.Health = newHealth(c, src, dropped)
 	list, err := servers(c, sopt.Health, flags, log)
 	if err != nil {
 		return err
 	}
 	k, err := kernel.Open(ctx, kernelConfig(c))
+	if err != nil && ctx.Err() != nil { // asked to stop: that the kernel was not waited for is no failure
+		log.Info("stopped before the kernel was looked at")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -96,14 +97,16 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	hold := func(ctx context.Context) error {
-		return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+	parts := []func(context.Context) error{
+		src.run, loop.Run,
+		func(ctx context.Context) error {
+			return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+		},
+		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}
-	parts := []func(context.Context) error{src.run, loop.Run, hold}
 	for _, s := range list {
 		parts = append(parts, s.Run)
 	}
-	parts = append(parts, func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) })
 	err = together(ctx, parts...)
 	log.Info("stopped, the kernel stays as it is")
 	return err

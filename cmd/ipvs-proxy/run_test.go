@@ -35,6 +35,27 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// Row F40: whoever is asked to stop while the kernel's door is opened has not failed: the exit status is 0. An agent that stops
+// for any other reason has.
+func TestStoppedAtTheDoor(t *testing.T) {
+	score, err := os.ReadFile("/proc/self/oom_score_adj") // the test's own is to stay
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cmd := newCommand()
+	cmd.SetArgs([]string{"run", "--hostname-override=node1", "--source-dir", t.TempDir(), "--oom-score-adj=" + strings.TrimSpace(string(score))})
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		t.Errorf("asked to stop: %v", err)
+	}
+	cmd = newCommand()
+	cmd.SetArgs([]string{"cleanup"})
+	if err := cmd.ExecuteContext(ctx); err == nil {
+		t.Error("a cleanup that was stopped says that it was done")
+	}
+}
+
 // A value that cannot be used is an error that names the flag, in each command that has it.
 func TestSetupFlags(t *testing.T) {
 	for _, flag := range []string{"conntrack-max-per-core=-1", "conntrack-min=-1", "conntrack-tcp-timeout-established=-1s",

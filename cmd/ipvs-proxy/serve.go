@@ -10,9 +10,14 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 )
 
-// healthOptions is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods.
-func healthOptions(c *config.Config) healthz.Options {
-	return healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision()}
+// newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods. dropped counts lines of
+// the log.
+func newHealth(c *config.Config, src source, dropped func() uint64) *healthz.Health {
+	o := healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision(), LogLinesDropped: dropped}
+	if src.api != nil {
+		o.ClusterAge = src.api.Age
+	}
+	return healthz.New(o)
 }
 
 // servers are kube-proxy's two: for health, and for metrics and what else helps to look into the agent.
