@@ -10,7 +10,7 @@ import (
 // ErrNoInet: the kernel has nftables, and not the family of our table. Only a kernel built without IPv6 is so
 // (NF_TABLES_INET in net/netfilter/Kconfig); IPv6 that is switched off takes nothing away.
 var ErrNoInet = errors.New("this kernel is built without IPv6 (CONFIG_IPV6=n) and so without nftables' family inet, which the agent needs for IPv4, too: " +
-	"use a kernel with IPv6; it may be switched off there (ipv6.disable=1 or net.ipv6.conf.all.disable_ipv6=1)")
+	"use a kernel with IPv6; it may be switched off there (sysctl net.ipv6.conf.all.disable_ipv6=1)")
 
 // notSupported: the kernel knows no such family, or no nftables at all.
 func notSupported(err error) bool {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -118,8 +119,11 @@ func TestB91ElementBytes(t *testing.T) {
 // kernel is sent is looked at here, in its place.
 func TestB91TransactionsFit(t *testing.T) {
 	for _, buffer := range []int{0, 8 << 10} {
+		var mu sync.Mutex
 		largest, elements, transactions := 0, 0, 0
 		s := faultyBuffer(t, buffer, func(data []byte, seqs []uint32, send func([]byte)) {
+			mu.Lock()
+			defer mu.Unlock()
 			largest, elements, transactions = max(largest, len(data)), elements+len(seqs)-2, transactions+1
 			send(answer(seqs[len(seqs)-2], 0))
 		})
@@ -138,6 +142,8 @@ func TestB91TransactionsFit(t *testing.T) {
 			}
 			allowed = got - 32
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if largest > allowed || elements != len(steps) {
 			t.Errorf("send buffer %d: %d of %d elements in %d transactions of %d bytes at most, want no more than %d bytes",
 				buffer, elements, len(steps), transactions, largest, allowed)
