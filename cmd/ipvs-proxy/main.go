@@ -15,7 +15,7 @@ func main() {
 	cmd := newCommand()
 	cmd.SetArgs(arguments(os.Args))
 	if err := cmd.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "ipvs-proxy:", err)
+		complain(os.Stderr, fmt.Sprintf("ipvs-proxy: %v", err))
 		os.Exit(1)
 	}
 }

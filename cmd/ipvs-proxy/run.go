@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
@@ -62,11 +61,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)
 	}
-	log, err := newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format)
-	if err != nil {
-		return err
-	}
+	log, dropped := newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format, os.Stderr)
 	defer func() { _ = log.Sync() }()
+	captureLogs(log)
 
 	for _, w := range warnings {
 		log.Warn(w)
@@ -79,16 +76,19 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
-	var age func() time.Duration
 	if src.api != nil {
-		age, sopt.Events = src.api.Age, src.api.Events()
+		sopt.Events = src.api.Events()
 	}
-	sopt.Health = newHealth(c, age)
+	sopt.Health = newHealth(c, src, dropped)
 	list, err := servers(c, sopt.Health, flags, log)
 	if err != nil {
 		return err
 	}
 	k, err := kernel.Open(ctx, kernelConfig(c))
+	if err != nil && ctx.Err() != nil { // asked to stop: that the kernel was not waited for is no failure
+		log.Info("stopped before the kernel was looked at")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -97,14 +97,16 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	hold := func(ctx context.Context) error {
-		return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+	parts := []func(context.Context) error{
+		src.run, loop.Run,
+		func(ctx context.Context) error {
+			return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+		},
+		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}
-	parts := []func(context.Context) error{src.run, loop.Run, hold}
 	for _, s := range list {
 		parts = append(parts, s.Run)
 	}
-	parts = append(parts, func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) })
 	err = together(ctx, parts...)
 	log.Info("stopped, the kernel stays as it is")
 	return err
@@ -149,24 +151,4 @@ func together(ctx context.Context, fs ...func(context.Context) error) error {
 		}
 	}
 	return errs
-}
-
-// newLogger logs to standard error, a line an event.
-func newLogger(verbosity uint32, format string) (*zap.Logger, error) {
-	cfg := zap.NewProductionConfig()
-	if format != "json" {
-		cfg.Encoding = "console"
-	}
-	cfg.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
-	cfg.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
-	cfg.DisableCaller, cfg.DisableStacktrace = true, true
-	cfg.Sampling = nil
-	if verbosity >= 4 {
-		cfg.Level = zap.NewAtomicLevelAt(zap.DebugLevel)
-	}
-	log, err := cfg.Build()
-	if err != nil {
-		return nil, fmt.Errorf("set up the log: %w", err)
-	}
-	return log, nil
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,36 @@ func TestTogether(t *testing.T) {
 	cancel()
 	if err := together(ctx, wait, wait); err != nil {
 		t.Errorf("stopped from outside: %v", err)
+	}
+}
+
+// Row F40: whoever is asked to stop while the kernel's door is opened has not failed: the exit status is 0. A cleanup that
+// was stopped is not done. The agent is this program anew: it has the process to itself.
+func TestStoppedAtTheDoor(t *testing.T) {
+	const mark = "IPVS_PROXY_STOPPED_AT_THE_DOOR"
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if dir := os.Getenv(mark); dir != "" {
+		score, err := os.ReadFile("/proc/self/oom_score_adj") // the one that it has
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := newCommand()
+		cmd.SetArgs([]string{"run", "--hostname-override=node1", "--source-dir", dir, "--oom-score-adj=" + strings.TrimSpace(string(score))})
+		if err := cmd.ExecuteContext(ctx); err != nil {
+			t.Errorf("asked to stop: %v", err)
+		}
+		return
+	}
+	agent := exec.Command(os.Args[0], "-test.run=^TestStoppedAtTheDoor$", "-test.v")
+	agent.Env = append(os.Environ(), mark+"="+t.TempDir())
+	if out, err := agent.CombinedOutput(); err != nil || !strings.Contains(string(out), "stopped before the kernel was looked at") {
+		t.Errorf("the agent ends with %v:\n%s", err, out)
+	}
+	cmd := newCommand()
+	cmd.SetArgs([]string{"cleanup"})
+	if err := cmd.ExecuteContext(ctx); err == nil {
+		t.Error("a cleanup that was stopped says that it was done")
 	}
 }
 

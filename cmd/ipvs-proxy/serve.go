@@ -2,7 +2,6 @@ package main
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
@@ -11,10 +10,14 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 )
 
-// newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods. Age is that of
-// the last word from the API server; nil: there is none.
-func newHealth(c *config.Config, age func() time.Duration) *healthz.Health {
-	return healthz.New(healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision(), ClusterAge: age})
+// newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods. dropped counts lines of
+// the log.
+func newHealth(c *config.Config, src source, dropped func() uint64) *healthz.Health {
+	o := healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision(), LogLinesDropped: dropped}
+	if src.api != nil {
+		o.ClusterAge = src.api.Age
+	}
+	return healthz.New(o)
 }
 
 // servers are kube-proxy's two: for health, and for metrics and what else helps to look into the agent.

@@ -9,22 +9,24 @@ import (
 // hints are the hints of a place, split.
 type hints struct{ zones, nodes []string }
 
-// expand multiplies slices out into the endpoints of one Service: sorted, and
-// of copies only the best.
-func expand(contents []*sliceContent, ownNode string) []Endpoint {
+// expand multiplies slices out into the endpoints of one Service, for those
+// ports of each slice that are asked for: sorted, and of copies only the best.
+func expand(contents []*sliceContent, portsOf func(*sliceContent) []slicePort, ownNode string) []Endpoint {
 	total := 0
-	for _, c := range contents {
-		total += len(c.ports) * len(c.records)
+	ports := make([][]slicePort, len(contents))
+	for i, c := range contents {
+		ports[i] = portsOf(c)
+		total += len(ports[i]) * len(c.records)
 	}
 	if total == 0 {
 		return nil
 	}
 	eps := make([]Endpoint, 0, total)
 	split := map[unique.Handle[place]]hints{}
-	for _, c := range contents {
+	for n, c := range contents {
 		for i := range c.records {
 			ep := c.records[i].endpoint(split)
-			for _, p := range c.ports {
+			for _, p := range ports[n] {
 				ep.PortName, ep.Protocol, ep.Port = p.name, p.proto, p.port
 				eps = append(eps, ep)
 			}
@@ -35,6 +37,35 @@ func expand(contents []*sliceContent, ownNode string) []Endpoint {
 	})
 	return slices.CompactFunc(eps, func(a, b Endpoint) bool { return compareIdentity(&a, &b) == 0 })
 }
+
+// served gives the ports of a slice that a Service has: by name and protocol.
+// A slice may list 20,000 others, at 40 bytes each, and would cost that many
+// endpoints for each of its addresses.
+func served(svc *Service) func(*sliceContent) []slicePort {
+	names := make([]slicePort, len(svc.Ports))
+	for i, p := range svc.Ports {
+		names[i] = slicePort{name: p.Name, proto: p.Protocol}
+	}
+	slices.SortFunc(names, compareNames)
+	return func(c *sliceContent) []slicePort {
+		var common []slicePort
+		for rest, i := names, 0; i < len(c.ports) && len(rest) > 0; {
+			switch order := compareNames(c.ports[i], rest[0]); {
+			case order < 0:
+				i++
+			case order > 0:
+				rest = rest[1:]
+			default:
+				common = append(common, c.ports[i])
+				i++
+			}
+		}
+		return common
+	}
+}
+
+// portless gives one port for any slice: each address counts once.
+func portless(*sliceContent) []slicePort { return []slicePort{{}} }
 
 // endpoint is the record without a port.
 func (r *record) endpoint(split map[unique.Handle[place]]hints) Endpoint {

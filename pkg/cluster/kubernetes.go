@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -198,6 +199,12 @@ func (k *Kubernetes) Run(ctx context.Context) error {
 	all.Go(func() { k.events.run(ctx) })
 	all.Wait()
 	return nil
+}
+
+// LogTo has what client-go logs by itself, of things that concern no attempt of ours, go to a function in place of standard
+// error. It is for the whole process, and for its beginning.
+func LogTo(say func(text string)) {
+	klog.SetLogger(funcr.New(func(_, text string) { say(text) }, funcr.Options{}))
 }
 
 // Server is the API server's address as it is configured, a URL as a rule.

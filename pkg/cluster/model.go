@@ -178,8 +178,9 @@ func (m *Model) Take() (dirty []ID, nodeChanged, synced bool) {
 }
 
 // Get returns a Service with its endpoints; nil, nil when it is absent or not
-// ours. The endpoints are those of all its slices, one for each port name,
-// protocol, address and port, sorted by these in this order. Of copies that
+// ours. The endpoints are those of all its slices for the ports that the
+// Service has, one for each port name, protocol, address and port, sorted by
+// these in this order. What slices say of other ports is of no use. Of copies that
 // differ the best state counts (ready, serving, not terminating, on this
 // node): an endpoint stays until its last copy goes. Neither result is changed
 // later; the Service must not be changed by the caller either.
@@ -192,10 +193,12 @@ func (m *Model) Get(id ID) (*Service, []Endpoint) {
 	}
 	svc, contents := s.svc, s.contents()
 	m.mu.Unlock()
-	return svc, expand(contents, m.opt.NodeName)
+	return svc, expand(contents, served(svc), m.opt.NodeName)
 }
 
-// Endpoints returns the endpoints of a Service as Get does, whether the Service is ours, another's or not known.
+// Endpoints returns the endpoints of a Service, whether the Service is ours,
+// another's or not known: each address once, sorted, with the best of its
+// states, and without a port.
 func (m *Model) Endpoints(id ID) []Endpoint {
 	m.mu.Lock()
 	s := m.services[id]
@@ -205,7 +208,7 @@ func (m *Model) Endpoints(id ID) []Endpoint {
 	}
 	contents := s.contents()
 	m.mu.Unlock()
-	return expand(contents, m.opt.NodeName)
+	return expand(contents, portless, m.opt.NodeName)
 }
 
 // Problems returns the Problems that an ID has now: those of the Service

@@ -457,6 +457,7 @@ func TestRandomObjectsNeverPanic(t *testing.T) {
 			svc.Spec.ClusterIPs = slices.DeleteFunc(svc.Spec.ClusterIPs, func(s string) bool { return s == "None" })
 			sl.ObjectMeta, sl.AddressType = testSlice(fmt.Sprint(r.IntN(3))).ObjectMeta, "IPv4"
 			sl.Ports = append(sl.Ports, testSlice("").Ports...)
+			svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Port: 80}) // the same name, none
 		}
 		node.Name = ""
 		probs := slices.Concat(m.SetService(&svc), m.SetSlice(&sl), m.SetNode(&node))

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"unsafe"
@@ -145,7 +146,7 @@ func TestSanitiseSlice(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := sanitiseSlice(testSlice("web-1", test.change))
-			if diff := cmp.Diff(test.want, shown(expand([]*sliceContent{c}, "n1"))); diff != "" {
+			if diff := cmp.Diff(test.want, shown(expand([]*sliceContent{c}, everyPort, "n1"))); diff != "" {
 				t.Errorf("endpoints (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(test.problems, reasons(c.problems)); diff != "" {
@@ -186,9 +187,9 @@ func TestCopies(t *testing.T) {
 	}
 	for i := range better[:len(better)-1] {
 		a, b := sanitiseSlice(testSlice("x", better[i])), sanitiseSlice(testSlice("x", better[i+1]))
-		want := shown(expand([]*sliceContent{a}, "own"))
+		want := shown(expand([]*sliceContent{a}, everyPort, "own"))
 		for _, order := range [][]*sliceContent{{a, b}, {b, a}, {b, a, b}} {
-			if diff := cmp.Diff(want, shown(expand(order, "own"))); diff != "" {
+			if diff := cmp.Diff(want, shown(expand(order, everyPort, "own"))); diff != "" {
 				t.Errorf("%d against %d (-want +got):\n%s", i, i+1, diff)
 			}
 		}
@@ -204,5 +205,50 @@ func TestRecordIsSmall(t *testing.T) {
 	}))
 	if len(c.records) != 1 || cap(c.records) != 1 {
 		t.Errorf("%d records, room for %d", len(c.records), cap(c.records))
+	}
+}
+
+func everyPort(c *sliceContent) []slicePort { return c.ports }
+
+// Of a slice only the ports that its Service has become endpoints. One of 37 KB can name 1,000 addresses and 2,000 ports,
+// which would be 2,000,000 of them.
+func TestB92PortsOfTheService(t *testing.T) {
+	m := NewModel(Options{NodeName: "n1"})
+	m.SetService(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1",
+		Ports: []corev1.ServicePort{{Name: "p7", Port: 80}, {Name: "p9", Port: 80, Protocol: corev1.ProtocolUDP}, {Name: "none", Port: 81}}}})
+	sl := testSlice("big", func(s *discoveryv1.EndpointSlice) {
+		s.Ports, s.Endpoints = nil, nil
+		for i := range 2000 {
+			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: new(fmt.Sprintf("p%d", i)), Port: new(int32(1 + i))})
+		}
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: new("p9"), Port: new(int32(53)), Protocol: new(corev1.ProtocolUDP)})
+		for i := range 1000 {
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.9.%d.%d", i>>8, i&255)}})
+		}
+	})
+	m.SetSlice(sl)
+	id := ID{"default", "web"}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, eps := m.Get(id)
+	addresses := m.Endpoints(id)
+	runtime.ReadMemStats(&after)
+	if kb := (after.TotalAlloc - before.TotalAlloc) >> 10; kb > 1024 {
+		t.Errorf("reading the endpoints takes %d KB, want 1,024 at most", kb)
+	}
+	if len(eps) != 2000 || len(addresses) != 1000 {
+		t.Fatalf("%d endpoints for two ports of 1,000 addresses, %d addresses", len(eps), len(addresses))
+	}
+	for i, ep := range eps {
+		want := slicePort{"p7", TCP, 8}
+		if i >= 1000 {
+			want = slicePort{"p9", UDP, 53}
+		}
+		if got := (slicePort{ep.PortName, ep.Protocol, ep.Port}); got != want {
+			t.Fatalf("endpoint %d is of port %v, want %v", i, got, want)
+		}
+	}
+	if ep := addresses[0]; ep.Port != 0 || ep.PortName != "" || !ep.Ready {
+		t.Errorf("an address: %+v", ep)
 	}
 }

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -173,12 +174,17 @@ func (c *Config) PodInterface() string {
 	return ""
 }
 
-// ParseRanges reads address ranges and drops the host's bits. It fails on the first that is none.
+// ParseRanges reads address ranges and drops the host's bits. It fails on the first that is none. IPv4 written as IPv6
+// (::ffff:192.0.2.0/120) is none: no packet has such an address, so the range would match nothing, and what it was to protect
+// would not be. In objects of the API it is refused as well.
 func ParseRanges(list []string) (out []netip.Prefix, err error) {
 	for _, t := range list {
 		p, err := netip.ParsePrefix(strings.TrimSpace(t))
 		if err != nil {
 			return nil, err
+		}
+		if p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%s is an IPv4 range written as IPv6", t)
 		}
 		out = append(out, p.Masked())
 	}

@@ -145,6 +145,10 @@ func TestB50Errors(t *testing.T) {
 		{ownHead + "auditPeriod: -3s", []string{`auditPeriod: "-3s": want more than 0`}},
 		{ownHead + "auditCPU: 2", []string{`auditCPU: "2": want a share of one processor`}},
 		{ownHead + "externalIPCIDRs: [all]", []string{`externalIPCIDRs: "all": want address ranges`}},
+		{ownHead + "protectedCIDRs: ['::ffff:192.0.2.0/120']", []string{`protectedCIDRs: "::ffff:192.0.2.0/120": want address ranges`}},
+		{ownHead + "externalIPCIDRs: ['::ffff:192.0.2.1/64']", []string{`externalIPCIDRs: "::ffff:192.0.2.1/64": want address ranges`}},
+		{proxyHead + "ipvs: {excludeCIDRs: ['::ffff:1.2.3.0/120']}", []string{`ipvs.excludeCIDRs: "::ffff:1.2.3.0/120": want address ranges`}},
+		{proxyHead + "clusterCIDR: '::ffff:10.244.0.0/112'", []string{`clusterCIDR: "::ffff:10.244.0.0/112": want an address range`}},
 		{ownHead + "protectedCIDRs: [10.0.0.1]", []string{`protectedCIDRs: "10.0.0.1": want address ranges`}},
 
 		{"", []string{"no document in it: want one of kind KubeProxyConfiguration"}},

@@ -47,7 +47,7 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "address and port of /metrics and the pages beside it; none switches them off")
 	f.BoolVar(&p.BindAddressHardFail, "bind-address-hard-fail", p.BindAddressHardFail, "end when one of these ports cannot be had, in place of a warning and another try")
 	f.BoolVar(&p.EnableProfiling, "profiling", p.EnableProfiling, "serve /debug/pprof beside /metrics")
-	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "half the time for which work may wait for the kernel before /healthz and /livez answer 503")
+	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "half the time for which work may wait for the kernel, or the agent stand still, before /healthz and /livez answer 503")
 
 	k := &p.ClientConnection
 	f.StringVar(&k.Kubeconfig, "kubeconfig", k.Kubeconfig, "file that says how the API server is reached; without it and --master a pod's own service account and environment do")

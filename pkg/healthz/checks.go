@@ -29,7 +29,8 @@ type ServiceName struct{ Namespace, Name string }
 
 // checks are the healthCheckNodePorts of all Services. Setting one costs a map entry; one goroutine listens.
 type checks struct {
-	wake chan struct{}
+	wake  chan struct{}
+	crowd *crowd // of all ports together
 
 	mu    sync.Mutex
 	want  map[ServiceName]Check
@@ -45,7 +46,7 @@ type checks struct {
 
 func newChecks() *checks {
 	return &checks{
-		wake: make(chan struct{}, 1), want: map[ServiceName]Check{}, dirty: map[ServiceName]struct{}{},
+		wake: make(chan struct{}, 1), crowd: newCrowd(), want: map[ServiceName]Check{}, dirty: map[ServiceName]struct{}{},
 		told: make(chan struct{}, 1), faults: map[ServiceName]string{}, changed: map[ServiceName]struct{}{},
 	}
 }
@@ -270,7 +271,7 @@ func (h *Health) listen(ctx context.Context, l *listening, id ServiceName, a net
 	if err != nil {
 		return err
 	}
-	server := newServer(h.checkHandler(id, FamilyOf(a)), log.Named("healthCheckNodePort"))
+	server := newServer(h.checkHandler(id, FamilyOf(a)), h.checks.crowd, log.Named("healthCheckNodePort"))
 	l.servers[a] = server
 	go func() { _ = server.Serve(listener) }() // ends when it is closed
 	return nil

@@ -39,8 +39,8 @@ func (f Family) String() string { return [families]string{"IPv4", "IPv6"}[f] }
 
 // Options of a Health. Zero values mean the defaults.
 type Options struct {
-	// Timeout is how long work may wait for the kernel's word before the node is unhealthy; 1 min by default,
-	// twice kube-proxy's usual sync period.
+	// Timeout is how long work may wait for the kernel's word, and the loop be without a turn, before the node is
+	// unhealthy; 1 min by default, twice kube-proxy's usual sync period.
 	Timeout time.Duration
 	// Registry takes the metrics; the one of the process by default, which has those of the Go runtime, the process
 	// and the API client as well.
@@ -49,6 +49,8 @@ type Options struct {
 	Version, Revision string
 	// ClusterAge gives how old the last word from the source of the cluster's objects is; nil: no such metric.
 	ClusterAge func() time.Duration
+	// LogLinesDropped counts the lines of the log that nobody took in time; nil: no such metric.
+	LogLinesDropped func() uint64
 	// Now is the clock; time.Now by default.
 	Now func() time.Time
 }
@@ -66,6 +68,7 @@ type Health struct {
 	node    bool // the own Node exists and is to stay
 	changes [2]changes
 	setup   []string
+	turned  time.Time // when the loop last began a turn; zero: never yet
 }
 
 // familyHealth is how the work for one family stands.
@@ -112,6 +115,24 @@ func (h *Health) Heard(services, slices uint64) {
 			h.family[f].waiting = now
 		}
 	}
+}
+
+// Turn is called when the loop begins a turn, and returns how soon the next one must begin, with work or without, that
+// nobody takes the loop for stuck.
+func (h *Health) Turn() (next time.Duration) {
+	if h == nil {
+		return time.Hour
+	}
+	now := h.now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.turned = now
+	return h.timeout / 4
+}
+
+// stuck reports whether the loop has not turned for too long, whatever it waits for. The caller holds mu.
+func (h *Health) stuck(now time.Time) bool {
+	return !h.turned.IsZero() && now.Sub(h.turned) >= h.timeout
 }
 
 // Standing is how the loop stands after a step.
@@ -227,7 +248,7 @@ func (h *Health) SetSetup(problems []string) {
 	h.setup = problems
 }
 
-// Healthy reports whether no work has waited for too long, in any family. It says nothing of the Node.
+// Healthy reports whether the loop turns and no work has waited for too long, in any family. It says nothing of the Node.
 func (h *Health) Healthy() bool { return h.status().Healthy }
 
 // seconds is a time as Prometheus has it.

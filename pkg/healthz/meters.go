@@ -201,6 +201,11 @@ func (m *meters) makeOwn(mk *maker, o Options) {
 	m.setups = mk.counter(p+"node_repairs_total", "Writes to interface, nftables table and sysctls, at the start and after changes by others").WithLabelValues()
 	m.audits = mk.histogram(p+"audit_duration_seconds", "Time that one look for changes by other programs took", metrics.ExponentialBuckets(0.001, 4, 8)).WithLabelValues()
 	m.differences = mk.counter(p+"audit_differences_total", "Changes by other programs to what is ours that were found and put right").WithLabelValues()
+	if dropped := o.LogLinesDropped; dropped != nil {
+		name, help := p+"log_lines_dropped_total", "Lines of the log that were dropped because whoever reads it was too slow"
+		mk.raw(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(dropped()) }))
+		mk.note("counter", name, help, nil, nil)
+	}
 	if age := o.ClusterAge; age != nil {
 		name, help := p+"cluster_age_seconds", "Time since the source of the cluster's objects last gave a sign of life"
 		mk.raw(metrics.NewGaugeFunc(&metrics.GaugeOpts{Name: name, Help: help, StabilityLevel: metrics.ALPHA}, func() float64 { return age().Seconds() }))

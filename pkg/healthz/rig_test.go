@@ -20,7 +20,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	r := &rig{t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)}
 	r.Health = New(Options{Registry: metrics.NewKubeRegistry(), Version: "v1", Revision: "abc", Now: func() time.Time { return r.now },
-		ClusterAge: func() time.Duration { return 7 * time.Second }})
+		ClusterAge: func() time.Duration { return 7 * time.Second }, LogLinesDropped: func() uint64 { return 3 }})
 	return r
 }
 

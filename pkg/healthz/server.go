@@ -31,7 +31,7 @@ const (
 	headerTime = 5 * time.Second
 	readTime   = 10 * time.Second
 	writeTime  = 30 * time.Second // net/http/pprof adds the time of a profile to it
-	idleTime   = 2 * time.Minute  // more than the period of any scraper, so that it can keep its connection
+	idleTime   = 10 * time.Second // a scraper that comes every half minute can open another connection
 )
 
 // retryTime is kube-proxy's time between two tries to listen.
@@ -73,14 +73,16 @@ func (s Server) serve(ctx context.Context) error {
 		return err
 	}
 	s.Log.Info("serving", zap.String("server", s.Name), zap.Stringer("address", listener.Addr()))
-	server := newServer(s.Handler, s.Log.Named(s.Name))
+	server := newServer(s.Handler, newCrowd(), s.Log.Named(s.Name))
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	err = server.Serve(listener)
 	return errors.Join(err, server.Close())
 }
 
-func newServer(h http.Handler, log *zap.Logger) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
+// newServer is how all of our listeners serve: to who only reads, to so many at a time, and to nobody who dawdles.
+func newServer(h http.Handler, c *crowd, log *zap.Logger) *http.Server {
+	return &http.Server{Handler: readers(h), ConnState: c.hear, DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: 16 << 10, ErrorLog: zap.NewStdLog(log)}
 }
 

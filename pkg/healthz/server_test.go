@@ -108,7 +108,7 @@ func TestB51Server(t *testing.T) {
 	}
 }
 
-// Whoever opens a connection and does not ask, or asks by the letter, or does not read, does not keep it.
+// Row B95: whoever opens a connection and does not ask, or asks by the letter, or does not read, does not keep it.
 func TestServerTimeouts(t *testing.T) {
 	big := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		for range 1 << 10 {
@@ -119,13 +119,19 @@ func TestServerTimeouts(t *testing.T) {
 	})
 	for _, c := range []struct {
 		name, sent string
+		reads      bool
 		within     time.Duration
-	}{{"says nothing", "", headerTime}, {"never ends its header", "GET / HTTP/1.1\r\nHost: x\r\nX: ", headerTime}, {"does not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", writeTime}} {
+	}{
+		{"says nothing", "", false, headerTime},
+		{"never ends its header", "GET / HTTP/1.1\r\nHost: x\r\nX: ", false, headerTime},
+		{"does not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", false, writeTime},
+		{"asks no more", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", true, 10 * time.Second},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client, conn := net.Pipe()
 				defer client.Close()
-				server := newServer(big, zap.NewNop())
+				server := newServer(big, newCrowd(), zap.NewNop())
 				defer server.Close()
 				done := make(chan struct{})
 				server.ConnState = func(_ net.Conn, s http.ConnState) {
@@ -134,6 +140,9 @@ func TestServerTimeouts(t *testing.T) {
 					}
 				}
 				go func() { _ = server.Serve(&oneConn{conn: conn, closed: make(chan struct{})}) }()
+				if c.reads {
+					go func() { _, _ = io.Copy(io.Discard, client) }()
+				}
 				began := time.Now()
 				if _, err := io.WriteString(client, c.sent); err != nil {
 					t.Fatal(err)

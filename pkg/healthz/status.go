@@ -30,8 +30,10 @@ func (h *Health) status() status {
 	s := status{CurrentTime: now, Healthy: true, Status: map[string]familyStatus{}}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	stuck := h.stuck(now)
+	s.Healthy = !stuck
 	for f, fh := range h.family {
-		late := !fh.waiting.IsZero() && now.Sub(fh.waiting) >= h.timeout
+		late := stuck || !fh.waiting.IsZero() && now.Sub(fh.waiting) >= h.timeout
 		if fh.updated.IsZero() && !late {
 			continue
 		}

@@ -111,3 +111,30 @@ func TestB51AbsentFamily(t *testing.T) {
 		t.Errorf("status %+v", s.Status)
 	}
 }
+
+// The loop does not turn: both pages say so, whether work is known to wait or not, and until it does.
+func TestB51Heartbeat(t *testing.T) {
+	r := newRig(t)
+	r.SetNode(true)
+	if next := r.Turn(); next > r.timeout/2 {
+		t.Errorf("the next turn may begin after %v of %v", next, r.timeout)
+	}
+	r.pass(r.timeout - time.Nanosecond)
+	if !r.Healthy() {
+		t.Error("unhealthy too early")
+	}
+	r.pass(time.Nanosecond)
+	h := r.HealthHandler()
+	for _, path := range []string{"/livez", "/healthz"} {
+		if code := r.get(h, path).Code; code != http.StatusServiceUnavailable {
+			t.Errorf("%s: %d of a loop that stands still", path, code)
+		}
+	}
+	r.Turn()
+	if !r.Healthy() {
+		t.Error("unhealthy though the loop turns again")
+	}
+	if next := (*Health)(nil).Turn(); next <= 0 {
+		t.Errorf("nobody looks, and the loop is to turn after %v", next)
+	}
+}

@@ -77,22 +77,31 @@ func diffGuard(ops []Op, k Key, have, want Guard, serves bool) []Op {
 	return ops
 }
 
-// diffSources changes which sources are let in. Ranges go before others come: the kernel takes none that overlap.
+// diffSources changes which sources are let in. A range goes before those come that overlap with it, for the kernel
+// takes none that overlap, and right before them: where so many change that they do not fit into one transaction,
+// few clients that may come before and after are turned away between two.
 func diffSources(put func(Element), k Key, have, want Guard) {
 	if have.Limited != want.Limited {
 		put(Element{Set: SetLimited, Key: k, Remove: have.Limited})
 	}
-	var fresh []Range
+	var gone, fresh []Range
 	merge(have.Ranges, want.Ranges, func(a, b Range) int { return a.Compare(b) }, func(h, w *Range) {
 		switch {
 		case h == nil:
 			fresh = append(fresh, *w)
 		case w == nil:
-			put(Element{Set: SetRanges, Key: k, From: *h, Remove: true})
+			gone = append(gone, *h)
 		}
 	})
 	for _, r := range fresh {
+		for len(gone) > 0 && gone[0].First.Compare(r.Last) <= 0 {
+			put(Element{Set: SetRanges, Key: k, From: gone[0], Remove: true})
+			gone = gone[1:]
+		}
 		put(Element{Set: SetRanges, Key: k, From: r})
+	}
+	for _, r := range gone {
+		put(Element{Set: SetRanges, Key: k, From: r, Remove: true})
 	}
 }
 

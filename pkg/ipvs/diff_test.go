@@ -2,6 +2,7 @@ package ipvs_test
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -176,4 +177,57 @@ func anyFrontend(rng *rand.Rand) *ipvs.Frontend {
 	}
 	f.Guard.Open = len(f.Server.Reals) > 0
 	return f
+}
+
+// Ranges that overlap or follow upon each other become one; what lies apart stays apart, and families do not mix.
+func TestSortRanges(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   []string
+		want string
+	}{
+		{"none", nil, "[]"},
+		{"one in another", []string{"10.0.0.0/8", "10.1.0.0/16"}, "[10.0.0.0-10.255.255.255]"},
+		{"side by side", []string{"10.0.1.0/24", "10.0.0.0/24", "10.0.2.0/23"}, "[10.0.0.0-10.0.3.255]"},
+		{"a gap of one address", []string{"10.0.0.0/32", "10.0.0.2/32"}, "[10.0.0.0 10.0.0.2]"},
+		{"twice the same", []string{"10.0.0.0/24", "10.0.0.0/24"}, "[10.0.0.0-10.0.0.255]"},
+		{"up to the last address", []string{"255.255.255.255/32", "::/128", "255.255.255.254/32"}, "[255.255.255.254-255.255.255.255 ::]"},
+		{"all", []string{"128.0.0.0/1", "0.0.0.0/1"}, "[0.0.0.0-255.255.255.255]"},
+		{"IPv6", []string{"2001:db8:1::/48", "2001:db8::/48", "2001:db8:3::/48"}, "[2001:db8::-2001:db8:1:ffff:ffff:ffff:ffff:ffff 2001:db8:3::-2001:db8:3:ffff:ffff:ffff:ffff:ffff]"},
+	} {
+		var rs []ipvs.Range
+		for _, p := range c.in {
+			rs = append(rs, ipvs.RangeOf(netip.MustParsePrefix(p)))
+		}
+		if got := fmt.Sprint(ipvs.SortRanges(rs)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+	var rs []ipvs.Range
+	for i := range 2048 {
+		rs = append(rs, ipvs.RangeOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{20, byte(i >> 8), byte(i), 0}), 24)))
+	}
+	if n := len(ipvs.SortRanges(rs)); n != 1 {
+		t.Errorf("2,048 networks side by side become %d ranges, want 1", n)
+	}
+}
+
+// Of a change of many ranges, each that goes does so right before the first that needs its place: where such a change is
+// cut, few clients that may come before and after are turned away.
+func TestRangesChangePlaces(t *testing.T) {
+	a := real("10.244.1.10:8080", 1)
+	have, want := limited(a, "20.0.0.0/24", "20.0.2.0/24", "20.0.4.0/24"), limited(a, "20.0.0.0/25", "20.0.2.0/25", "20.0.4.0/25")
+	var got []string
+	for _, op := range ipvs.Diff(key, have, want) {
+		e := op.(ipvs.Element)
+		line := e.From.String()
+		if e.Remove {
+			line = "-" + line
+		}
+		got = append(got, line)
+	}
+	lines := []string{"-20.0.0.0-20.0.0.255", "20.0.0.0-20.0.0.127", "-20.0.2.0-20.0.2.255", "20.0.2.0-20.0.2.127", "-20.0.4.0-20.0.4.255", "20.0.4.0-20.0.4.127"}
+	if !slices.Equal(got, lines) {
+		t.Errorf("got %v, want %v", got, lines)
+	}
 }

@@ -111,7 +111,8 @@ type Element struct {
 }
 
 // Phase: what guards goes first and is removed last, what opens goes last and is removed first. Which sources a
-// frontend takes changes in one transaction: no client that may come before and after is turned away in between.
+// frontend takes changes in one transaction, as far as that has room: no client that may come before and after is turned
+// away in between.
 func (e Element) Phase() Phase {
 	switch e.Set {
 	case SetLimited, SetRanges:

@@ -138,7 +138,7 @@ type Guard struct {
 	Redirect netip.AddrPort
 	// Limited lets in new connections only from Ranges.
 	Limited bool
-	// Ranges are sorted and do not overlap.
+	// Ranges are sorted and do not overlap. What is wanted has none that follow upon each other, see SortRanges.
 	Ranges []Range
 	// Hairpin are the addresses of this node's pods behind the Key, whose connections to themselves are
 	// masqueraded. Sorted and unique. Shared by the Keys that the pod stands behind.
@@ -203,16 +203,25 @@ func (r Range) String() string {
 	return r.First.String() + "-" + r.Last.String()
 }
 
-// SortRanges puts ranges in canonical order and drops those that lie within another.
+// SortRanges puts ranges in canonical order and makes one of those that overlap or follow upon each other: each costs
+// the kernel memory, and time with every change of the set.
 func SortRanges(rs []Range) []Range {
-	slices.SortFunc(rs, func(a, b Range) int { return cmp.Or(a.First.Compare(b.First), b.Last.Compare(a.Last)) })
+	slices.SortFunc(rs, Range.Compare)
 	kept := rs[:0]
 	for _, r := range rs {
-		if n := len(kept); n == 0 || !kept[n-1].Contains(r.Last) {
+		n := len(kept)
+		if n == 0 || !kept[n-1].meets(r) {
 			kept = append(kept, r)
+		} else if kept[n-1].Last.Less(r.Last) {
+			kept[n-1].Last = r.Last
 		}
 	}
 	return kept
+}
+
+// meets reports whether a range that begins no earlier overlaps with this one, or follows upon it.
+func (r Range) meets(later Range) bool {
+	return r.Contains(later.First) || r.Last.Next() == later.First
 }
 
 // Has reports whether a Key with this Guard has an element in one of KeySets.
@@ -238,7 +247,7 @@ func (g *Guard) Has(s Set) bool {
 	return false
 }
 
-// Put notes what an element of any set says. Ranges stay sorted.
+// Put notes what an element of any set says, in a Guard that nobody shares. Ranges stay sorted.
 func (g *Guard) Put(e Element) {
 	switch e.Set {
 	case SetOwned:
@@ -263,7 +272,7 @@ func (g *Guard) Put(e Element) {
 		g.Limited = true
 	case SetRanges:
 		at, _ := slices.BinarySearchFunc(g.Ranges, e.From, Range.Compare)
-		g.Ranges = slices.Insert(slices.Clone(g.Ranges), at, e.From)
+		g.Ranges = slices.Insert(g.Ranges, at, e.From)
 	}
 }
 

@@ -174,10 +174,11 @@ func (l *Loop) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
+		next := l.opt.Health.Turn()
 		if !l.step(ctx) {
 			continue
 		}
-		timer.Reset(l.idleFor(l.now()))
+		timer.Reset(min(l.idleFor(l.now()), next))
 		select {
 		case <-ctx.Done():
 		case <-l.model.Changed():

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -69,13 +70,22 @@ func (c *suite) real(i int, weight uint16) ipvs.Real {
 // must writes operations for one Key and wants every one confirmed.
 func must(t *testing.T, k ipvs.Kernel, key ipvs.Key, ops ...ipvs.Op) {
 	t.Helper()
-	var plan ipvs.Plan
+	done(t, k, planOf(key, ops))
+}
+
+func planOf(key ipvs.Key, ops []ipvs.Op) (plan ipvs.Plan) {
 	for _, op := range ops {
 		plan = append(plan, ipvs.Step{Key: key, Op: op})
 	}
+	return plan
+}
+
+// done writes a plan and wants every step confirmed.
+func done(t *testing.T, k ipvs.Kernel, plan ipvs.Plan) {
+	t.Helper()
 	for i, o := range k.Do(ctxOf(t), plan) {
 		if o.Err != nil {
-			t.Fatalf("%s: %v", ops[i], o.Err)
+			t.Fatalf("%s: %v", plan[i].Op, o.Err)
 		}
 	}
 }
@@ -83,11 +93,7 @@ func must(t *testing.T, k ipvs.Kernel, key ipvs.Key, ops ...ipvs.Op) {
 // wants compares what all three ways of reading say of a Key with what it should be.
 func wants(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
 	t.Helper()
-	got, err := k.Observe(ctxOf(t), []ipvs.Key{key})
-	if err != nil {
-		t.Fatalf("observe: %v", err)
-	}
-	same(t, key, "observed", want, got[key].Have)
+	observes(t, k, key, want)
 	scanned := map[ipvs.Key]*ipvs.Frontend{}
 	if err := k.Scan(ctxOf(t), func(k ipvs.Key, o ipvs.Observed) { scanned[k] = o.Have }); err != nil {
 		t.Fatalf("scan: %v", err)
@@ -100,6 +106,16 @@ func wants(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
 	for key, f := range scanned {
 		same(t, key, "detected", mask(f), detected[key])
 	}
+}
+
+// observes compares what Observe says of a Key with what it should be.
+func observes(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
+	t.Helper()
+	got, err := k.Observe(ctxOf(t), []ipvs.Key{key})
+	if err != nil {
+		t.Fatalf("observe: %v", err)
+	}
+	same(t, key, "observed", want, got[key].Have)
 }
 
 // mask takes out what Detect does not see.
@@ -266,7 +282,8 @@ func (c *suite) ranges(bits ...int) (rs []ipvs.Range) {
 		rs = append(rs, ipvs.RangeOf(p))
 		a = ipvs.RangeOf(p).Last.Next()
 	}
-	return ipvs.SortRanges(rs)
+	slices.SortFunc(rs, ipvs.Range.Compare)
+	return rs
 }
 
 // check compares the Key, its address and its hairpin fact, which the kernel keeps apart.

@@ -17,6 +17,8 @@ func open(*testing.T) ipvs.Kernel { return fake.New() }
 
 func TestContract(t *testing.T) { contract.Run(t, open) }
 
+func TestB91Contract(t *testing.T) { contract.ManyElements(t, open) }
+
 // TestRefusals: the fake refuses what every real kernel on record refuses, in the same words.
 func TestRefusals(t *testing.T) {
 	records, err := filepath.Glob("../kernel/testdata/refusals/*.txt")

@@ -83,8 +83,6 @@ func (c *conntrackDoor) find(ctx context.Context, ops []ipvs.Forget) (found []ct
 	for i, o := range ops {
 		want[o.Key], keys[i], anyReply = o, o.Key, anyReply || o.Undirected || o.Directed
 	}
-	c.b.reset()
-	c.b.begin(ctType(ctMsgGet), unix.NLM_F_DUMP, nfgen(byte(af(keys[0].Addr)), 0))
 	match, late := commonOf(keys), lateOf(ops)
 	if anyReply {
 		match.reply = 0
@@ -92,22 +90,27 @@ func (c *conntrackDoor) find(ctx context.Context, ops []ipvs.Forget) (found []ct
 	if len(late) > 0 { // they go to clients
 		match.orig, match.reply = match.orig&ctFilterProto, 0
 	}
-	match.put(&c.b)
-	err = c.sock.dump(ctx, &c.b, func(msg []byte) error {
-		e, err := parseCT(msg)
-		if err != nil {
-			return err
-		}
-		if o, asked := want[e.key]; !asked || !e.useless(o) {
-			k, is, err := e.lateFor(late)
-			if err != nil || !is {
+	err = again(func() error {
+		found = found[:0]
+		c.b.reset()
+		c.b.begin(ctType(ctMsgGet), unix.NLM_F_DUMP, nfgen(byte(af(keys[0].Addr)), 0))
+		match.put(&c.b)
+		return c.sock.dump(ctx, &c.b, func(msg []byte) error {
+			e, err := parseCT(msg)
+			if err != nil {
 				return err
 			}
-			e.key = k
-		}
-		e.tuple, e.id = bytes.Clone(e.tuple), bytes.Clone(e.id)
-		found = append(found, e)
-		return nil
+			if o, asked := want[e.key]; !asked || !e.useless(o) {
+				k, is, err := e.lateFor(late)
+				if err != nil || !is {
+					return err
+				}
+				e.key = k
+			}
+			e.tuple, e.id = bytes.Clone(e.tuple), bytes.Clone(e.id)
+			found = append(found, e)
+			return nil
+		})
 	})
 	if errors.Is(err, unix.EINVAL) {
 		err = missingModule("nf_conntrack_netlink", err)

@@ -17,6 +17,12 @@ func TestContract(t *testing.T) {
 	}
 }
 
+// Row B91: elements do not depend on the binding.
+func TestB91Contract(t *testing.T) {
+	needsIPVS(t)
+	contract.ManyElements(t, func(t *testing.T) ipvs.Kernel { return openHere(t, BindAddress) })
+}
+
 // openHere opens the kernel in a network namespace of its own.
 func openHere(t *testing.T, binding Binding) *Kernel {
 	t.Helper()

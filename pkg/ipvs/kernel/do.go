@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"context"
-	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -55,31 +54,6 @@ func forgetsOf(steps []ipvs.Step, places []int) []ipvs.Forget {
 		fs[i] = steps[j].Op.(ipvs.Forget)
 	}
 	return fs
-}
-
-// writeElements writes all in one transaction; one that fails is tried again Key by Key, so that what the
-// kernel refuses of one frontend costs no other.
-func (k *Kernel) writeElements(ctx context.Context, steps []ipvs.Step) []ipvs.Outcome {
-	out := k.nft.write(ctx, elementsOf(steps))
-	if !slices.ContainsFunc(out, func(o ipvs.Outcome) bool { return o.Err != nil }) {
-		return out
-	}
-	byKey := map[ipvs.Key][]int{}
-	var order []ipvs.Key
-	for i, s := range steps {
-		if byKey[s.Key] == nil {
-			order = append(order, s.Key)
-		}
-		byKey[s.Key] = append(byKey[s.Key], i)
-	}
-	if len(order) == 1 {
-		return out
-	}
-	for _, key := range order {
-		mine := byKey[key]
-		assign(out, mine, k.nft.write(ctx, elementsOf(at(steps, mine))))
-	}
-	return out
 }
 
 func elementsOf(steps []ipvs.Step) []ipvs.Element {

@@ -167,17 +167,20 @@ func (v *ipvsDoor) services(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]
 // allServices lists every virtual server that a Key can name.
 func (v *ipvsDoor) allServices(ctx context.Context) (map[ipvs.Key]ipvs.Server, error) {
 	found := map[ipvs.Key]ipvs.Server{}
-	v.b.reset()
-	v.begin(&v.b, cmdGetService, unix.NLM_F_DUMP)
-	err := v.sock.dump(ctx, &v.b, func(m []byte) error {
-		k, s, err := parseService(m)
-		if errors.Is(err, errForeign) {
-			return nil
-		}
-		if err == nil {
-			found[k] = s
-		}
-		return err
+	err := again(func() error {
+		clear(found)
+		v.b.reset()
+		v.begin(&v.b, cmdGetService, unix.NLM_F_DUMP)
+		return v.sock.dump(ctx, &v.b, func(m []byte) error {
+			k, s, err := parseService(m)
+			if errors.Is(err, errForeign) {
+				return nil
+			}
+			if err == nil {
+				found[k] = s
+			}
+			return err
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list virtual servers: %w", err)
@@ -190,22 +193,25 @@ func (v *ipvsDoor) allServices(ctx context.Context) (map[ipvs.Key]ipvs.Server, e
 func (v *ipvsDoor) reals(ctx context.Context, k ipvs.Key) ([]ipvs.Real, map[netip.AddrPort]ipvs.Conns, error) {
 	var rs []ipvs.Real
 	var conns map[netip.AddrPort]ipvs.Conns
-	v.b.reset()
-	v.begin(&v.b, cmdGetDest, unix.NLM_F_DUMP)
-	v.b.nest(attrService, func() { putKey(&v.b, k) })
-	err := v.sock.dump(ctx, &v.b, func(m []byte) error {
-		r, c, err := parseDest(m, af(k.Addr))
-		if err != nil {
-			return err
-		}
-		rs = append(rs, r)
-		if c != (ipvs.Conns{}) {
-			if conns == nil {
-				conns = map[netip.AddrPort]ipvs.Conns{}
+	err := again(func() error {
+		rs, conns = rs[:0], nil
+		v.b.reset()
+		v.begin(&v.b, cmdGetDest, unix.NLM_F_DUMP)
+		v.b.nest(attrService, func() { putKey(&v.b, k) })
+		return v.sock.dump(ctx, &v.b, func(m []byte) error {
+			r, c, err := parseDest(m, af(k.Addr))
+			if err != nil {
+				return err
 			}
-			conns[r.Addr] = c
-		}
-		return nil
+			rs = append(rs, r)
+			if c != (ipvs.Conns{}) {
+				if conns == nil {
+					conns = map[netip.AddrPort]ipvs.Conns{}
+				}
+				conns[r.Addr] = c
+			}
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("list real servers of %s: %w", k, err)

@@ -93,6 +93,9 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
 	}
+	if err == nil && lacksInet(ctx, k.nft.sock) {
+		err = ErrNoInet
+	}
 	if err == nil {
 		err = k.listen()
 	}
@@ -172,7 +175,7 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	}
 	wrote, created, err = k.nft.ensure(ctx)
 	r.Wrote, r.TableCreated = append(r.Wrote, wrote...), created
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+	if notSupported(err) {
 		err = missingModule("nf_tables", err)
 	}
 	return r, err

@@ -208,10 +208,13 @@ func expressionsOf(rs []rule) (names []string) {
 	return slices.Compact(names)
 }
 
+// trialTable is a table that never comes to be.
+const trialTable = "ipvs-proxy-try"
+
 // tryNFT writes a table in a transaction without an end: the kernel tells what it thinks of each message and
 // takes all of it back, as with nft --check.
 func tryNFT(ctx context.Context, module string, trial nftTrial) error {
-	const table, chain = "ipvs-proxy-try", "try"
+	const table, chain = trialTable, "try"
 	var rb ruleBuilder
 	rb.add(chain, "", trial.exprs...)
 	if rb.err != nil {
@@ -246,7 +249,9 @@ func tryNFT(ctx context.Context, module string, trial nftTrial) error {
 			return fmt.Errorf("ask for %s: %w", module, r.err)
 		case errors.Is(r.err, unix.ENOENT):
 			return fmt.Errorf("nftables: %w", missingModule(module, r.err))
-		case errors.Is(r.err, unix.EOPNOTSUPP) || errors.Is(r.err, unix.EPROTONOSUPPORT): // of the whole transaction
+		case notSupported(r.err) && lacksInet(ctx, s):
+			return ErrNoInet
+		case notSupported(r.err): // of the whole transaction
 			return fmt.Errorf("nftables: %w", missingModule("nf_tables", r.err))
 		default:
 			return fmt.Errorf("ask for %s: %w", module, r.err)

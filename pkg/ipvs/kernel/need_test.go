@@ -29,6 +29,51 @@ func TestRulesNeedKnownModules(t *testing.T) {
 	}
 }
 
+// A kernel without IPv6 has nftables of IPv4 alone. It is told from one that has no nftables, where the module is to be
+// loaded, and from one that has both.
+func TestLacksInet(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		inet, ipv4 unix.Errno
+		lacks      bool
+	}{
+		{"no IPv6", unix.EOPNOTSUPP, 0, true},
+		{"no nftables", unix.EOPNOTSUPP, unix.EOPNOTSUPP, false},
+		{"both", 0, 0, false},
+		{"something else is wrong", unix.EPERM, 0, false},
+	} {
+		s := faultyRaw(t, func(_ int, sent []byte, send func([]byte)) {
+			var families []byte
+			_ = eachMessage(sent, func(_, _ uint16, _ uint32, body []byte) { families = append(families, body[0]) })
+			errno := c.ipv4
+			if families[1] == unix.NFPROTO_INET {
+				errno = c.inet
+			}
+			send(answer(seqsOf(sent)[1], errno))
+		})
+		if got := lacksInet(t.Context(), s); got != c.lacks {
+			t.Errorf("%s: lacks inet %t, want %t", c.name, got, c.lacks)
+		}
+	}
+}
+
+// This kernel has both, and keeps no trace of the question.
+func TestLacksInetHere(t *testing.T) {
+	n := testNFT(t)
+	if lacksInet(t.Context(), n.sock) {
+		t.Error("the kernel that has our table is said to lack its family")
+	}
+	if err := tryFamily(t.Context(), n.sock, 200); !notSupported(err) {
+		t.Errorf("a family that no kernel has: %v", err)
+	}
+	c, err := n.conn()
+	must(t, err)
+	tables, err := c.ListTables()
+	if must(t, err); len(tables) != 1 || tables[0].Name != tableName {
+		t.Errorf("tables %v, want ours alone", tables)
+	}
+}
+
 func modules(needs []Need) (names []string) {
 	for _, n := range needs {
 		names = append(names, n.Module)

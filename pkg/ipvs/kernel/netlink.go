@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -189,7 +190,7 @@ func (s *socket) dump(ctx context.Context, b *batch, f func(body []byte) error) 
 // again repeats a dump that was interrupted because something changed under it: it may have gaps.
 func again(dump func() error) error {
 	for range 3 {
-		if err := dump(); !errors.Is(err, unix.EINTR) {
+		if err := dump(); !errors.Is(err, unix.EINTR) && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return err
 		}
 	}

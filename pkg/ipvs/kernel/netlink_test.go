@@ -22,6 +22,18 @@ type script func(opened int, seqs []uint32, send func(datagram []byte))
 // faulty is a socket with a script at its other end. Like a netlink socket it keeps datagrams apart.
 func faulty(t *testing.T, play script) *socket {
 	t.Helper()
+	return faultyRaw(t, func(opened int, sent []byte, send func([]byte)) { play(opened, seqsOf(sent), send) })
+}
+
+// seqsOf are the sequence numbers of the requests of one buffer.
+func seqsOf(sent []byte) (seqs []uint32) {
+	_ = eachMessage(sent, func(_, _ uint16, seq uint32, _ []byte) { seqs = append(seqs, seq) })
+	return seqs
+}
+
+// faultyRaw is faulty for who looks at the requests themselves.
+func faultyRaw(t *testing.T, play func(opened int, sent []byte, send func([]byte))) *socket {
+	t.Helper()
 	s := newSocket(unix.NETLINK_GENERIC)
 	opened := 0
 	s.dial = func(int) (int, error) {
@@ -37,9 +49,9 @@ func faulty(t *testing.T, play script) *socket {
 	return s
 }
 
-func serve(fd, opened int, play script) {
+func serve(fd, opened int, play func(opened int, sent []byte, send func([]byte))) {
 	defer unix.Close(fd)
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, 256<<10)
 	for {
 		n, err := unix.Read(fd, buf)
 		if err == unix.EINTR {
@@ -48,9 +60,7 @@ func serve(fd, opened int, play script) {
 		if err != nil || n == 0 {
 			return
 		}
-		var seqs []uint32
-		_ = eachMessage(buf[:n], func(_, _ uint16, seq uint32, _ []byte) { seqs = append(seqs, seq) })
-		play(opened, seqs, func(d []byte) { _, _ = unix.Write(fd, d) })
+		play(opened, buf[:n], func(d []byte) { _, _ = unix.Write(fd, d) })
 	}
 }
 

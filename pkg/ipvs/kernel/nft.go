@@ -167,15 +167,19 @@ func (n *nftDoor) build(c *nftables.Conn) error {
 // rulesAreRight compares the rules by the hashes in their comments. The library cannot read all of them.
 func (n *nftDoor) rulesAreRight(ctx context.Context) (bool, error) {
 	have := map[string][]string{} // comments by chain
-	n.b.reset()
-	n.b.begin(nftType(unix.NFT_MSG_GETRULE), unix.NLM_F_DUMP, nfgen(unix.NFPROTO_INET, 0))
-	n.b.attrString(unix.NFTA_RULE_TABLE, tableName)
-	err := n.sock.dump(ctx, &n.b, func(msg []byte) error {
-		table, chain, comment, err := parseRule(msg)
-		if table == tableName {
-			have[chain] = append(have[chain], comment)
-		}
-		return err
+	// Any commit, also of another's table, interrupts a dump.
+	err := again(func() error {
+		clear(have)
+		n.b.reset()
+		n.b.begin(nftType(unix.NFT_MSG_GETRULE), unix.NLM_F_DUMP, nfgen(unix.NFPROTO_INET, 0))
+		n.b.attrString(unix.NFTA_RULE_TABLE, tableName)
+		return n.sock.dump(ctx, &n.b, func(msg []byte) error {
+			table, chain, comment, err := parseRule(msg)
+			if table == tableName {
+				have[chain] = append(have[chain], comment)
+			}
+			return err
+		})
 	})
 	if err != nil {
 		return false, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)

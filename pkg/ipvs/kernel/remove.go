@@ -128,7 +128,11 @@ func (l *linkDoor) inUse(ctx context.Context, index int) (what string, err error
 		}
 	}
 	// Table 0 is every table.
-	routes, err := l.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	var routes []netlink.Route
+	err = again(func() (err error) {
+		routes, err = l.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		return err
+	})
 	if err != nil {
 		return "", fmt.Errorf("list routes of %s: %w", linkName, err)
 	}

@@ -21,7 +21,11 @@ const forwarding6 = "net/ipv6/conf/all/forwarding"
 // none from router advertisements, and the kernel drops those that it took (addrconf_fixup_forwarding in
 // net/ipv6/addrconf.c), unless the interface's accept_ra is 2.
 func keepsDefaultRoute(root string) error {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	var routes []netlink.Route
+	err := again(func() (err error) {
+		routes, err = netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("list the default routes from router advertisements: %w", err)
 	}
