@@ -81,14 +81,15 @@ func (c *crowd) longest(but net.Conn) (out net.Conn) {
 
 // readers lets in who only looks. Nothing here can be changed by a request, and what a method that is none of ours might mean
 // is not left to the pages: after an answer of 200 to CONNECT, a server and a proxy before it may take what follows for
-// different things (GO-2026-6613).
+// different things (GO-2026-6613). OPTIONS of a page gets the page's answer, as from kube-proxy: it is what HAProxy's
+// option httpchk asks with if it is told nothing else, and a balancer would take every node out of service.
 func readers(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions && r.RequestURI != "*" {
 			h.ServeHTTP(w, r)
 			return
 		}
-		w.Header().Set("Allow", "GET, HEAD")
+		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
 		w.Header().Set("Connection", "close")
 		http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
 	})

@@ -116,16 +116,13 @@ func loadModules(list string) error {
 	return errors.Join(errs...)
 }
 
-// params keep a module from making devices that nobody asked for.
-var params = map[string]string{"dummy.ko": "numdummies=0"}
-
 func loadModule(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	err = unix.FinitModule(fd, params[filepath.Base(path)], 0)
+	err = unix.FinitModule(fd, parameters[strings.TrimSuffix(filepath.Base(path), ".ko")], 0)
 	if errors.Is(err, unix.EEXIST) {
 		return nil
 	}

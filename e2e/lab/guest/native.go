@@ -23,6 +23,9 @@ func enterContainer(args []string) error {
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,
 	}
+	if _, err := os.Stat(namedNamespaces); err != nil { // the container makes it, to mount on: see furnish
+		defer os.Remove(namedNamespaces)
+	}
 	err := cmd.Run()
 	if err != nil && cmd.ProcessState == nil {
 		return fmt.Errorf("make namespaces of mounts, network and processes: %w%s", err, why(err))
@@ -69,19 +72,22 @@ func insideNative(file string) error {
 	return nil
 }
 
+// namedNamespaces is where namespaces have names.
+const namedNamespaces = "/run/netns"
+
 // furnish turns the fresh mount namespace into one where the tests may mount
 // and name network namespaces without the machine seeing it.
 func furnish() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private (a chroot?): %w%s", err, why(err))
 	}
-	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
+	if err := os.MkdirAll(namedNamespaces, 0o755); err != nil {
 		return err
 	}
 	for _, m := range []struct{ fs, dir string }{
 		{"proc", "/proc"},
 		{"sysfs", "/sys"}, // shows the devices of this network namespace
-		{"tmpfs", "/run/netns"},
+		{"tmpfs", namedNamespaces},
 	} {
 		if err := unix.Mount(m.fs, m.dir, m.fs, 0, ""); err != nil {
 			return fmt.Errorf("mount %s on %s: %w%s", m.fs, m.dir, err, why(err))

@@ -66,6 +66,11 @@ func insideProbe(out io.Writer) error {
 
 // met tries a need, and again with its modules.
 func (n need) met() error {
+	for _, m := range n.modules {
+		if with := parameters[m]; with != "" && !slices.Contains(loadedModules(), m) {
+			_ = loadByName(m, with) // whether it helped shows below
+		}
+	}
 	first := n.try()
 	if first == nil || len(n.modules) == 0 {
 		return first
@@ -83,16 +88,19 @@ func (n need) met() error {
 	return errors.Join(append([]error{err}, errs...)...)
 }
 
+// parameters keep a module from making a device that nobody asked for, as it does where the kernel loads it by itself.
+var parameters = map[string]string{"dummy": "numdummies=0"}
+
 // loadByName has modprobe load a module, which knows where this machine keeps them and which ones its
 // administrator does not want.
-func loadByName(module string) error {
+func loadByName(module string, with ...string) error {
 	prog, err := exec.LookPath("modprobe")
 	if err != nil {
 		if prog, err = exec.LookPath("/sbin/modprobe"); err != nil {
 			return fmt.Errorf("no modprobe to load module %s", module)
 		}
 	}
-	if said, err := exec.Command(prog, module).CombinedOutput(); err != nil {
+	if said, err := exec.Command(prog, append([]string{module}, with...)...).CombinedOutput(); err != nil {
 		text := strings.Join(strings.Fields(string(said)), " ")
 		return fmt.Errorf("load module %s: %w: %s", module, err, strings.TrimPrefix(text, "modprobe: "))
 	}
