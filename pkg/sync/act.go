@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // act brings some Keys to what is wanted of them.
@@ -109,7 +110,7 @@ func (l *Loop) read(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Obs
 		ask = append(ask, k)
 		if l.cells[k].unknown {
 			ask = append(ask, ipvs.AddrKey(k.Addr))
-			factsOf(k, l.wanted(k), func(f fact) { ask = append(ask, ipvs.AddrKey(f.addr)) })
+			ipvs.FactsOf(k, l.want(k).Frontend, func(f ipvs.Fact) { ask = append(ask, ipvs.AddrKey(f.Addr)) })
 		}
 	}
 	slices.SortFunc(ask, ipvs.Key.Compare)
@@ -118,7 +119,7 @@ func (l *Loop) read(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Obs
 	if err != nil {
 		return nil, err
 	}
-	gone := map[fact]bool{}
+	gone := map[ipvs.Fact]bool{}
 	for _, k := range ask {
 		if c := l.cells[k]; k.HasServer() && c != nil {
 			c.have, c.unknown = found[k].Have, false
@@ -127,16 +128,26 @@ func (l *Loop) read(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Obs
 			l.see(k, found[k].Have, gone)
 		}
 	}
-	l.lack(gone) // other Keys may rely on them
+	if len(gone) > 0 {
+		l.lack(func(f ipvs.Fact) bool { return gone[f] }) // other Keys may rely on them
+	}
 	return found, nil
 }
 
-// wanted is what is wanted of a Key, the record of the adoption included.
-func (l *Loop) wanted(k ipvs.Key) *ipvs.Frontend {
+// want is what is wanted of a Key now, the record of the adoption included.
+func (l *Loop) want(k ipvs.Key) desk.Wish {
 	if k == ipvs.Adopted {
-		return &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}
+		return desk.Wish{Frontend: adoption}
 	}
-	return l.ledger.want(k)
+	return l.desk.Want(k, l.now())
+}
+
+// adoption is what is wanted of its Key.
+var adoption = &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}
+
+// needs reports whether somebody needs a shared fact.
+func (l *Loop) needs(f ipvs.Fact) bool {
+	return l.desk.Want(ipvs.AddrKey(f.Addr), l.now()).Needs(f.Kind)
 }
 
 // steps are the operations that a Key needs now.
@@ -144,9 +155,10 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 	if k == ipvs.Adopted && !l.adoptionIsOver() {
 		return nil
 	}
-	c, want := l.cells[k], l.wanted(k)
+	c, wish := l.cells[k], l.want(k)
+	want := wish.Frontend
 	have := l.view(k, c, want)
-	if want == nil && l.spares(k) {
+	if want == nil && wish.Spared {
 		return slices.DeleteFunc(ipvs.Diff(k, have, nil), func(op ipvs.Op) bool {
 			e, ok := op.(ipvs.Element)
 			return !ok || e.Set != ipvs.SetHairpin // a fact about a pod, not about a virtual server
@@ -171,9 +183,6 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 	}
 	return ops
 }
-
-// spares reports whether nothing that stands at a Key's address is ever removed.
-func (l *Loop) spares(k ipvs.Key) bool { return k != ipvs.Adopted && inAny(l.opt.Spared, k.Addr) }
 
 // withheld leaves out what must not be done while parts of the cluster are not known. Where outside clients must not
 // be barred yet, endpoints that are not for them must not come either.
@@ -264,7 +273,8 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 		c = &cell{}
 		l.cells[k] = c
 	}
-	want := l.wanted(k)
+	wish := l.want(k)
+	want := wish.Frontend
 	if err != nil {
 		c.unknown, c.reaped = true, nil
 		l.retry(k, c)
@@ -283,7 +293,7 @@ func (l *Loop) settle(k ipvs.Key, err error) {
 		c.tries, c.unknown = 0, true // what this process did not know of it stays for now
 		return
 	}
-	if want == nil && c.have != nil && l.spares(k) {
+	if want == nil && c.have != nil && wish.Spared {
 		c.tries, c.wanted, c.drains = 0, nil, nil // it stays as it is
 		return
 	}
@@ -323,7 +333,7 @@ func together(have, want *ipvs.Frontend) *ipvs.Frontend {
 // retry puts a Key back with its own backoff.
 func (l *Loop) retry(k ipvs.Key, c *cell) {
 	l.queue.addAt(k, l.now().Add(backoff(c.tries)))
-	l.standing.fails(k, l.ledger.owner(k))
+	l.standing.fails(k, l.want(k).Service)
 	if c.tries < 255 {
 		c.tries++
 	}
@@ -339,7 +349,10 @@ func backoff(tries uint8) time.Duration {
 // adoptionIsOver: everything that was found at the first start is either owned or gone.
 func (l *Loop) adoptionIsOver() bool {
 	for k, c := range l.cells {
-		if k.HasServer() && !(l.spares(k) && l.ledger.want(k) == nil) && (c.have == nil || !c.have.Guard.Owned || c.unknown) {
+		if !k.HasServer() || c.have != nil && c.have.Guard.Owned && !c.unknown {
+			continue
+		}
+		if wish := l.want(k); !wish.Spared || wish.Frontend != nil {
 			return false
 		}
 	}

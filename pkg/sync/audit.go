@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -19,7 +20,7 @@ type audit struct {
 	void bool   // and concludes nothing: the mirror was made anew since it began
 	cost time.Duration
 	// facts are the shared facts seen in this pass, or written meanwhile.
-	facts map[fact]bool
+	facts map[ipvs.Fact]bool
 	found int
 	first string // of what was found
 	// adopted: so was the record of the adoption.
@@ -66,7 +67,7 @@ func (s *sighting) missed(have *ipvs.Frontend, pass uint32) bool {
 
 // saw notes a shared fact that the kernel holds by other evidence than the pass under way: it may have come
 // after the pass had been there.
-func (a *audit) saw(f fact) {
+func (a *audit) saw(f ipvs.Fact) {
 	if a.busy {
 		a.facts[f] = true
 	}
@@ -82,7 +83,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 			return false
 		}
 		l.heal.keys.took(began, l.heal.apart, tampered)
-		*a = audit{pass: a.pass + 1, busy: true, facts: map[fact]bool{}}
+		*a = audit{pass: a.pass + 1, busy: true, facts: map[ipvs.Fact]bool{}}
 	}
 	done, err := l.kernel.Detect(ctx, l.compare)
 	if err == nil && done && !a.void {
@@ -110,7 +111,7 @@ func (l *Loop) auditPart(ctx context.Context) (more bool) {
 func (l *Loop) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	pass := l.audits.pass
 	c := l.cells[k]
-	if piece.Server.Exists() && (c != nil || l.ledger.want(k) != nil) {
+	if piece.Server.Exists() && (c != nil || l.want(k).Frontend != nil) {
 		switch {
 		case c == nil || c.have == nil || !looksLike(piece.Server, c.have.Server):
 			l.differs(k)
@@ -126,13 +127,13 @@ func (l *Loop) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	} else {
 		l.compareGuard(k, c, &piece.Guard)
 	}
-	factsOf(k, piece, func(f fact) {
+	ipvs.FactsOf(k, piece, func(f ipvs.Fact) {
 		l.audits.facts[f] = true
 		if !l.present[f] {
 			l.present[f] = true
-			if l.ledger.needs[f] == 0 {
+			if !l.needs(f) {
 				l.audits.found++
-				l.queue.add(ipvs.AddrKey(f.addr), classBulk)
+				l.queue.add(ipvs.AddrKey(f.Addr), classBulk)
 			}
 		}
 	})
@@ -194,19 +195,8 @@ func (l *Loop) missing(ctx context.Context) {
 		l.audits.found++
 		l.queue.add(ipvs.Adopted, classBulk)
 	}
-	gone := map[fact]bool{}
-	for f := range l.present {
-		if !l.audits.facts[f] {
-			gone[f] = true
-			delete(l.present, f)
-		}
-	}
-	for f := range l.ledger.needs { // whatever became of it
-		if !l.audits.facts[f] {
-			gone[f] = true
-		}
-	}
-	l.audits.found += l.lack(gone)
+	maps.DeleteFunc(l.present, func(f ipvs.Fact, _ bool) bool { return !l.audits.facts[f] })
+	l.audits.found += l.lack(func(f ipvs.Fact) bool { return !l.audits.facts[f] })
 }
 
 // askAtMost is how many missed Keys are asked for at once: about what one slice of work reads.
@@ -236,22 +226,23 @@ func own(f *ipvs.Frontend) *ipvs.Frontend {
 }
 
 // lack queues the Keys that need one of some shared facts, which the kernel does not hold, and counts them.
-func (l *Loop) lack(gone map[fact]bool) (n int) {
-	if len(gone) == 0 {
-		return 0
-	}
-	for _, k := range sorted(l.ledger.claims) {
+func (l *Loop) lack(gone func(ipvs.Fact) bool) int {
+	var lacking []ipvs.Key
+	for k := range l.desk.Keys() {
 		if l.pending(k) {
 			continue // is looked at anyway
 		}
 		lacks := false
-		factsOf(k, l.ledger.want(k), func(f fact) { lacks = lacks || gone[f] })
+		ipvs.FactsOf(k, l.want(k).Frontend, func(f ipvs.Fact) { lacks = lacks || gone(f) })
 		if lacks {
-			n++
-			l.queue.add(k, classBulk)
+			lacking = append(lacking, k)
 		}
 	}
-	return n
+	slices.SortFunc(lacking, ipvs.Key.Compare)
+	for _, k := range lacking {
+		l.queue.add(k, classBulk)
+	}
+	return len(lacking)
 }
 
 // differs queues a Key of which the kernel does not hold what it should. Where the mirror is not sure itself, as of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -84,7 +85,7 @@ func removal(found map[ipvs.Key]ipvs.Observed, spared []netip.Prefix, say func(s
 		if !ours || k == ipvs.Adopted {
 			continue
 		}
-		if inAny(spared, k.Addr) {
+		if slices.ContainsFunc(spared, func(p netip.Prefix) bool { return p.Contains(k.Addr) }) {
 			if k.HasServer() && have.Server.Exists() {
 				say("virtual server " + k.String() + " stays: ipvs.excludeCIDRs has its address")
 			}

@@ -50,17 +50,8 @@ func (l *Loop) reap(k ipvs.Key, c *cell, want *ipvs.Frontend, seen ipvs.Observed
 // leftEverySlice: no slice of the Service names the endpoint any more, ready or not. While one does, the
 // pod may still be finishing what it has half closed.
 func (l *Loop) leftEverySlice(k ipvs.Key, addr netip.AddrPort) bool {
-	owner := l.ledger.owner(k)
-	if owner == nil {
-		return true
-	}
-	_, eps := l.model.Get(owner.Service)
-	for _, ep := range eps {
-		if ep.Addr == addr.Addr() && ep.Port == addr.Port() {
-			return false
-		}
-	}
-	return true
+	wish := l.want(k)
+	return wish.Frontend == nil || !l.desk.Lists(wish.Service, addr)
 }
 
 // settleDrains makes the mirror of what was confirmed: what is wanted, and the real servers that drain.

@@ -7,21 +7,21 @@ import (
 )
 
 // factOf is the shared fact that an operation makes or, where gone, takes away.
-func factOf(op ipvs.Op) (f fact, gone, ok bool) {
+func factOf(op ipvs.Op) (f ipvs.Fact, gone, ok bool) {
 	switch o := op.(type) {
 	case ipvs.Bind:
-		return fact{factBind, o.Addr}, false, true
+		return ipvs.Fact{Kind: ipvs.FactBind, Addr: o.Addr}, false, true
 	case ipvs.Unbind:
-		return fact{factBind, o.Addr}, true, true
+		return ipvs.Fact{Kind: ipvs.FactBind, Addr: o.Addr}, true, true
 	case ipvs.Element:
 		switch o.Set {
 		case ipvs.SetVIPs:
-			return fact{factVIP, o.Key.Addr}, o.Remove, true
+			return ipvs.Fact{Kind: ipvs.FactVIP, Addr: o.Key.Addr}, o.Remove, true
 		case ipvs.SetHairpin:
-			return fact{factHairpin, o.Key.Addr}, o.Remove, true
+			return ipvs.Fact{Kind: ipvs.FactHairpin, Addr: o.Key.Addr}, o.Remove, true
 		}
 	}
-	return fact{}, false, false
+	return ipvs.Fact{}, false, false
 }
 
 // noteDone notes what an operation that took place made of the shared facts and of the record of the adoption.
@@ -33,8 +33,8 @@ func (l *Loop) noteDone(op ipvs.Op) {
 		}
 		return
 	}
-	if f.kind == factBind { // put right, or off altogether
-		delete(l.present, fact{factMisbound, f.addr})
+	if f.Kind == ipvs.FactBind { // put right, or off altogether
+		delete(l.present, ipvs.Fact{Kind: ipvs.FactMisbound, Addr: f.Addr})
 	}
 	if gone {
 		delete(l.present, f)
@@ -48,7 +48,7 @@ func (l *Loop) noteDone(op ipvs.Op) {
 // presence nor their absence may be built upon, by whatever Key, before they are read.
 func (l *Loop) noteUnsure(op ipvs.Op) {
 	if f, _, ok := factOf(op); ok {
-		l.unsure[f.addr] = true
+		l.unsure[f.Addr] = true
 	}
 }
 
@@ -58,7 +58,7 @@ func (l *Loop) isUnsure(k ipvs.Key) bool {
 		return false
 	}
 	unsure := l.unsure[k.Addr]
-	factsOf(k, l.wanted(k), func(f fact) { unsure = unsure || l.unsure[f.addr] })
+	ipvs.FactsOf(k, l.want(k).Frontend, func(f ipvs.Fact) { unsure = unsure || l.unsure[f.Addr] })
 	return unsure
 }
 
@@ -73,17 +73,17 @@ func (l *Loop) view(k ipvs.Key, c *cell, want *ipvs.Frontend) *ipvs.Frontend {
 		v.Server = c.have.Server
 		v.Guard = c.have.Guard.Own()
 	}
-	mine := func(kind factKind, a netip.Addr, wanted bool) bool {
-		f := fact{kind, a}
-		return l.present[f] && (wanted || l.ledger.needs[f] == 0)
+	mine := func(kind ipvs.FactKind, a netip.Addr, wanted bool) bool {
+		f := ipvs.Fact{Kind: kind, Addr: a}
+		return l.present[f] && (wanted || !l.needs(f))
 	}
 	// The interface is ours by its name: whatever stands on it and nobody needs goes, as with kube-proxy. Left
 	// there without its guard, it would lead to the node's own listeners.
-	v.Bind = mine(factBind, k.Addr, w.Bind)
-	v.Misbound = l.present[fact{factMisbound, k.Addr}] && l.ledger.needs[fact{factBind, k.Addr}] == 0
-	v.Guard.VIP = mine(factVIP, k.Addr, w.Guard.VIP)
+	v.Bind = mine(ipvs.FactBind, k.Addr, w.Bind)
+	v.Misbound = l.present[ipvs.Fact{Kind: ipvs.FactMisbound, Addr: k.Addr}] && !l.needs(ipvs.Fact{Kind: ipvs.FactBind, Addr: k.Addr})
+	v.Guard.VIP = mine(ipvs.FactVIP, k.Addr, w.Guard.VIP)
 	hairpin := func(a netip.Addr, wanted bool) {
-		if mine(factHairpin, a, wanted) {
+		if mine(ipvs.FactHairpin, a, wanted) {
 			v.Guard.Hairpin = append(v.Guard.Hairpin, a)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // forgetting collects the UDP frontends whose virtual server has just begun to take packets. A client that
@@ -71,7 +72,7 @@ func (f *forgetting) add(k ipvs.Key) {
 func (l *Loop) noteTaken(s ipvs.Step) {
 	switch op := s.Op.(type) {
 	case ipvs.Bind:
-		l.forget.takeAddress(op.Addr, l.ledger)
+		l.forget.takeAddress(op.Addr, l.desk)
 	case ipvs.AddServer:
 		l.forget.take(s.Key)
 	case ipvs.AddReal:
@@ -121,11 +122,11 @@ func (f *forgetting) redirects(k ipvs.Key) {
 
 // takeRedirected takes the redirecting frontends of the Service that lost a real server, by whichever of its Keys.
 func (l *Loop) takeRedirected(k ipvs.Key) {
-	owner := l.ledger.owner(k)
-	if owner == nil || k.Proto != ipvs.UDP || len(l.forget.redirected) == 0 {
+	wish := l.want(k)
+	if wish.Frontend == nil || k.Proto != ipvs.UDP || len(l.forget.redirected) == 0 {
 		return // where the Service is gone, so are its redirections
 	}
-	for _, other := range l.ledger.byService[owner.Service] {
+	for _, other := range l.desk.KeysOf(wish.Service) {
 		if l.forget.redirected[other] {
 			l.forget.take(other)
 		}
@@ -133,7 +134,7 @@ func (l *Loop) takeRedirected(k ipvs.Key) {
 }
 
 // takeAddress takes all frontends of an address, once until the next look.
-func (f *forgetting) takeAddress(a netip.Addr, l *ledger) {
+func (f *forgetting) takeAddress(a netip.Addr, d *desk.Desk) {
 	if f.bound[a] {
 		return
 	}
@@ -141,15 +142,8 @@ func (f *forgetting) takeAddress(a netip.Addr, l *ledger) {
 		f.bound = map[netip.Addr]bool{}
 	}
 	f.bound[a] = true
-	for k := range l.external[a] {
+	for k := range d.KeysAt(a) {
 		f.take(k)
-	}
-	for _, h := range l.holding[a] {
-		for _, k := range l.byService[h.service] {
-			if k.Addr == a {
-				f.take(k)
-			}
-		}
 	}
 }
 
@@ -163,13 +157,13 @@ func (f *forgetting) due() time.Time {
 
 // forgetOf is what is to be deleted for a frontend; false: nothing.
 func (l *Loop) forgetOf(k ipvs.Key) (op ipvs.Forget, some bool) {
-	want := l.ledger.want(k)
+	want := l.want(k).Frontend
 	op = ipvs.Forget{Key: k, Directed: l.forget.redirected[k], Own: want, Late: l.forget.late[k]}
 	if want == nil {
 		return op, op.Directed || len(op.Late) > 0
 	}
 	if to := want.Guard.Redirect; to.IsValid() {
-		op.Target = l.ledger.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto})
+		op.Target = l.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto}).Frontend
 		// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
 		op.Undirected = len(want.Server.Reals) == 0
 	}
@@ -203,7 +197,7 @@ func (l *Loop) forgetFlows(ctx context.Context) {
 				f.comes(plan[i].Key, from, now)
 			}
 			f.add(plan[i].Key)
-		} else if l.ledger.want(plan[i].Key) == nil {
+		} else if l.want(plan[i].Key).Frontend == nil {
 			delete(l.forget.redirected, plan[i].Key)
 		}
 	}

@@ -12,37 +12,34 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // standing is what the loop counts as it goes, so that telling how it stands costs the same however many Services
 // there are.
 type standing struct {
 	draining int
-	began    time.Time               // of the start that is under way
-	failing  map[ipvs.Key]cluster.ID // Keys whose last try failed, and whose they were
-	objects  [2]map[cluster.ID]int   // by family: the Services with such Keys, and how many
-	counts   [2]int                  // by family: such Keys
-	alone    [2]bool                 // nothing but what fails could be tried
-	probed   [2]time.Time            // the last probe
-	noLocal  map[cluster.ID]noLocal  // Services with a Local policy that finds no endpoint here
+	began    time.Time                   // of the start that is under way
+	failing  map[ipvs.Key]cluster.ID     // Keys whose last try failed, and whose they were
+	objects  [2]map[cluster.ID]int       // by family: the Services with such Keys, and how many
+	counts   [2]int                      // by family: such Keys
+	alone    [2]bool                     // nothing but what fails could be tried
+	probed   [2]time.Time                // the last probe
+	noLocal  map[cluster.ID]desk.NoLocal // Services with a Local policy that finds no endpoint here
 }
 
 func newStanding() standing {
 	return standing{
 		failing: map[ipvs.Key]cluster.ID{},
 		objects: [2]map[cluster.ID]int{{}, {}},
-		noLocal: map[cluster.ID]noLocal{},
+		noLocal: map[cluster.ID]desk.NoLocal{},
 	}
 }
 
 // fails notes that a Key's last try failed.
-func (s *standing) fails(k ipvs.Key, owner *Claim) {
+func (s *standing) fails(k ipvs.Key, id cluster.ID) {
 	if _, known := s.failing[k]; known {
 		return
-	}
-	var id cluster.ID
-	if owner != nil {
-		id = owner.Service
 	}
 	f := healthz.FamilyOf(k.Addr)
 	s.failing[k] = id
@@ -87,8 +84,8 @@ func (l *Loop) report() {
 	if l.opt.Health == nil {
 		return
 	}
-	s := healthz.Standing{Queued: l.queue.len(), Draining: l.standing.draining, Frontends: l.ledger.sizes, Failing: l.standing.counts}
-	s.Absent[healthz.IPv6] = l.site.Local.NoIPv6
+	s := healthz.Standing{Queued: l.queue.len(), Draining: l.standing.draining, Frontends: l.desk.Sizes(), Failing: l.standing.counts}
+	s.Absent[healthz.IPv6] = l.desk.Site().Local.NoIPv6
 	undecided := len(l.dirty) > 0 || l.synced && !(l.started && l.base.ok)
 	for _, f := range healthz.Families {
 		// One object that fails is no reason to take the node out of service. It is not told apart from a kernel
@@ -209,7 +206,7 @@ func (l *Loop) noteForgotten(plan ipvs.Plan, outcomes []ipvs.Outcome, took time.
 // noteStarted tells that a start is over.
 func (l *Loop) noteStarted() {
 	for _, f := range healthz.Families {
-		if f == healthz.IPv4 || !l.site.Local.NoIPv6 {
+		if f == healthz.IPv4 || !l.desk.Site().Local.NoIPv6 {
 			l.opt.Health.Started(f, l.now().Sub(l.standing.began))
 		}
 	}
@@ -234,7 +231,7 @@ func (l *Loop) noteWarnings(warnings []error) {
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
 // countNoLocal keeps count of the Services whose Local policies find no endpoint here.
-func (l *Loop) countNoLocal(id cluster.ID, now noLocal) {
+func (l *Loop) countNoLocal(id cluster.ID, now desk.NoLocal) {
 	before := l.standing.noLocal[id]
 	if now == before {
 		return
@@ -250,7 +247,7 @@ func (l *Loop) countNoLocal(id cluster.ID, now noLocal) {
 			}
 		}
 	}
-	if now == (noLocal{}) {
+	if now == (desk.NoLocal{}) {
 		delete(l.standing.noLocal, id)
 	} else {
 		l.standing.noLocal[id] = now

@@ -12,6 +12,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // Model is the cluster as this node sees it.
@@ -31,10 +32,7 @@ type Model interface {
 
 // Options of a Loop. Zero values mean the defaults.
 type Options struct {
-	Compile CompileOptions
-	// Spared are the ranges of addresses whose virtual servers are never removed, whoever made them
-	// (ipvs.excludeCIDRs). What Services want there is made and kept right all the same, as kube-proxy does it.
-	Spared []netip.Prefix
+	Desk desk.Options
 	// NodePods takes the Node's own pod ranges for the addresses of pods (detectLocalMode NodeCIDR).
 	NodePods bool
 	// DrainDeadline is how long a draining real server may keep its connections; 15 min by default.
@@ -60,8 +58,8 @@ func (o Options) withDefaults() Options {
 			*d = v
 		}
 	}
-	if o.Compile.Scheduler == "" {
-		o.Compile.Scheduler = "rr"
+	if o.Desk.Scheduler == "" {
+		o.Desk.Scheduler = "rr"
 	}
 	def(&o.DrainDeadline, 15*time.Minute)
 	def(&o.DrainPoll, 5*time.Second)
@@ -96,29 +94,23 @@ type Loop struct {
 	opt    Options
 	now    func() time.Time // for tests
 
-	dirty  []cluster.ID // Services to decide anew, the first ones first
-	ledger *ledger
-	cells  map[ipvs.Key]*cell
+	desk  *desk.Desk
+	dirty []cluster.ID // Services to decide anew, the first ones first
+	cells map[ipvs.Key]*cell
 	// present are the shared facts that the kernel holds, as far as is known.
-	present map[fact]bool
+	present map[ipvs.Fact]bool
 	// unsure are the addresses of shared facts whose last write failed or got lost: present may be wrong.
 	unsure  map[netip.Addr]bool
 	queue   *queue
-	told    map[cluster.ID]string                  // the problems last logged of a Service
-	counted map[cluster.ID]map[string]int          // them, by reason
-	raised  map[cluster.ID]map[string]string       // the last Event of each reason, while there is one
-	refused map[netip.Addr]map[cluster.ID]struct{} // Services with an endpoint that is a virtual IP
-	// sensitive are the Services for which it matters which addresses the node has.
-	sensitive  map[cluster.ID]struct{}
-	zonal      map[cluster.ID]struct{} // and those for which it matters in which zone it is
-	checkPorts checkPorts
-	site       Site
-	local      localState
-	pods       []netip.Prefix // that the kernel was last told of
-	audits     audit
-	heal       healing
-	trash      trash
-	forget     forgetting
+	told    map[cluster.ID]string            // the problems last logged of a Service
+	counted map[cluster.ID]map[string]int    // them, by reason
+	raised  map[cluster.ID]map[string]string // the last Event of each reason, while there is one
+	local   localState
+	pods    []netip.Prefix // that the kernel was last told of
+	audits  audit
+	heal    healing
+	trash   trash
+	forget  forgetting
 
 	base     state
 	warned   []string // the warnings of the set-up that were logged last
@@ -145,22 +137,18 @@ func New(kernel ipvs.Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
 	return &Loop{
 		kernel: kernel, model: model, log: log, opt: opt, now: time.Now,
-		heal:       healing{apart: opt.AuditPeriod},
-		ledger:     newLedger(),
-		cells:      map[ipvs.Key]*cell{},
-		present:    map[fact]bool{},
-		unsure:     map[netip.Addr]bool{},
-		queue:      newQueue(),
-		told:       map[cluster.ID]string{},
-		counted:    map[cluster.ID]map[string]int{},
-		raised:     map[cluster.ID]map[string]string{},
-		standing:   newStanding(),
-		awaited:    map[ipvs.Key][]*programming{},
-		sensitive:  map[cluster.ID]struct{}{},
-		zonal:      map[cluster.ID]struct{}{},
-		checkPorts: newCheckPorts(),
-		local:      localState{news: true},
-		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
+		heal:     healing{apart: opt.AuditPeriod},
+		desk:     desk.New(model, opt.Desk),
+		cells:    map[ipvs.Key]*cell{},
+		present:  map[ipvs.Fact]bool{},
+		unsure:   map[netip.Addr]bool{},
+		queue:    newQueue(),
+		told:     map[cluster.ID]string{},
+		counted:  map[cluster.ID]map[string]int{},
+		raised:   map[cluster.ID]map[string]string{},
+		standing: newStanding(),
+		awaited:  map[ipvs.Key][]*programming{},
+		local:    localState{news: true},
 	}
 }
 
@@ -320,5 +308,6 @@ func (l *Loop) announceDone() {
 	if !l.complete {
 		l.log.Warn("parts of the cluster could not be read: until they can, nothing is taken out of service")
 	}
-	l.log.Info("all Services are programmed", zap.Int("frontends", len(l.ledger.claims)))
+	sizes := l.desk.Sizes()
+	l.log.Info("all Services are programmed", zap.Int("frontends", sizes[healthz.IPv4]+sizes[healthz.IPv6]))
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 var (
@@ -367,7 +368,7 @@ func addrOf(op ipvs.Op) netip.Addr {
 }
 
 // modelOptions make the times of a history short, and with them the number of audits.
-var modelOptions = Options{Compile: CompileOptions{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, BasePeriod: 25 * time.Second, DrainDeadline: 40 * time.Second}
+var modelOptions = Options{Desk: desk.Options{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, BasePeriod: 25 * time.Second, DrainDeadline: 40 * time.Second}
 
 // restTime has room for a look at the base, an audit and what drains without connections.
 const restTime = 45 * time.Second

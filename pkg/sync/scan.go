@@ -3,7 +3,6 @@ package sync
 import (
 	"context"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -50,27 +49,18 @@ func (l *Loop) scan(ctx context.Context) error {
 // ours decides whether a virtual server or its records may be changed: what the kernel says is owned, what
 // is wanted, and at the very first start what stands on our interface.
 func (l *Loop) ours(k ipvs.Key, have *ipvs.Frontend) bool {
-	if l.spares(k) {
-		return have.Guard.Owned || l.ledger.want(k) != nil
+	if l.want(k).Spared {
+		return have.Guard.Owned || l.want(k).Frontend != nil
 	}
 	own := have.Guard.Own()
-	return !own.Equal(&ipvs.Guard{}) || l.ledger.want(k) != nil ||
-		!l.adopted && (l.present[fact{factBind, k.Addr}] || l.present[fact{factMisbound, k.Addr}] || l.isNodePort(k))
-}
-
-// isNodePort reports whether a virtual server on one of the node's own addresses has the port of a node port: the
-// proxy before may have served it on more addresses than are configured now.
-func (l *Loop) isNodePort(k ipvs.Key) bool {
-	return l.site.isLocal(k.Addr) && slices.ContainsFunc(l.site.NodePorts, func(a netip.Addr) bool {
-		owner := l.ledger.owner(ipvs.Key{Addr: a, Port: k.Port, Proto: k.Proto})
-		return owner != nil && owner.Rank == rankNodePort
-	})
+	return !own.Equal(&ipvs.Guard{}) || l.want(k).Frontend != nil ||
+		!l.adopted && (l.present[ipvs.Fact{Kind: ipvs.FactBind, Addr: k.Addr}] || l.present[ipvs.Fact{Kind: ipvs.FactMisbound, Addr: k.Addr}] || l.desk.IsNodePort(k))
 }
 
 // see notes the shared facts that were read of an address, and in gone those that were thought to be there.
-func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[fact]bool) {
-	set := func(kind factKind, there bool) {
-		f := fact{kind, k.Addr}
+func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[ipvs.Fact]bool) {
+	set := func(kind ipvs.FactKind, there bool) {
+		f := ipvs.Fact{Kind: kind, Addr: k.Addr}
 		if there {
 			l.audits.saw(f)
 		}
@@ -81,7 +71,7 @@ func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[fact]bool) {
 		case !there:
 		case !l.present[f]:
 			l.present[f] = true
-			if l.started && l.ledger.needs[f] == 0 {
+			if l.started && !l.needs(f) {
 				l.queue.add(k, classBulk) // somebody else made it: no other Key would take it away
 			}
 		}
@@ -91,21 +81,25 @@ func (l *Loop) see(k ipvs.Key, have *ipvs.Frontend, gone map[fact]bool) {
 	if have == nil {
 		have = &none
 	}
-	set(factBind, have.Bind)
-	set(factMisbound, have.Misbound)
-	set(factVIP, have.Guard.VIP)
-	set(factHairpin, len(have.Guard.Hairpin) > 0)
+	set(ipvs.FactBind, have.Bind)
+	set(ipvs.FactMisbound, have.Misbound)
+	set(ipvs.FactVIP, have.Guard.VIP)
+	set(ipvs.FactHairpin, len(have.Guard.Hairpin) > 0)
 }
 
 // queueDifferences queues every Key that may not be as it should be.
 func (l *Loop) queueDifferences() {
 	// Whether they differ is found out slice by slice: a Key that is right costs a comparison.
-	for _, k := range sorted(l.ledger.claims) {
-		owner := l.ledger.owner(k)
-		if owner == nil {
+	for _, k := range slices.SortedFunc(l.desk.Keys(), ipvs.Key.Compare) {
+		wish := l.want(k)
+		if wish.Frontend == nil {
 			continue
 		}
-		l.queue.add(k, l.classOf(owner.Service, classBulk))
+		class := classBulk
+		if wish.Urgent {
+			class = classUrgent
+		}
+		l.queue.add(k, class)
 		if k.Proto == ipvs.UDP {
 			l.forget.add(k) // what an earlier run may have left undone
 		}
@@ -114,14 +108,14 @@ func (l *Loop) queueDifferences() {
 		return
 	}
 	for _, k := range sorted(l.cells) {
-		if l.ledger.want(k) == nil {
+		if l.want(k).Frontend == nil {
 			l.queue.add(k, classBulk)
 		}
 	}
 	stale := map[ipvs.Key]bool{}
 	for f := range l.present {
-		if l.ledger.needs[f] == 0 {
-			stale[ipvs.AddrKey(f.addr)] = true
+		if !l.needs(f) {
+			stale[ipvs.AddrKey(f.Addr)] = true
 		}
 	}
 	for _, k := range sorted(stale) {

@@ -1,4 +1,4 @@
-package sync
+package desk
 
 import (
 	"net/netip"
@@ -38,18 +38,18 @@ type backends struct {
 }
 
 // claim claims a port of some addresses.
-func (c *portCompiler) claim(rank uint8, addrs []netip.Addr, number uint16, w way) {
+func (c *portCompiler) claim(rank Rank, addrs []netip.Addr, number uint16, w way) {
 	for _, a := range addrs {
-		if rank == rankNodePort && !c.hasFamily(a) {
+		if rank == RankNodePort && !c.hasFamily(a) {
 			continue
 		}
 		fe := c.frontend(c.backends(a.Is4(), w))
 		fe.Guard.Sources = c.sources(w)
-		if rank != rankNodePort && !c.site.isLocal(a) {
+		if rank != RankNodePort && !c.site.isLocal(a) {
 			// On another interface it is another program's, or the node's: served, but neither bound nor closed.
 			fe.Guard.VIP, fe.Bind = true, true
 		}
-		if rank == rankLoadBalancer {
+		if rank == RankLoadBalancer {
 			fe.Guard.Limited, fe.Guard.Ranges = c.svc.SourceRangesGiven, c.ranges(a)
 		}
 		c.f.Claims = append(c.f.Claims, KeyClaim{
