@@ -135,8 +135,8 @@ func (r *healthRig) clean(t *testing.T, when string, events *said) {
 		t.Errorf("%s: Events %q", when, got)
 	}
 	r.wantValue(when, 0, "ipvsproxy_problems")
-	if len(r.loop.raised)+len(r.loop.counted)+len(r.loop.told) != 0 {
-		t.Errorf("%s: something is remembered: %v %v %v", when, r.loop.raised, r.loop.counted, r.loop.told)
+	if len(r.loop.tell.raised)+len(r.loop.tell.counted)+len(r.loop.tell.told) != 0 {
+		t.Errorf("%s: something is remembered: %v %v %v", when, r.loop.tell.raised, r.loop.tell.counted, r.loop.tell.told)
 	}
 }
 

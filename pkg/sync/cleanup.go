@@ -11,7 +11,9 @@ import (
 
 // Remains is a kernel of which even what all Keys stand on can be taken away.
 type Remains interface {
-	ipvs.Kernel
+	Writer
+	// Scan reads everything, see Reader.
+	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
 	// Standing reports whether our nftables table is there: without it nothing is recorded as ours.
 	Standing(context.Context) (table bool, err error)
 	// Remove takes away the interface, where nothing is left on it, then the table. Stays says why the

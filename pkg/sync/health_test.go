@@ -282,8 +282,8 @@ func TestB52NetworkProgramming(t *testing.T) {
 	r.model.DeleteSlice("default", "a-1")
 	r.pass(3 * time.Second)
 	r.wantValue("a slice that goes", 3, name)
-	if len(r.loop.awaited) > 0 {
-		t.Errorf("still awaited: %v", r.loop.awaited)
+	if len(r.loop.fare.awaited) > 0 {
+		t.Errorf("still awaited: %v", r.loop.fare.awaited)
 	}
 }
 

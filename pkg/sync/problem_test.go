@@ -110,8 +110,8 @@ func TestB53WhoSpeaks(t *testing.T) {
 			if n := r.value("ipvsproxy_problems"); n != 0 {
 				t.Errorf("all gone, and %v problems", n)
 			}
-			if len(r.loop.raised)+len(r.loop.counted)+len(r.loop.told) != 0 {
-				t.Errorf("all gone, and something is remembered: %v %v %v", r.loop.raised, r.loop.counted, r.loop.told)
+			if len(r.loop.tell.raised)+len(r.loop.tell.counted)+len(r.loop.tell.told) != 0 {
+				t.Errorf("all gone, and something is remembered: %v %v %v", r.loop.tell.raised, r.loop.tell.counted, r.loop.tell.told)
 			}
 		})
 	}

@@ -40,8 +40,18 @@ func newStepper() *stepper {
 // start starts a new process that knows nothing but a model.
 func (s *stepper) start(m *cluster.Model) {
 	s.model = m
+	s.opt.Now = func() time.Time { return s.now }
 	s.loop = New(s.door, m, zap.NewNop(), s.opt)
-	s.loop.now = func() time.Time { return s.now }
+}
+
+// audit is the loop's.
+func (s *stepper) audit() *audit {
+	for _, t := range s.loop.rounds {
+		if a, is := t.(*audit); is {
+			return a
+		}
+	}
+	panic("no audit")
 }
 
 // pass lets the loop do what is due now and within some time.
@@ -61,7 +71,7 @@ func (s *stepper) pass(d time.Duration) {
 // settle lets the loop do what is due now.
 func (s *stepper) settle() {
 	for range 1000 {
-		if s.loop.step(context.Background()) {
+		if s.loop.turn(context.Background()) {
 			return
 		}
 	}

@@ -1,0 +1,85 @@
+package sync
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// site follows what the node itself is, and tells the desk.
+type site struct {
+	shared
+	node  Node
+	signs Signs
+	where Where
+	base  *base
+	known bool // the node's addresses were read once
+	news  bool // they may have changed
+	tries uint8
+	next  time.Time
+	pods  []netip.Prefix // that the kernel was last told of
+}
+
+// localPeriod is the least time between two looks at the node's addresses: they come and go in bursts.
+const localPeriod = 100 * time.Millisecond
+
+func (s *site) due(now time.Time) time.Time {
+	if !s.news {
+		return time.Time{}
+	}
+	if s.next.IsZero() {
+		return now
+	}
+	return s.next
+}
+
+// tend reads what the node itself is, when something may have changed.
+func (s *site) tend(ctx context.Context) (more bool) {
+	select {
+	case <-s.signs.LocalChanged():
+		s.news = true
+	default:
+	}
+	now := s.now()
+	if !s.news || now.Before(s.next) {
+		return false
+	}
+	local, err := s.node.Local(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	if err != nil {
+		s.next = now.Add(backoff(s.tries))
+		s.tries++
+		s.tell.log.Error("reading the node's addresses failed, trying again", zap.Error(err))
+		return false
+	}
+	if local.NoIPv6 != (s.known && s.desk.Site().Local.NoIPv6) {
+		s.tell.log.Info("IPv6 on this node", zap.Bool("switchedOff", local.NoIPv6))
+		s.stage.started = false // with IPv6 the kernel took our IPv6 addresses away
+	}
+	s.known, s.news, s.tries, s.next = true, false, 0, now.Add(localPeriod)
+	s.move(local)
+	return false
+}
+
+// move tells the desk where it is, and has the Services decided again that it matters to.
+func (s *site) move(local ipvs.Local) {
+	node := s.where.Node()
+	// Without a Node object the last ranges stay: nobody's pods become strangers for a while.
+	if pods := node.PodCIDRs; s.opt.NodePods && len(pods) > 0 && !slices.Equal(s.pods, pods) {
+		s.pods = pods
+		if err := s.node.SetPods(pods); err != nil {
+			s.tell.log.Error("the Node's pod ranges cannot be used", zap.Stringers("podCIDRs", pods), zap.Error(err))
+		}
+		s.base.next = s.now()
+	}
+	again := s.desk.Move(node, local, s.where.APIServers())
+	s.opt.Health.SetCheckAddresses(s.desk.CheckAddresses())
+	s.dirty.again(again)
+}
