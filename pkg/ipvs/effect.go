@@ -36,8 +36,9 @@ const (
 type Effect struct {
 	Kind  Kind
 	Table Table
-	// Gone: it takes away what the operation that is its opposite makes.
-	Gone bool
+	// Made and Gone: it makes something, or takes away what its opposite makes. What changes something in place does
+	// neither.
+	Made, Gone bool
 	// Removes: it takes something out of service, for some clients at least.
 	Removes bool
 	// Key is the virtual server's, or that of the element of a set; zero: it is about an address alone.
@@ -53,9 +54,18 @@ type Effect struct {
 	Scheduler string
 }
 
+// AddsReal: a real server comes.
+func (e Effect) AddsReal() bool { return e.Made && e.Real.IsValid() }
+
+// OfServer: it makes or takes away a virtual server as a whole, or changes its configuration.
+func (e Effect) OfServer() bool { return e.Table == TableIPVS && !e.Real.IsValid() }
+
+// Binds reports whether it puts an address on the interface.
+func (e Effect) Binds() bool { return e.Table == TableInterface && e.Made }
+
 // Effect of an operation.
 func (o AddServer) Effect() Effect {
-	return Effect{Kind: KindAddServer, Key: o.Key, Scheduler: o.Scheduler}
+	return Effect{Kind: KindAddServer, Made: true, Key: o.Key, Scheduler: o.Scheduler}
 }
 
 // Effect of an operation.
@@ -69,7 +79,9 @@ func (o DelServer) Effect() Effect {
 }
 
 // Effect of an operation.
-func (o AddReal) Effect() Effect { return Effect{Kind: KindAddReal, Key: o.Key, Real: o.Real.Addr} }
+func (o AddReal) Effect() Effect {
+	return Effect{Kind: KindAddReal, Made: true, Key: o.Key, Real: o.Real.Addr}
+}
 
 // Effect of an operation.
 func (o SetReal) Effect() Effect {
@@ -83,7 +95,7 @@ func (o DelReal) Effect() Effect {
 
 // Effect of an operation.
 func (o Bind) Effect() Effect {
-	return Effect{Kind: KindBind, Table: TableInterface, Fact: Fact{FactBind, o.Addr}}
+	return Effect{Kind: KindBind, Table: TableInterface, Made: true, Fact: Fact{FactBind, o.Addr}}
 }
 
 // Effect of an operation.
@@ -93,7 +105,7 @@ func (o Unbind) Effect() Effect {
 
 // Effect of an operation.
 func (e Element) Effect() Effect {
-	is := Effect{Kind: KindAddElement, Table: TableSets, Key: e.Key, Set: e.Set, Gone: e.Remove, Removes: e.Remove != e.Set.Bars()}
+	is := Effect{Kind: KindAddElement, Table: TableSets, Key: e.Key, Set: e.Set, Made: !e.Remove, Gone: e.Remove, Removes: e.Remove != e.Set.Bars()}
 	if e.Remove {
 		is.Kind = KindDelElement
 	}

@@ -69,7 +69,7 @@ func (t *turn) tell(outcomes []Outcome, out []Outcome, failed map[Key]bool) {
 			continue
 		}
 		k := t.plan[t.at[j]].Key
-		if t.steps[j].Op.Effect().Kind != KindAddReal || o.Unknown {
+		if !t.steps[j].Op.Effect().AddsReal() || o.Unknown {
 			failed[k] = true
 			continue
 		}
@@ -83,7 +83,7 @@ func (t *turn) tell(outcomes []Outcome, out []Outcome, failed map[Key]bool) {
 	}
 	added := map[Key]bool{}
 	for j, o := range outcomes {
-		if t.steps[j].Op.Effect().Kind == KindAddReal && o.Err == nil {
+		if t.steps[j].Op.Effect().AddsReal() && o.Err == nil {
 			added[t.steps[j].Key] = true
 		}
 	}

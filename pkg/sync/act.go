@@ -202,7 +202,7 @@ func withheld(ops []ipvs.Op, not func(ipvs.Op) bool) []ipvs.Op {
 		open = open || out && op.Effect().Set == ipvs.SetInside
 		return out
 	})
-	return slices.DeleteFunc(ops, func(op ipvs.Op) bool { return open && op.Effect().Kind == ipvs.KindAddReal })
+	return slices.DeleteFunc(ops, func(op ipvs.Op) bool { return open && op.Effect().AddsReal() })
 }
 
 // learn takes from the outcomes what the kernel now holds, and which Keys failed.

@@ -71,42 +71,25 @@ func (f *forget) add(k ipvs.Key) {
 // the redirected clients may go where they should not any more. An address is
 // bound once, for the sake of whichever of its frontends has its turn first: it concerns all of them.
 func (f *forget) learn(s ipvs.Step) {
-	switch is := s.Op.Effect(); is.Kind {
-	case ipvs.KindBind:
+	switch is := s.Op.Effect(); {
+	case is.Binds():
 		f.takeAddress(is.Fact.Addr)
-	case ipvs.KindAddServer:
-		f.take(s.Key)
-	case ipvs.KindAddReal:
+	case is.Table == ipvs.TableIPVS && is.Gone:
 		if is.Key.Proto == ipvs.UDP {
-			f.comes(is.Key, is.Real, f.now())
-		}
-	case ipvs.KindDelReal:
-		if is.Key.Proto == ipvs.UDP {
-			f.leaves(is.Real, f.now())
-		}
-		f.takeRedirected(is.Key)
-	case ipvs.KindDelServer:
-		if is.Key.Proto == ipvs.UDP {
-			for _, r := range f.mirror.Reals(is.Key) {
+			for _, r := range f.mirror.Leaving(is) {
 				f.leaves(r.Addr, f.now())
 			}
 		}
 		f.takeRedirected(is.Key)
-	default:
-		f.learnElement(s.Key, is)
-	}
-}
-
-// learnElement takes the same from an element: what redirects, and what lets in.
-func (f *forget) learnElement(k ipvs.Key, is ipvs.Effect) {
-	switch is.Set {
-	case ipvs.SetRedirect:
-		f.redirects(k)
-		f.take(k)
-	case ipvs.SetOpen, ipvs.SetInside:
-		if !is.Gone {
-			f.take(k)
+	case is.AddsReal():
+		if is.Key.Proto == ipvs.UDP {
+			f.comes(is.Key, is.Real, f.now())
 		}
+	case is.Set == ipvs.SetRedirect:
+		f.redirects(s.Key)
+		f.take(s.Key)
+	case is.Made && (is.OfServer() || is.Set == ipvs.SetOpen || is.Set == ipvs.SetInside):
+		f.take(s.Key)
 	}
 }
 

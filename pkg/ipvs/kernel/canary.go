@@ -53,13 +53,14 @@ func (c *canary) count() (int, error) {
 
 // wrote takes one of our own writes into account.
 func (c *canary) wrote(op ipvs.Op, o ipvs.Outcome) {
-	switch is := op.Effect(); is.Kind {
-	case ipvs.KindAddServer:
+	switch is := op.Effect(); {
+	case !is.OfServer():
+	case is.Made:
 		c.changed(is.Key, o, 1)
 		if o.Err == nil {
 			c.saw(is.Key)
 		}
-	case ipvs.KindDelServer:
+	case is.Gone:
 		c.changed(is.Key, o, -1)
 		if is.Key == c.witness {
 			c.witness = ipvs.Key{}

@@ -81,13 +81,8 @@ func (m *Mirror) LearnFacts(k ipvs.Key, have *ipvs.Frontend, changed func(f ipvs
 // LearnDone takes that an operation took place.
 func (m *Mirror) LearnDone(op ipvs.Op, now time.Time) {
 	is := op.Effect()
-	switch is.Kind {
-	case ipvs.KindDelReal:
-		if !is.Key.Proto.Drains() { // for the others a place was taken
-			m.trash.put(now, 1)
-		}
-	case ipvs.KindDelServer:
-		m.trash.put(now, len(m.Reals(is.Key)))
+	if is.OfServer() || !is.Key.Proto.Drains() { // for a single one that drained a place was taken
+		m.trash.put(now, len(m.Leaving(is)))
 	}
 	f := is.Fact
 	if !f.Addr.IsValid() {

@@ -118,9 +118,16 @@ func (m *Mirror) Sound(will func(ipvs.Key) bool) (k ipvs.Key, s ipvs.Server, fou
 	return k, s, false
 }
 
-// Reals are the real servers that the kernel has for a Key.
-func (m *Mirror) Reals(k ipvs.Key) []ipvs.Real {
-	if c := m.cells[k]; c != nil && c.have != nil {
+// Leaving are the real servers that an operation takes away, by what was known of its Key before.
+func (m *Mirror) Leaving(is ipvs.Effect) []ipvs.Real {
+	if is.Table != ipvs.TableIPVS || !is.Gone {
+		return nil
+	}
+	c := m.cells[is.Key]
+	switch {
+	case is.Real.IsValid():
+		return []ipvs.Real{{Addr: is.Real}}
+	case c != nil && c.have != nil:
 		return c.have.Server.Reals
 	}
 	return nil
