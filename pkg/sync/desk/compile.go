@@ -81,12 +81,19 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Option
 		return Fragment{}
 	}
 	c := compiler{svc: svc, site: site, opt: opt}
+	c.compile(eps)
+	return c.f
+}
+
+// compile compiles the Service with some endpoints.
+func (c *compiler) compile(eps []cluster.Endpoint) {
+	svc, site := c.svc, c.site
 	clusterIPs := c.allowed(svc.ClusterIPs, "spec.clusterIPs", c.refuseClusterIP)
 	balancerIPs := c.allowed(svc.LoadBalancerIPs, "status.loadBalancer", c.refuseExternal)
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
 	for _, port := range svc.Ports {
 		external := port.NodePort != 0 || len(balancerIPs)+len(externalIPs) > 0
-		p := portCompiler{compiler: &c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}
+		p := portCompiler{compiler: c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}
 		p.claim(RankClusterIP, clusterIPs, port.Port, internal)
 		p.claim(RankLoadBalancer, balancerIPs, port.Port, outward)
 		p.claim(RankExternalIP, externalIPs, port.Port, outward)
@@ -101,7 +108,6 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Option
 		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Claim.Rank, b.Claim.Rank))
 	})
 	c.f.Claims = slices.CompactFunc(c.f.Claims, func(a, b KeyClaim) bool { return a.Key == b.Key })
-	return c.f
 }
 
 // compiler carries a Service and what it has become so far.
@@ -110,6 +116,10 @@ type compiler struct {
 	site Site
 	opt  Options
 	f    Fragment
+	// asked is where reasons go; nil: nobody asks, and none is made.
+	asked *Explanation
+	// virtual are the endpoints that were left out before, for who asks.
+	virtual []cluster.Endpoint
 }
 
 // portEndpoints cuts out a port's endpoints: the model sorts them by port name and protocol. With many ports,

@@ -82,21 +82,28 @@ func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 		}
 	}
 	svc, eps := d.cluster.Get(id)
+	frag, bad := d.withoutVIPs(svc, eps)
+	for _, a := range bad {
+		if d.refused[a] == nil {
+			d.refused[a] = map[cluster.ID]struct{}{}
+		}
+		d.refused[a][id] = struct{}{}
+		here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == d.site.Node.Name })
+		unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
+		problems = append(problems, Problem{Reason: ReasonVirtualIPEndpoint, Text: "endpoint " + a.String() + " is a virtual IP of a Service: left out", Here: here, Anywhere: unknown})
+	}
+	return frag, append(problems, frag.Problems...)
+}
+
+// withoutVIPs compiles a Service without those of its endpoints that are virtual IPs, and lists these.
+func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag Fragment, vips []netip.Addr) {
 	for {
 		frag = Compile(svc, eps, d.site, d.opt)
 		bad := d.vipsAmong(frag)
 		if len(bad) == 0 {
-			return frag, append(problems, frag.Problems...)
+			return frag, vips
 		}
-		for _, a := range bad {
-			if d.refused[a] == nil {
-				d.refused[a] = map[cluster.ID]struct{}{}
-			}
-			d.refused[a][id] = struct{}{}
-			here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == d.site.Node.Name })
-			unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
-			problems = append(problems, Problem{Reason: ReasonVirtualIPEndpoint, Text: "endpoint " + a.String() + " is a virtual IP of a Service: left out", Here: here, Anywhere: unknown})
-		}
+		vips = append(vips, bad...)
 		var good []cluster.Endpoint
 		for _, ep := range eps {
 			if !slices.Contains(bad, ep.Addr) {
