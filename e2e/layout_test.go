@@ -94,6 +94,40 @@ func TestRooms(t *testing.T) {
 	}
 }
 
+// TestThinkers: desk and mirror only think. They reach for nothing outside of them, not even for the time.
+func TestThinkers(t *testing.T) {
+	may := []string{"cmp", "fmt", "iter", "maps", "net/netip", "slices", "sort", "strings", "time"}
+	for _, dir := range []string{"desk", "mirror"} {
+		files, err := filepath.Glob(filepath.Join("..", "pkg", "sync", dir, "*.go"))
+		if err != nil || len(files) < 4 {
+			t.Fatalf("%s: %d files, %v", dir, len(files), err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, text, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range parsed.Imports {
+				if name := strings.Trim(i.Path.Value, `"`); standard(name) && !slices.Contains(may, name) {
+					t.Errorf("%s imports %s", file, name)
+				}
+			}
+			for _, clock := range []string{"time.Now", "time.Since", "time.Until", "time.After", "time.NewTimer", "time.Sleep"} {
+				if strings.Contains(string(text), clock) {
+					t.Errorf("%s has a clock: %s", file, clock)
+				}
+			}
+		}
+	}
+}
+
 // TestTopLevel: the top of the tree is what the map says.
 func TestTopLevel(t *testing.T) {
 	known := []string{"cmd", "pkg", "e2e", "docs", "examples", "hack", "manifests",

@@ -139,29 +139,9 @@ func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed,
 		})
 	}
 	if len(gone) > 0 {
-		a.queueLacking(func(f ipvs.Fact) bool { return gone[f] }) // other Keys may rely on them
+		a.queueNeeding(func(f ipvs.Fact) bool { return gone[f] }) // other Keys may rely on them
 	}
 	return found, nil
-}
-
-// queueLacking queues the Keys that need one of some shared facts, which the kernel does not hold, and counts them.
-func (s shared) queueLacking(gone func(ipvs.Fact) bool) int {
-	var lacking []ipvs.Key
-	for k := range s.desk.Keys() {
-		if s.queue.pending(k) {
-			continue // has its turn anyway
-		}
-		lacks := false
-		ipvs.FactsOf(k, s.want(k).Frontend, func(f ipvs.Fact) { lacks = lacks || gone(f) })
-		if lacks {
-			lacking = append(lacking, k)
-		}
-	}
-	slices.SortFunc(lacking, ipvs.Key.Compare)
-	for _, k := range lacking {
-		s.queue.add(k, classBulk)
-	}
-	return len(lacking)
 }
 
 // steps are the operations that a Key needs now.

@@ -81,7 +81,7 @@ func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	case verdict == mirror.Unread:
 		a.doubt(k)
 	case verdict == mirror.Other, verdict == mirror.Stranger && a.want(k).Frontend != nil:
-		a.differs(k)
+		a.tampered(k)
 	}
 }
 
@@ -91,24 +91,24 @@ func (a *audit) conclude(ctx context.Context) {
 	for _, k := range doubted {
 		a.doubt(k)
 	}
-	for _, k := range a.missing(ctx, missed) {
-		a.differs(k)
+	for _, k := range a.confirm(ctx, missed) {
+		a.tampered(k)
 	}
 	if a.mirror.Conclude() {
 		a.found++
 		a.queue.add(ipvs.Adopted, classBulk)
 	}
-	a.found += a.queueLacking(func(f ipvs.Fact) bool { return !a.mirror.Met(f) })
+	a.found += a.queueNeeding(func(f ipvs.Fact) bool { return !a.mirror.Met(f) })
 }
 
 // askAtMost is how many missed Keys are asked for at once: about what one slice of work reads.
 const askAtMost = 64
 
-// missing leaves out of missed Keys those that the kernel holds all the same. Up to Linux 7.0 its list of virtual servers
+// confirm leaves out of missed Keys those that the kernel holds all the same. Up to Linux 7.0 its list of virtual servers
 // (ip_vs_info_seq_next in net/netfilter/ipvs/ip_vs_ctl.c) leaves some out where another network namespace has IPVS, too:
 // read on after a page, it counts those of all namespaces and skips as many of ours. Of many missed ones some are gone
 // for certain, and each is read at its turn anyway.
-func (a *audit) missing(ctx context.Context, missed []ipvs.Key) []ipvs.Key {
+func (a *audit) confirm(ctx context.Context, missed []ipvs.Key) []ipvs.Key {
 	if len(missed) == 0 || len(missed) > askAtMost {
 		return missed
 	}
@@ -119,9 +119,9 @@ func (a *audit) missing(ctx context.Context, missed []ipvs.Key) []ipvs.Key {
 	return slices.DeleteFunc(missed, func(k ipvs.Key) bool { return a.mirror.Agrees(k, found[k].Have) })
 }
 
-// differs queues a Key of which the kernel does not hold what it should. Where the mirror may be wrong itself, as about
+// tampered queues a Key of which the kernel does not hold what it should. Where the mirror may be wrong itself, as about
 // what is withheld while parts of the cluster are missing, a difference is nobody's work.
-func (a *audit) differs(k ipvs.Key) {
+func (a *audit) tampered(k ipvs.Key) {
 	if a.mirror.Doubted(k) {
 		if !a.queue.pending(k) { // else it has its turn anyway
 			a.doubt(k)
@@ -132,10 +132,4 @@ func (a *audit) differs(k ipvs.Key) {
 		a.first = k.String()
 	}
 	a.doubt(k)
-}
-
-// doubt has a Key read properly at its next turn.
-func (s shared) doubt(k ipvs.Key) {
-	s.mirror.Doubt(k)
-	s.queue.add(k, classBulk)
 }

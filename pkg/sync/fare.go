@@ -77,7 +77,7 @@ func (s *fare) anew(pending func(ipvs.Key) bool) {
 	}
 }
 
-// report tells how the loop stands.
+// report is the turn in which it is told how the loop stands.
 type report struct{ shared }
 
 func (*report) due(time.Time) time.Time { return time.Time{} }
@@ -85,22 +85,6 @@ func (*report) due(time.Time) time.Time { return time.Time{} }
 func (r *report) tend(context.Context) (more bool) {
 	r.report()
 	return false
-}
-
-func (s shared) report() {
-	if s.opt.Health == nil {
-		return
-	}
-	is := healthz.Standing{Queued: s.queue.len(), Draining: s.mirror.Draining(), Frontends: s.desk.Sizes(), Failing: s.fare.counts}
-	is.Absent[healthz.IPv6] = s.desk.Site().Local.NoIPv6
-	undecided := len(s.dirty.ids) > 0 || s.stage.synced && !s.stage.stands()
-	for _, f := range healthz.Families {
-		// One object that fails is no reason to take the node out of service. It is not told apart from a kernel
-		// that refuses everything where there is nothing else to try.
-		failing := len(s.fare.objects[f])
-		is.Waiting[f] = undecided || s.queue.due[f] > 0 || failing > 1 || failing == 1 && !s.fare.alone[f]
-	}
-	s.opt.Health.Stands(is)
 }
 
 // wrote tells of the writes of a plan.

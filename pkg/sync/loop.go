@@ -8,9 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/mirror"
 )
@@ -75,35 +73,6 @@ type Loop struct {
 	rounds agenda
 }
 
-// shared is what all parts of the loop work with.
-type shared struct {
-	desk   *desk.Desk
-	mirror *mirror.Mirror
-	// want is how the desk is asked: the only passage from what Services want to what the kernel has.
-	want  func(ipvs.Key) desk.Wish
-	queue *queue
-	dirty *dirty
-	stage *stage
-	tell  *teller
-	fare  *fare
-	opt   Options
-}
-
-func (s shared) now() time.Time { return s.opt.Now() }
-
-// stage is how far this process has come.
-type stage struct {
-	synced   bool // the source has delivered what it has
-	complete bool // and nothing is missing: what nobody wants may go
-	based    bool // what every Key stands on is there
-	started  bool // the kernel was read
-	announce bool // say when all is programmed
-	began    time.Time
-}
-
-// stands reports whether there is something to work on.
-func (s *stage) stands() bool { return s.started && s.based }
-
 // New makes a Loop. Nothing is read or written before Run.
 func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
@@ -113,17 +82,7 @@ func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	return newLoop(s, kernel, model)
 }
 
-// ask asks the desk, which knows nothing of the record of the adoption.
-func (s shared) ask(k ipvs.Key) desk.Wish {
-	if k == ipvs.Adopted {
-		return desk.Wish{Frontend: adoption}
-	}
-	return s.desk.Want(k, s.now())
-}
-
-// adoption is what is wanted of its Key.
-var adoption = &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}
-
+// newLoop puts the parts together.
 func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	heal := &heal{shared: s, signs: kernel, apart: s.opt.AuditPeriod}
 	base := &base{shared: s, node: kernel, heal: heal}
@@ -196,33 +155,4 @@ func (l *Loop) announceDone() {
 	}
 	sizes := l.desk.Sizes()
 	l.tell.log.Info("all Services are programmed", zap.Int("frontends", sizes[healthz.IPv4]+sizes[healthz.IPv6]))
-}
-
-// dirty are the Services to decide anew, the first ones first.
-type dirty struct{ ids []cluster.ID }
-
-// add adds Services, whatever waits already.
-func (d *dirty) add(ids []cluster.ID) { d.ids = append(d.ids, ids...) }
-
-// again adds those that do not wait already.
-func (d *dirty) again(ids []cluster.ID) {
-	waiting := make(map[cluster.ID]bool, len(d.ids))
-	for _, id := range d.ids {
-		waiting[id] = true
-	}
-	for _, id := range ids {
-		if !waiting[id] {
-			d.ids = append(d.ids, id)
-		}
-	}
-}
-
-// take takes up to n of them.
-func (d *dirty) take(n int) (ids []cluster.ID) {
-	n = min(n, len(d.ids))
-	ids = d.ids[:n]
-	if d.ids = d.ids[n:]; len(d.ids) == 0 {
-		d.ids = nil
-	}
-	return ids
 }
