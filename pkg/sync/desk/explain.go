@@ -19,6 +19,8 @@ type Snapshot struct {
 	Options   Options
 	// Owners are the Services that have the Keys which it claims, where that is another.
 	Owners map[ipvs.Key]Owner
+	// CheckTaken: another Service has its healthCheckNodePort.
+	CheckTaken bool
 	// Virtual are the addresses of endpoints that are left out because they are virtual IPs.
 	Virtual []netip.Addr
 }
@@ -61,9 +63,9 @@ type Judged struct {
 // Used reports whether the frontend leads to the endpoint.
 func (j Judged) Used() bool { return j.Why == None || j.Why == LastOnes }
 
-// Refused is an address that a Service may not have.
+// Refused is an address, or the healthCheckNodePort, that a Service may not have.
 type Refused struct {
-	Addr  netip.Addr
+	Addr  netip.Addr // not valid where it is the port
 	Field string
 	Why   Code
 }
@@ -80,6 +82,10 @@ func (d *Desk) Snapshot(id cluster.ID) Snapshot {
 	s := Snapshot{Service: svc, Endpoints: eps, Site: d.site, Options: d.opt}
 	frag, virtual := d.withoutVIPs(svc, eps)
 	s.Virtual = virtual
+	if port := frag.Local.HealthCheckNodePort; len(d.checkPorts.asking[port]) > 0 {
+		check, _ := d.check(id, frag.Local)
+		s.CheckTaken = check.Port == 0
+	}
 	for _, c := range frag.Claims {
 		if owner := d.beatenBy(id, c.Key); owner.Why != None {
 			if s.Owners == nil {
@@ -121,6 +127,9 @@ func (s Snapshot) Explain() (e Explanation) {
 		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Rank, b.Rank))
 	})
 	e.Frontends = slices.CompactFunc(e.Frontends, func(a, b Explained) bool { return a.Key == b.Key })
+	if s.CheckTaken {
+		e.refuse(Refused{Field: "spec.healthCheckNodePort", Why: CheckPortTaken})
+	}
 	for i := range e.Frontends {
 		if owner, taken := s.Owners[e.Frontends[i].Key]; taken {
 			e.Frontends[i].Owner, e.Frontends[i].Why = owner.Service, owner.Why

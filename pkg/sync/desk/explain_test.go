@@ -72,6 +72,11 @@ func TestExplain(t *testing.T) {
 	shop := balancer("shop", "10.96.0.81", lb, 5, 80)
 	dual := service("dual", "10.96.0.1", 80)
 	dual.ClusterIPs = append(dual.ClusterIPs, netip.MustParseAddr("fd00::1"))
+	checked := func(name, ip string, created int64) *cluster.Service {
+		s := local(balancer(name, ip, "203.0.113."+ip[len(ip)-1:], created, 80), false, true)
+		s.HealthCheckNodePort = 30200
+		return s
+	}
 	seen := map[Code]bool{}
 	for _, c := range []struct {
 		name   string
@@ -106,6 +111,8 @@ func TestExplain(t *testing.T) {
 			[]string{"10.96.0.1:80/tcp IPX0302", lb + ":80/tcp IPX0206 of o"}},
 		{"another's ClusterIP, a free port", balancer("s", "10.96.0.1", "10.96.0.2", 9, 80), nil, []*cluster.Service{service("o", "10.96.0.2", 443)}, "", false,
 			[]string{"10.96.0.1:80/tcp IPX0302", "10.96.0.2:80/tcp IPX0207 of o"}},
+		{"an older Service's healthCheckNodePort", checked("s", "10.96.0.1", 9), nil, []*cluster.Service{checked("o", "10.96.0.2", 1)}, "", false,
+			[]string{"10.96.0.1:80/tcp IPX0302", "203.0.113.1:80/tcp IPX0302", "spec.healthCheckNodePort invalid IP IPX0209"}},
 		{"IPv6 off", dual, nil, nil, "", true, []string{"10.96.0.1:80/tcp IPX0302", "spec.clusterIPs fd00::1 IPX0208"}},
 		{"none", nil, nil, nil, "", false, nil},
 	} {

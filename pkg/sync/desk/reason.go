@@ -32,6 +32,7 @@ const (
 	KeyTaken         Code = 206
 	ClusterIPTaken   Code = 207
 	IPv6Off          Code = 208
+	CheckPortTaken   Code = 209
 )
 
 // Why a new connection is not served.
@@ -61,7 +62,7 @@ var reasons = []Reason{
 	{VirtualEndpoint, ReasonVirtualIPEndpoint, "The endpoint's address is a virtual IP of a Service: IPVS would send the connection to itself.", "Correct the EndpointSlice that somebody wrote by hand."},
 	{Terminating, "", "The endpoint is about to end, and another one is ready.", "Nothing: its connections go on."},
 	{Elsewhere, "", "externalTrafficPolicy is Local, and the endpoint is on another node.", "Set the policy to Cluster, or run a pod on this node."},
-	{LastOnes, "", "The endpoint is about to end and is used all the same: it still serves, and none is ready.", "See why no other pod is ready."},
+	{LastOnes, "", "The endpoint is about to end and is used all the same: it still serves, and none that could take its place is ready.", "See why no other pod is ready."},
 	{ElsewhereInside, "", "internalTrafficPolicy is Local, and the endpoint is on another node.", "Set the policy to Cluster, or run a pod on this node."},
 	{OtherZone, "", "By its hints the endpoint is for another zone.", "See spec.trafficDistribution of the Service."},
 	{OtherNode, "", "By its hints the endpoint is for another node.", "See spec.trafficDistribution of the Service."},
@@ -74,6 +75,7 @@ var reasons = []Reason{
 	{KeyTaken, ReasonAddressTaken, "Another Service has the address, port and protocol: a load balancer's address goes before a node port, that before an external IP, and then the older Service.", "Give one of the two another port or address."},
 	{ClusterIPTaken, ReasonAddressTaken, "The address is another Service's ClusterIP, which has all its ports.", "Give the Service another address."},
 	{IPv6Off, "", "IPv6 is switched off on this node.", "Switch it on: net.ipv6.conf.all.disable_ipv6."},
+	{CheckPortTaken, ReasonHealthCheckPort, "Another Service has the healthCheckNodePort, as its own or as a node port.", "Give one of the two another port."},
 
 	{NoSuchPort, "", "The address is a virtual IP, and no Service has this port of it: TCP is reset, all else refused by ICMP.", "See the Service's ports."},
 	{NoEndpoint, "", "The Service has no endpoint that could serve: TCP is reset, all else refused by ICMP.", "See whether the Service's selector fits its pods, and whether they are ready."},
