@@ -25,7 +25,11 @@ var rooms = map[string][]string{
 	// Nobody else speaks to the API server.
 	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "k8s.io/client-go/", "k8s.io/klog/v2", "k8s.io/utils/clock", "github.com/go-logr/logr",
 		"sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
-	"pkg/sync": {module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
+	"pkg/sync": {module + "/pkg/sync/desk", module + "/pkg/sync/mirror", module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
+	// No Service, and neither reading nor writing.
+	"pkg/sync/mirror": {module + "/pkg/ipvs"},
+	// No kernel, no clock, no socket, no logger.
+	"pkg/sync/desk": {module + "/pkg/cluster", module + "/pkg/ipvs"},
 	// Metrics and pages as all of Kubernetes has them.
 	"pkg/healthz": {"k8s.io/component-base/metrics", "k8s.io/component-base/configz", "k8s.io/component-base/version", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/prometheus",
 		"go.uber.org/zap", "golang.org/x/sys/unix"},
@@ -86,6 +90,40 @@ func TestRooms(t *testing.T) {
 	for room := range rooms {
 		if !seen[room] {
 			t.Errorf("%s: a room without a file", room)
+		}
+	}
+}
+
+// TestThinkers: desk and mirror only think. They reach for nothing outside of them, not even for the time.
+func TestThinkers(t *testing.T) {
+	may := []string{"cmp", "fmt", "iter", "maps", "net/netip", "slices", "sort", "strings", "time"}
+	for _, dir := range []string{"desk", "mirror"} {
+		files, err := filepath.Glob(filepath.Join("..", "pkg", "sync", dir, "*.go"))
+		if err != nil || len(files) < 4 {
+			t.Fatalf("%s: %d files, %v", dir, len(files), err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, text, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range parsed.Imports {
+				if name := strings.Trim(i.Path.Value, `"`); standard(name) && !slices.Contains(may, name) {
+					t.Errorf("%s imports %s", file, name)
+				}
+			}
+			for _, clock := range []string{"time.Now", "time.Since", "time.Until", "time.After", "time.NewTimer", "time.Sleep"} {
+				if strings.Contains(string(text), clock) {
+					t.Errorf("%s has a clock: %s", file, clock)
+				}
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 func newRun() *cobra.Command {
@@ -115,20 +116,20 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 // syncOptions is what decides what Services become.
 func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err error) {
 	opt = sync.Options{
-		Compile:       sync.CompileOptions{Scheduler: c.Proxy.IPVS.Scheduler},
+		Desk:          desk.Options{Scheduler: c.Proxy.IPVS.Scheduler},
 		NodePods:      c.Proxy.DetectLocalMode == "NodeCIDR",
 		DrainDeadline: c.Own.DrainDeadline.Duration,
 		AuditPeriod:   c.Own.AuditPeriod.Duration,
 		AuditCPU:      *c.Own.AuditCPU,
 	}
-	if opt.Compile.NodePorts, warnings, err = sync.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
+	if opt.Desk.NodePorts, warnings, err = desk.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
 		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, or one of primary, all and localhost")
 	}
-	opt.Compile.ExternalIPs = c.ExternalIPs()
-	if opt.Spared, err = config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs); err != nil {
+	opt.Desk.ExternalIPs = c.ExternalIPs()
+	if opt.Desk.Spared, err = config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs); err != nil {
 		return opt, nil, err
 	}
-	opt.Compile.Protected, err = config.ParseRanges(c.Own.ProtectedCIDRs)
+	opt.Desk.Protected, err = config.ParseRanges(c.Own.ProtectedCIDRs)
 	return opt, warnings, err
 }
 

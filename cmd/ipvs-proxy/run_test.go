@@ -20,6 +20,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // together ends all parts when one fails, and tells of every failure.
@@ -134,9 +135,8 @@ func TestB50KeysHaveTheirEffect(t *testing.T) {
 		t.Fatal(err)
 	}
 	compare("loop", sopt, sync.Options{
-		Compile: sync.CompileOptions{Scheduler: "sed", NodePorts: sync.NodePortAddresses{Ranges: ranges("192.168.0.0/16", "fd00::/8")},
-			ExternalIPs: ranges("198.51.100.0/24"), Protected: ranges("192.168.0.0/24", "fd00::/64")},
-		Spared:        ranges("203.0.113.0/24"),
+		Desk: desk.Options{Scheduler: "sed", NodePorts: desk.NodePortAddresses{Ranges: ranges("192.168.0.0/16", "fd00::/8")},
+			ExternalIPs: ranges("198.51.100.0/24"), Protected: ranges("192.168.0.0/24", "fd00::/64"), Spared: ranges("203.0.113.0/24")},
 		DrainDeadline: time.Hour, AuditPeriod: 30 * time.Second, AuditCPU: 0.05,
 	})
 

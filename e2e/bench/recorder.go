@@ -8,6 +8,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	agent "github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
 
 // watcher is told of each Plan. What it does is counted too, so it does little.
@@ -18,7 +19,7 @@ type watcher interface {
 
 // recorder stands between the loop and the real kernel.
 type recorder struct {
-	ipvs.Kernel
+	agent.Kernel
 	mu    sync.Mutex
 	watch watcher
 	err   error // the first write that failed

@@ -8,49 +8,62 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
-var patched = regexp.MustCompile(`(?m)^--- a/(\S+)$`)
-
-// mutate applies a patch to copies of the files it names and returns an overlay, with which go builds the
-// tree as if it were patched. The tree itself is not touched.
-func mutate(ctx context.Context, m mutant, tmp string) (overlay string, err error) {
+// applied gives the files that a mutant changes, as they are with it.
+func applied(m mutant, root string) (map[string]string, error) {
 	text, err := os.ReadFile(m.path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	patches, err := parsePatches(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("mutant %s: %w", m.name, err)
+	}
+	if len(patches) == 0 {
+		return nil, fmt.Errorf("mutant %s changes no file", m.name)
+	}
+	changed := map[string]string{}
+	for _, p := range patches {
+		content, known := changed[p.file]
+		if !known {
+			b, err := os.ReadFile(filepath.Join(root, p.file))
+			if err != nil {
+				return nil, fmt.Errorf("mutant %s: %w", m.name, err)
+			}
+			content = string(b)
+		}
+		if changed[p.file], err = p.apply(content); err != nil {
+			return nil, fmt.Errorf("mutant %s no longer applies: %w", m.name, err)
+		}
+	}
+	return changed, nil
+}
+
+// mutate writes what a mutant changes and an overlay, with which go builds the tree as if it were patched. The tree
+// itself is not touched.
+func mutate(m mutant, tmp string) (overlay string, err error) {
 	root, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
-	copies := filepath.Join(tmp, "tree-"+m.name)
+	changed, err := applied(m, root)
+	if err != nil {
+		return "", err
+	}
 	replace := map[string]string{}
-	for _, f := range patched.FindAllStringSubmatch(string(text), -1) {
-		content, err := os.ReadFile(f[1])
-		if err != nil {
-			return "", fmt.Errorf("mutant %s: %w", m.name, err)
-		}
-		to := filepath.Join(copies, f[1])
+	for file, content := range changed {
+		to := filepath.Join(tmp, "tree-"+m.name, file)
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 			return "", err
 		}
-		if err := os.WriteFile(to, content, 0o644); err != nil {
+		if err := os.WriteFile(to, []byte(content), 0o644); err != nil {
 			return "", err
 		}
-		replace[filepath.Join(root, f[1])] = to
-	}
-	if len(replace) == 0 {
-		return "", fmt.Errorf("mutant %s changes no file", m.name)
-	}
-	cmd := exec.CommandContext(ctx, "git", "apply", "--verbose", "-C1", filepath.Join(root, m.path))
-	cmd.Dir = copies
-	cmd.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+tmp)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("mutant %s no longer applies: %w\n%s", m.name, err, out)
+		replace[filepath.Join(root, file)] = to
 	}
 	overlay = filepath.Join(tmp, m.name+".json")
 	b, err := json.Marshal(map[string]any{"Replace": replace})

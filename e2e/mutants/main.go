@@ -67,7 +67,7 @@ func run(ctx context.Context, dir string, only []string) error {
 	kernel := map[string][]mutant{}
 	for i := range mutants {
 		m := &mutants[i]
-		overlay, err := mutate(ctx, *m, tmp)
+		overlay, err := mutate(*m, tmp)
 		if err != nil {
 			return err
 		}

@@ -37,21 +37,10 @@ type turn struct {
 	more  map[int][]int // further places of a step
 }
 
-// shared reports whether several Keys may want the very same write. All others name their Key.
-func shared(op Op) bool {
-	switch o := op.(type) {
-	case Bind, Unbind:
-		return true
-	case Element:
-		return o.Set.OfAddr()
-	}
-	return false
-}
-
 // add takes up a step of the Plan.
 func (t *turn) add(i int) {
 	s := t.plan[i]
-	if shared(s.Op) {
+	if s.Op.Effect().Fact.Addr.IsValid() { // several Keys may want the very same write; all others name their Key
 		if j, ok := t.first[s.Op]; ok {
 			t.more[j] = append(t.more[j], i)
 			return
@@ -80,7 +69,7 @@ func (t *turn) tell(outcomes []Outcome, out []Outcome, failed map[Key]bool) {
 			continue
 		}
 		k := t.plan[t.at[j]].Key
-		if _, adds := t.steps[j].Op.(AddReal); !adds || o.Unknown {
+		if !t.steps[j].Op.Effect().AddsReal() || o.Unknown {
 			failed[k] = true
 			continue
 		}
@@ -94,7 +83,7 @@ func (t *turn) tell(outcomes []Outcome, out []Outcome, failed map[Key]bool) {
 	}
 	added := map[Key]bool{}
 	for j, o := range outcomes {
-		if _, adds := t.steps[j].Op.(AddReal); adds && o.Err == nil {
+		if t.steps[j].Op.Effect().AddsReal() && o.Err == nil {
 			added[t.steps[j].Key] = true
 		}
 	}

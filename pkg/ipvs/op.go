@@ -42,12 +42,13 @@ func Phases() []Phase {
 }
 
 // Op is one write to the kernel. It prints the ipvsadm, ip or nft line that a person would type. The set is
-// closed: the types of this file. All are comparable; two equal Ops are the same write.
+// closed: the types of this file, whose effects stand in effect.go. All are comparable; two equal Ops are the same write.
 type Op interface {
 	fmt.Stringer
 	// Phase is the place in a Plan.
 	Phase() Phase
-	op()
+	// Effect is what it does.
+	Effect() Effect
 }
 
 // Step is an Op and the Key for whose sake it is done.
@@ -133,8 +134,6 @@ func (e Element) Phase() Phase {
 	}
 	return PhaseGuard
 }
-
-func (e Element) op() {}
 
 func (e Element) String() string {
 	verb, family := "add", "4"
@@ -247,16 +246,6 @@ func (DelReal) Phase() Phase { return PhaseDelete }
 func (Bind) Phase() Phase    { return PhaseBind }
 func (Unbind) Phase() Phase  { return PhaseUnbind }
 func (Forget) Phase() Phase  { return PhaseForget }
-
-func (AddServer) op() {}
-func (SetServer) op() {}
-func (DelServer) op() {}
-func (AddReal) op()   {}
-func (SetReal) op()   {}
-func (DelReal) op()   {}
-func (Bind) op()      {}
-func (Unbind) op()    {}
-func (Forget) op()    {}
 
 // target is ipvsadm's way to name a virtual server.
 func target(k Key) string {

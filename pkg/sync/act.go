@@ -2,6 +2,8 @@ package sync
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -11,149 +13,151 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/mirror"
 )
 
+// act brings Keys to what is wanted of them.
+type act struct {
+	shared
+	writer Writer
+	reader Reader
+	base   *base
+	forget *forget
+	jobs   []job // those under way, kept for the next
+}
+
+// sliceKeys is how many Keys are worked on at a time, about 16 KB of commands: between two slices
+// priorities are looked at again, so that an urgent change waits for one slice at most.
+const sliceKeys = 64
+
+func (a *act) due(now time.Time) time.Time { return a.queue.next(now) }
+
+// tend works on those Keys whose time has come.
+func (a *act) tend(ctx context.Context) (more bool) {
+	keys := a.queue.pop(a.now(), sliceKeys)
+	if len(keys) > 0 {
+		a.act(ctx, keys)
+	}
+	return len(keys) > 0
+}
+
+// job is a Key that has its turn, and what is wanted of it.
+type job struct {
+	key  ipvs.Key
+	wish desk.Wish
+}
+
 // act brings some Keys to what is wanted of them.
-func (l *Loop) act(ctx context.Context, keys []ipvs.Key) {
-	began := l.now()
-	conns, unread := l.observe(ctx, keys)
+func (a *act) act(ctx context.Context, keys []ipvs.Key) {
+	began := a.now()
+	jobs := a.jobs[:0]
+	for _, k := range keys {
+		jobs = append(jobs, job{k, a.want(k)})
+	}
+	a.jobs = jobs
+	read, unread := a.observe(ctx, jobs)
 	if ctx.Err() != nil {
 		return
 	}
 	var plan ipvs.Plan
-	var planned []ipvs.Key
-	for _, k := range keys {
-		if unread[k] {
-			continue
-		}
-		planned = append(planned, k)
-		for _, op := range l.steps(k, conns) {
-			plan = append(plan, ipvs.Step{Key: k, Op: op})
+	jobs = slices.DeleteFunc(jobs, func(j job) bool { return unread[j.key] })
+	for _, j := range jobs {
+		for _, op := range a.steps(j, read) {
+			plan = append(plan, ipvs.Step{Key: j.key, Op: op})
 		}
 	}
-	outcomes := l.kernel.Do(ctx, plan)
-	failed := l.note(plan, outcomes)
-	for _, k := range planned {
-		l.settle(k, failed[k])
+	outcomes := a.writer.Do(ctx, plan)
+	failed := a.learn(plan, outcomes)
+	for _, j := range jobs {
+		a.settle(j, failed[j.key])
 	}
-	if len(plan) == 0 {
-		return
-	}
-	l.noteWrites(plan, outcomes, failed, l.now().Sub(began))
-	level := zap.InfoLevel
-	if len(failed) == len(planned) {
-		level = zap.DebugLevel // each has said so, and will be tried again and again
-	}
-	l.log.Log(level, "programmed", zap.Int("frontends", len(planned)), zap.Int("writes", len(plan)), zap.Int("failed", len(failed)),
-		zap.Duration("took", l.now().Sub(began)), zap.Int("queued", l.queue.len()))
-	if ce := l.log.Check(zap.DebugLevel, "plan"); ce != nil {
-		lines := make([]string, len(plan))
-		slices.SortStableFunc(plan, func(a, b ipvs.Step) int { return int(a.Op.Phase()) - int(b.Op.Phase()) })
-		for i, s := range plan {
-			lines[i] = s.Op.String()
-		}
-		ce.Write(zap.Strings("ops", lines))
+	if len(plan) > 0 {
+		took := a.now().Sub(began)
+		a.fare.wrote(plan, outcomes, failed, took)
+		a.tell.programmed(plan, len(jobs), len(failed), took, a.queue.len())
 	}
 }
 
-// observe asks the kernel about those Keys of which the mirror is not sure, and about connections of
+// observe asks the kernel about those Keys of which the mirror may be wrong, and about connections of
 // draining real servers. Keys that could not be read go back into the queue.
-func (l *Loop) observe(ctx context.Context, keys []ipvs.Key) (conns map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool) {
-	var doubtful []ipvs.Key
-	for _, k := range keys {
-		c := l.cells[k]
-		if l.isUnsure(k) {
-			if c == nil {
-				c = &cell{}
-				l.cells[k] = c
-			}
-			c.unknown = true
+func (a *act) observe(ctx context.Context, jobs []job) (read map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool) {
+	var doubted []job
+	for _, j := range jobs {
+		if a.mirror.MustRead(j.key, j.wish.Frontend) {
+			doubted = append(doubted, j)
 		}
-		if c == nil || !c.unknown && len(c.drains) == 0 {
-			continue
-		}
-		doubtful = append(doubtful, k)
 	}
-	if len(doubtful) == 0 {
+	if len(doubted) == 0 {
 		return nil, nil
 	}
-	conns, err := l.read(ctx, doubtful)
+	read, err := a.read(ctx, doubted)
 	if err == nil {
-		return conns, nil
+		return read, nil
 	}
 	// One Key that cannot be read must not hold up the others.
-	conns, unread = map[ipvs.Key]ipvs.Observed{}, map[ipvs.Key]bool{}
-	for _, k := range doubtful {
+	read, unread = map[ipvs.Key]ipvs.Observed{}, map[ipvs.Key]bool{}
+	for i, j := range doubted {
 		if ctx.Err() != nil {
 			break
 		}
-		found, err := l.read(ctx, []ipvs.Key{k})
+		found, err := a.read(ctx, doubted[i:i+1])
 		if err != nil {
-			unread[k] = true
-			l.retry(k, l.cells[k])
+			unread[j.key] = true
+			a.retry(j)
 			continue
 		}
-		maps.Copy(conns, found)
+		maps.Copy(read, found)
 	}
 	if len(unread) > 0 && ctx.Err() == nil {
-		l.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(unread)), zap.Error(err))
+		a.tell.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(unread)), zap.Error(err))
 	}
-	return conns, unread
+	return read, unread
 }
 
-// read asks the kernel about Keys and brings the mirror up to date. Of a Key that is only draining it asks for
-// no more than the Key itself.
-func (l *Loop) read(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+// read asks the kernel about Keys and has the mirror learn what it says.
+func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed, error) {
 	var ask []ipvs.Key
-	for _, k := range keys {
-		ask = append(ask, k)
-		if l.cells[k].unknown {
-			ask = append(ask, ipvs.AddrKey(k.Addr))
-			factsOf(k, l.wanted(k), func(f fact) { ask = append(ask, ipvs.AddrKey(f.addr)) })
-		}
+	for _, j := range jobs {
+		ask = a.mirror.Ask(ask, j.key, j.wish.Frontend)
 	}
 	slices.SortFunc(ask, ipvs.Key.Compare)
 	ask = slices.Compact(ask)
-	found, err := l.kernel.Observe(ctx, ask)
+	found, err := a.reader.Observe(ctx, ask)
 	if err != nil {
 		return nil, err
 	}
-	gone := map[fact]bool{}
+	gone := map[ipvs.Fact]bool{}
 	for _, k := range ask {
-		if c := l.cells[k]; k.HasServer() && c != nil {
-			c.have, c.unknown = found[k].Have, false
-		}
-		if !k.HasServer() {
-			l.see(k, found[k].Have, gone)
-		}
+		a.mirror.Learn(k, found[k].Have, func(f ipvs.Fact, there bool) {
+			switch {
+			case !there:
+				gone[f] = true
+			case !a.want(k).Needs(f.Kind):
+				a.queue.add(k, classBulk) // somebody else made it: no other Key would take it away
+			}
+		})
 	}
-	l.lack(gone) // other Keys may rely on them
+	if len(gone) > 0 {
+		a.queueNeeding(func(f ipvs.Fact) bool { return gone[f] }) // other Keys may rely on them
+	}
 	return found, nil
 }
 
-// wanted is what is wanted of a Key, the record of the adoption included.
-func (l *Loop) wanted(k ipvs.Key) *ipvs.Frontend {
-	if k == ipvs.Adopted {
-		return &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}
-	}
-	return l.ledger.want(k)
-}
-
 // steps are the operations that a Key needs now.
-func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
-	if k == ipvs.Adopted && !l.adoptionIsOver() {
+func (a *act) steps(j job, read map[ipvs.Key]ipvs.Observed) []ipvs.Op {
+	k, want := j.key, j.wish.Frontend
+	if k == ipvs.Adopted && !a.adoptionIsOver() {
 		return nil
 	}
-	c, want := l.cells[k], l.wanted(k)
-	have := l.view(k, c, want)
-	if want == nil && l.spares(k) {
+	have := a.mirror.View(k, want, j.wish.Needs)
+	if want == nil && j.wish.Spared {
 		return slices.DeleteFunc(ipvs.Diff(k, have, nil), func(op ipvs.Op) bool {
-			e, ok := op.(ipvs.Element)
-			return !ok || e.Set != ipvs.SetHairpin // a fact about a pod, not about a virtual server
+			return op.Effect().Set != ipvs.SetHairpin // a fact about a pod, not about a virtual server
 		})
 	}
-	if !l.complete {
-		return withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return removes(op) && !c.knew(k, want, op) })
+	if !a.stage.complete {
+		return withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) })
 	}
 	var ops []ipvs.Op
 	if want == nil && have.Server.Exists() && !have.Guard.Owned {
@@ -163,170 +167,93 @@ func (l *Loop) steps(k ipvs.Key, conns map[ipvs.Key]ipvs.Observed) []ipvs.Op {
 		have.Guard.Owned = true
 	}
 	ops = append(ops, ipvs.Diff(k, have, want)...)
-	if c == nil || want == nil {
-		return ops
-	}
-	if o, ok := conns[k]; ok {
-		ops = append(ops, l.reap(k, c, want, o)...)
+	if o, ok := read[k]; ok && want != nil {
+		ops = append(ops, a.mirror.Reap(k, want, o.Conns, a.now(), func(r netip.AddrPort) bool { return !a.desk.Lists(j.wish.Service, r) })...)
 	}
 	return ops
 }
-
-// spares reports whether nothing that stands at a Key's address is ever removed.
-func (l *Loop) spares(k ipvs.Key) bool { return k != ipvs.Adopted && inAny(l.opt.Spared, k.Addr) }
 
 // withheld leaves out what must not be done while parts of the cluster are not known. Where outside clients must not
 // be barred yet, endpoints that are not for them must not come either.
 func withheld(ops []ipvs.Op, not func(ipvs.Op) bool) []ipvs.Op {
 	open := false
 	ops = slices.DeleteFunc(ops, func(op ipvs.Op) bool {
-		e, ok := op.(ipvs.Element)
-		open = open || ok && e.Set == ipvs.SetInside && not(op)
-		return not(op)
+		out := not(op)
+		open = open || out && op.Effect().Set == ipvs.SetInside
+		return out
 	})
-	return slices.DeleteFunc(ops, func(op ipvs.Op) bool { _, adds := op.(ipvs.AddReal); return adds && open })
+	return slices.DeleteFunc(ops, func(op ipvs.Op) bool { return open && op.Effect().AddsReal() })
 }
 
-// removes reports whether an operation takes something out of service.
-func removes(op ipvs.Op) bool {
-	switch o := op.(type) {
-	case ipvs.Element:
-		return o.Remove != o.Set.Bars()
-	case ipvs.SetReal:
-		return o.Real.Weight == 0
-	case ipvs.DelServer, ipvs.DelReal, ipvs.Unbind:
-		return true
-	}
-	return false
-}
-
-// knew reports whether an operation removes only what this process itself wanted before: that is known to
-// be gone from the cluster, however incomplete the rest is.
-func (c *cell) knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
-	if !k.HasServer() {
-		e, ok := op.(ipvs.Element)
-		return ok && e.Set == ipvs.SetHairpin
-	}
-	had := func(a netip.AddrPort) bool {
-		return c != nil && c.wanted != nil && slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a })
-	}
-	if o, ok := op.(ipvs.Element); ok && want != nil {
-		switch o.Set {
-		case ipvs.SetLimited, ipvs.SetRanges, ipvs.SetRedirect:
-			return true // the Service says it, and the Service is known
-		case ipvs.SetInside, ipvs.SetDropped: // only when nothing unknown serves behind it
-			return c == nil || !slices.ContainsFunc(extraReals(c.have, want), func(r ipvs.Real) bool { return r.Weight > 0 && !had(r.Addr) })
-		}
-	}
-	if c == nil || c.wanted == nil {
-		return false
-	}
-	switch o := op.(type) {
-	case ipvs.SetReal:
-		return had(o.Real.Addr)
-	case ipvs.DelReal:
-		return had(o.Addr)
-	case ipvs.Element:
-		if o.Set == ipvs.SetOpen && want != nil { // closed only when nothing unknown serves behind it
-			return !slices.ContainsFunc(extraReals(c.have, want), func(r ipvs.Real) bool { return r.Weight > 0 && !had(r.Addr) })
-		}
-	}
-	return want == nil
-}
-
-// note takes from the outcomes what the kernel now holds of shared facts, and which Keys failed.
-func (l *Loop) note(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error {
+// learn takes from the outcomes what the kernel now holds, and which Keys failed.
+func (a *act) learn(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error {
 	failed := map[ipvs.Key]error{}
 	for i, s := range plan {
 		if err := outcomes[i].Err; err != nil {
 			if failed[s.Key] == nil {
 				failed[s.Key] = err
 			}
-			l.doubtBase()
-			l.noteLacking(s.Op, err)
+			a.base.doubt()
+			a.learnLacking(s.Op, err)
 			if outcomes[i].Unknown { // it may have taken place, and then nobody does it again
-				l.noteTaken(s)
-				l.noteUnsure(s.Op)
+				a.forget.learn(s)
+				a.mirror.LearnLost(s.Op)
 			}
 			continue
 		}
-		l.trash.note(l.now(), s.Op, l.cells[s.Key])
-		l.noteTaken(s)
-		l.noteDone(s.Op)
+		a.forget.learn(s)
+		a.mirror.LearnDone(s.Op, a.now())
 	}
 	return failed
 }
 
+// learnLacking takes from a failed write that the kernel does not have a scheduler. It is asked for it only once
+// in a process: until then somebody may have loaded it.
+func (a *act) learnLacking(op ipvs.Op, err error) {
+	// The kernel answers ENOENT to what names a scheduler for an unknown one only: a missing virtual server is ESRCH.
+	scheduler := op.Effect().Scheduler
+	if !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	again, news := a.desk.Lack(scheduler)
+	if !news {
+		return
+	}
+	a.tell.lacks(scheduler, err)
+	a.dirty.again(again)
+}
+
 // settle brings the mirror of a Key up to date after its plan was carried out.
-func (l *Loop) settle(k ipvs.Key, err error) {
-	c := l.cells[k]
-	if c == nil {
-		c = &cell{}
-		l.cells[k] = c
-	}
-	want := l.wanted(k)
+func (a *act) settle(j job, err error) {
+	k, want := j.key, j.wish.Frontend
 	if err != nil {
-		c.unknown, c.reaped = true, nil
-		l.retry(k, c)
-		if c.tries&(c.tries-1) == 0 { // the first time, and ever more rarely
-			l.log.Warn("a frontend could not be programmed, trying again", zap.Stringer("frontend", k), zap.Error(err), zap.Uint8("tries", c.tries))
+		a.mirror.Failed(k)
+		if tries := a.retry(j); tries&(tries-1) == 0 { // the first time, and ever more rarely
+			a.tell.log.Warn("a frontend could not be programmed, trying again", zap.Stringer("frontend", k), zap.Error(err), zap.Uint8("tries", tries))
 		}
 		return
 	}
-	if c.tries > 0 {
-		l.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
+	if a.fare.mended(k) {
+		a.tell.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
 	}
-	l.standing.mended(k)
-	l.confirmed(k)
-	c.seen = l.audits.sighted()
-	if want == nil && !l.complete && c.have != nil {
-		c.tries, c.unknown = 0, true // what this process did not know of it stays for now
-		return
+	a.fare.confirmed(k)
+	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(a.opt.DrainDeadline)})
+	if drains {
+		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll))
 	}
-	if want == nil && c.have != nil && l.spares(k) {
-		c.tries, c.wanted, c.drains = 0, nil, nil // it stays as it is
-		return
+	if k == ipvs.Adopted && !a.mirror.Adopted() {
+		a.queue.addAt(k, a.now().Add(time.Second))
 	}
-	if k == ipvs.Adopted || want == nil {
-		l.standing.draining -= len(c.drains)
-		delete(l.cells, k)
-		if k == ipvs.Adopted && !l.adopted {
-			l.queue.addAt(k, l.now().Add(time.Second))
-		}
-		return
+	if !j.wish.Until.IsZero() {
+		a.queue.addAt(k, j.wish.Until)
 	}
-	c.tries = 0
-	// What was removed of a cluster that is not all known shows only in a proper read, and who was barred.
-	c.unknown = !l.complete && (c.wanted != nil && c.wanted != want || c.have != nil && c.have.Guard.Barred != want.Guard.Barred)
-	if l.complete {
-		l.settleDrains(k, c, want)
-	} else {
-		c.have = together(c.have, want)
-	}
-	c.wanted = want
 }
 
-// together is what a Key holds when what is wanted was added and nothing was removed.
-func together(have, want *ipvs.Frontend) *ipvs.Frontend {
-	if have == nil {
-		return want
-	}
-	fe := *want
-	fe.Guard.Owned = want.Guard.Owned || have.Guard.Owned
-	fe.Guard.Open = want.Guard.Open || have.Guard.Open
-	fe.Guard.Barred = want.Guard.Barred & have.Guard.Barred // none was added that is not known to be right
-	fe.Guard.Sources = want.Guard.Sources | have.Guard.Sources
-	fe.Server.Reals = ipvs.SortReals(append(slices.Clone(want.Server.Reals), extraReals(have, want)...))
-	return &fe
-}
-
-// retry puts a Key back with its own backoff.
-func (l *Loop) retry(k ipvs.Key, c *cell) {
-	l.queue.addAt(k, l.now().Add(backoff(c.tries)))
-	l.standing.fails(k, l.ledger.owner(k))
-	if c.tries < 255 {
-		c.tries++
-	}
+// retry puts a Key back with its own backoff, and counts the tries that failed.
+func (a *act) retry(j job) (tries uint8) {
+	tries = a.fare.fails(j.key, j.wish.Service)
+	a.queue.addAt(j.key, a.now().Add(backoff(tries-1)))
+	return tries
 }
 
 // backoff grows from 50 ms to 1.5 s: whatever was wrong, the node is right within 2 s of its end. Jitter
@@ -337,9 +264,9 @@ func backoff(tries uint8) time.Duration {
 }
 
 // adoptionIsOver: everything that was found at the first start is either owned or gone.
-func (l *Loop) adoptionIsOver() bool {
-	for k, c := range l.cells {
-		if k.HasServer() && !(l.spares(k) && l.ledger.want(k) == nil) && (c.have == nil || !c.have.Guard.Owned || c.unknown) {
+func (a *act) adoptionIsOver() bool {
+	for k := range a.mirror.Unowned() {
+		if wish := a.want(k); !wish.Spared || wish.Frontend != nil {
 			return false
 		}
 	}

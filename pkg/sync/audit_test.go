@@ -108,10 +108,10 @@ func TestAuditOverlooks(t *testing.T) {
 	}
 	s.kernel.Overlooks = func(k ipvs.Key) bool { return k == key }
 	s.kernel.Log = nil
-	began := s.loop.audits.pass
+	began := s.loop.mirror.Passes()
 	s.pass(2 * time.Minute)
-	if s.loop.audits.pass < began+2 || s.loop.audits.found != 0 || len(s.kernel.Log) > 0 {
-		t.Errorf("%s overlooked: %d passes found %d differences and wrote %s; want none", key, s.loop.audits.pass-began, s.loop.audits.found, s.kernel.Log)
+	if s.loop.mirror.Passes() < began+2 || s.audit().found != 0 || len(s.kernel.Log) > 0 {
+		t.Errorf("%s overlooked: %d passes found %d differences and wrote %s; want none", key, s.loop.mirror.Passes()-began, s.audit().found, s.kernel.Log)
 	}
 	delete(s.kernel.Servers, key)
 	s.pass(2 * time.Minute)
@@ -157,7 +157,7 @@ func TestAuditDuringAStart(t *testing.T) {
 	during := 0
 	s.door.after = func(ipvs.Op) {
 		s.now = s.now.Add(20 * time.Millisecond)
-		if s.loop.audits.busy {
+		if s.loop.mirror.InPass() {
 			during++
 		}
 	}
@@ -169,8 +169,8 @@ func TestAuditDuringAStart(t *testing.T) {
 	}
 	s.start(completeModel(crowd(150)...))
 	s.pass(2 * time.Minute)
-	if during < 100 || s.loop.audits.busy || s.loop.audits.pass < 2 {
-		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.audits.pass, s.loop.audits.busy)
+	if during < 100 || s.loop.mirror.InPass() || s.loop.mirror.Passes() < 2 {
+		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.mirror.Passes(), s.loop.mirror.InPass())
 	}
 	times := map[ipvs.Op]int{}
 	for _, op := range s.kernel.Log {
@@ -192,12 +192,12 @@ func TestAuditWhenTheInterfaceGoes(t *testing.T) {
 	s.kernel.Log = nil
 	reads := 0
 	s.kernel.FailRead = func() error {
-		if !s.loop.audits.busy {
+		if !s.loop.mirror.InPass() {
 			return nil
 		}
 		if reads++; reads == 10 {
 			s.kernel.DropLink()
-			s.loop.base.next = s.now // it is noticed next
+			s.loop.site.base.next = s.now // it is noticed next
 		}
 		return nil
 	}
@@ -210,7 +210,7 @@ func TestAuditWhenTheInterfaceGoes(t *testing.T) {
 		}
 		binds++
 	}
-	if binds != 20 || s.loop.audits.pass < 3 {
-		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.audits.pass)
+	if binds != 20 || s.loop.mirror.Passes() < 3 {
+		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.mirror.Passes())
 	}
 }

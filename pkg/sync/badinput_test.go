@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
@@ -89,7 +90,7 @@ type badInput struct {
 // B4, B53: for every field that is read, bad values: they are counted by reason, an Event names object and field, the
 // kernel is programmed as if a sound value, or nothing, were there; and once it is mended nothing is left of it.
 func TestBadInput(t *testing.T) {
-	opt := CompileOptions{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
+	opt := desk.Options{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
 	before := sound().world()
 	r, events := newEventRig(t, opt, before.objects()...)
 	like, _ := newEventRig(t, opt, before.objects()...) // which never sees a bad value
@@ -134,8 +135,8 @@ func (r *healthRig) clean(t *testing.T, when string, events *said) {
 		t.Errorf("%s: Events %q", when, got)
 	}
 	r.wantValue(when, 0, "ipvsproxy_problems")
-	if len(r.loop.raised)+len(r.loop.counted)+len(r.loop.told) != 0 {
-		t.Errorf("%s: something is remembered: %v %v %v", when, r.loop.raised, r.loop.counted, r.loop.told)
+	if len(r.loop.tell.raised)+len(r.loop.tell.counted)+len(r.loop.tell.told) != 0 {
+		t.Errorf("%s: something is remembered: %v %v %v", when, r.loop.tell.raised, r.loop.tell.counted, r.loop.tell.told)
 	}
 }
 

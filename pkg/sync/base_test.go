@@ -16,7 +16,7 @@ import (
 
 // basing is a kernel whose Base tells of itself.
 type basing struct {
-	ipvs.Kernel
+	Kernel
 	mu       *sync.Mutex
 	calls    []time.Time
 	warnings []error

@@ -178,7 +178,4 @@ func TestB22PortOfAnotherService(t *testing.T) {
 		r.model.DeleteService("default", name)
 	}
 	r.says("all gone", events, 0)
-	if len(r.loop.checkPorts.of)+len(r.loop.checkPorts.asking) > 0 {
-		t.Errorf("all gone, and remembered: %v", r.loop.checkPorts)
-	}
 }

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // Remains is a kernel of which even what all Keys stand on can be taken away.
 type Remains interface {
-	ipvs.Kernel
+	Writer
+	// Scan reads everything, see Reader.
+	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
 	// Standing reports whether our nftables table is there: without it nothing is recorded as ours.
 	Standing(context.Context) (table bool, err error)
 	// Remove takes away the interface, where nothing is left on it, then the table. Stays says why the
@@ -84,7 +87,7 @@ func removal(found map[ipvs.Key]ipvs.Observed, spared []netip.Prefix, say func(s
 		if !ours || k == ipvs.Adopted {
 			continue
 		}
-		if inAny(spared, k.Addr) {
+		if slices.ContainsFunc(spared, func(p netip.Prefix) bool { return p.Contains(k.Addr) }) {
 			if k.HasServer() && have.Server.Exists() {
 				say("virtual server " + k.String() + " stays: ipvs.excludeCIDRs has its address")
 			}

@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // scenario is a change after whose every single write the process dies.
@@ -113,7 +114,7 @@ func scenarios() map[string]scenario {
 	all["the older Service gives it back"] = scenario{before: append(full, otherFull...), after: full, live: true}
 	all["two Services swap their VIPs"] = scenario{before: append([]any{elsewhere, slice(elsewhere, "10.244.2.20")}, full...), after: swapped(full, elsewhere), live: true}
 	all["a VIP becomes an endpoint's address"] = scenario{before: full, after: []any{web, slice(web, "10.244.2.10", "10.96.0.11"), elsewhere, slice(elsewhere, "10.244.2.20")}, live: true}
-	all["another scheduler"] = scenario{before: full, after: full, opt: Options{Compile: CompileOptions{Scheduler: "wlc"}}}
+	all["another scheduler"] = scenario{before: full, after: full, opt: Options{Desk: desk.Options{Scheduler: "wlc"}}}
 	all["kube-proxy's leftovers, wanted"] = scenario{after: full, prepare: leftovers}
 	all["kube-proxy's leftovers, one endpoint less"] = scenario{after: one, prepare: leftovers}
 	all["kube-proxy's leftovers, unwanted"] = scenario{prepare: leftovers}
@@ -201,7 +202,7 @@ func (sc scenario) run(t *testing.T, n int) (e ending) {
 	want := expect(newModel(sc.after...), s.kernel.Node, s.opt)
 	foreign := map[ipvs.Key]ipvs.Server{}
 	for k, server := range s.kernel.Servers {
-		if server.Scheduler == foreignServer.Scheduler && sc.opt.Compile.Scheduler == "" {
+		if server.Scheduler == foreignServer.Scheduler && sc.opt.Desk.Scheduler == "" {
 			foreign[k] = server
 		}
 	}

@@ -238,12 +238,12 @@ func TestWhoLosesAKeyIsTold(t *testing.T) {
 	s.settle()
 	give(s.model, older)
 	s.settle()
-	if got := s.loop.told[idOf("newer")]; !strings.Contains(got, "belongs to Service default/older") {
+	if got := s.loop.tell.told[idOf("newer")]; !strings.Contains(got, "belongs to Service default/older") {
 		t.Errorf("told %q of the loser", got)
 	}
 	s.model.DeleteService("default", "older")
 	s.settle()
-	if got := s.loop.told[idOf("newer")]; got != "" {
+	if got := s.loop.tell.told[idOf("newer")]; got != "" {
 		t.Errorf("told %q of the winner", got)
 	}
 }

@@ -11,14 +11,16 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// forgetting collects the UDP frontends whose virtual server has just begun to take packets. A client that
+// forget collects the UDP frontends whose virtual server has just begun to take packets. A client that
 // sent before has a conntrack entry that bypasses it, and renews that with every datagram. It collects as well
 // those that redirect, when a real server goes to which clients may have been redirected. One look through the
 // table serves all of them, at most once a second (B31).
-type forgetting struct {
-	keys  map[ipvs.Key]bool
-	bound map[netip.Addr]bool // those whose frontends are among the keys, because the address was bound
-	next  time.Time
+type forget struct {
+	shared
+	writer Writer
+	keys   map[ipvs.Key]bool
+	bound  map[netip.Addr]bool // those whose frontends are among the keys, because the address was bound
+	next   time.Time
 	// redirected are the UDP frontends that redirect, or did: their clients may have entries that last longer.
 	redirected map[ipvs.Key]bool
 	// left says of UDP real servers that left until when a late answer of theirs may be in the way if they come back.
@@ -32,7 +34,7 @@ type forgetting struct {
 const lateAnswers = time.Minute
 
 // leaves notes that a UDP real server leaves.
-func (f *forgetting) leaves(from netip.AddrPort, now time.Time) {
+func (f *forget) leaves(from netip.AddrPort, now time.Time) {
 	if len(f.left) >= f.tidy {
 		maps.DeleteFunc(f.left, func(_ netip.AddrPort, until time.Time) bool { return !now.Before(until) })
 		f.tidy = max(64, 2*len(f.left))
@@ -44,7 +46,7 @@ func (f *forgetting) leaves(from netip.AddrPort, now time.Time) {
 }
 
 // comes notes that a UDP real server comes to a frontend, maybe back.
-func (f *forgetting) comes(k ipvs.Key, to netip.AddrPort, now time.Time) {
+func (f *forget) comes(k ipvs.Key, to netip.AddrPort, now time.Time) {
 	if !now.Before(f.left[to]) {
 		return
 	}
@@ -58,58 +60,47 @@ func (f *forgetting) comes(k ipvs.Key, to netip.AddrPort, now time.Time) {
 // forgetPeriod is the least time between two looks through the conntrack table.
 const forgetPeriod = time.Second
 
-func (f *forgetting) add(k ipvs.Key) {
+func (f *forget) add(k ipvs.Key) {
 	if f.keys == nil {
 		f.keys = map[ipvs.Key]bool{}
 	}
 	f.keys[k] = true
 }
 
-// noteTaken takes from an operation which UDP frontends take packets that went elsewhere before, and of which
+// learn takes from an operation which UDP frontends take packets that went elsewhere before, and of which
 // the redirected clients may go where they should not any more. An address is
 // bound once, for the sake of whichever of its frontends has its turn first: it concerns all of them.
-func (l *Loop) noteTaken(s ipvs.Step) {
-	switch op := s.Op.(type) {
-	case ipvs.Bind:
-		l.forget.takeAddress(op.Addr, l.ledger)
-	case ipvs.AddServer:
-		l.forget.take(s.Key)
-	case ipvs.AddReal:
-		if op.Key.Proto == ipvs.UDP {
-			l.forget.comes(op.Key, op.Real.Addr, l.now())
-		}
-	case ipvs.DelReal:
-		if op.Key.Proto == ipvs.UDP {
-			l.forget.leaves(op.Addr, l.now())
-		}
-		l.takeRedirected(op.Key)
-	case ipvs.DelServer:
-		if c := l.cells[op.Key]; op.Key.Proto == ipvs.UDP && c != nil && c.have != nil {
-			for _, r := range c.have.Server.Reals {
-				l.forget.leaves(r.Addr, l.now())
+func (f *forget) learn(s ipvs.Step) {
+	switch is := s.Op.Effect(); {
+	case is.Binds():
+		f.takeAddress(is.Fact.Addr)
+	case is.Table == ipvs.TableIPVS && is.Gone:
+		if is.Key.Proto == ipvs.UDP {
+			for _, r := range f.mirror.Leaving(is) {
+				f.leaves(r.Addr, f.now())
 			}
 		}
-		l.takeRedirected(op.Key)
-	case ipvs.Element:
-		if op.Set == ipvs.SetRedirect {
-			l.forget.redirects(s.Key)
-			l.forget.take(s.Key)
-			return
+		f.takeRedirected(is.Key)
+	case is.AddsReal():
+		if is.Key.Proto == ipvs.UDP {
+			f.comes(is.Key, is.Real, f.now())
 		}
-		if opens := op.Set == ipvs.SetOpen || op.Set == ipvs.SetInside; opens && !op.Remove {
-			l.forget.take(s.Key)
-		}
+	case is.Set == ipvs.SetRedirect:
+		f.redirects(s.Key)
+		f.take(s.Key)
+	case is.Made && (is.OfServer() || is.Set == ipvs.SetOpen || is.Set == ipvs.SetInside):
+		f.take(s.Key)
 	}
 }
 
-func (f *forgetting) take(k ipvs.Key) {
+func (f *forget) take(k ipvs.Key) {
 	if k.Proto == ipvs.UDP {
 		f.add(k)
 	}
 }
 
 // redirects notes a frontend that redirects.
-func (f *forgetting) redirects(k ipvs.Key) {
+func (f *forget) redirects(k ipvs.Key) {
 	if k.Proto != ipvs.UDP {
 		return
 	}
@@ -120,20 +111,23 @@ func (f *forgetting) redirects(k ipvs.Key) {
 }
 
 // takeRedirected takes the redirecting frontends of the Service that lost a real server, by whichever of its Keys.
-func (l *Loop) takeRedirected(k ipvs.Key) {
-	owner := l.ledger.owner(k)
-	if owner == nil || k.Proto != ipvs.UDP || len(l.forget.redirected) == 0 {
+func (f *forget) takeRedirected(k ipvs.Key) {
+	if k.Proto != ipvs.UDP || len(f.redirected) == 0 {
+		return
+	}
+	wish := f.want(k)
+	if wish.Frontend == nil {
 		return // where the Service is gone, so are its redirections
 	}
-	for _, other := range l.ledger.byService[owner.Service] {
-		if l.forget.redirected[other] {
-			l.forget.take(other)
+	for _, other := range f.desk.KeysOf(wish.Service) {
+		if f.redirected[other] {
+			f.take(other)
 		}
 	}
 }
 
 // takeAddress takes all frontends of an address, once until the next look.
-func (f *forgetting) takeAddress(a netip.Addr, l *ledger) {
+func (f *forget) takeAddress(a netip.Addr) {
 	if f.bound[a] {
 		return
 	}
@@ -141,73 +135,67 @@ func (f *forgetting) takeAddress(a netip.Addr, l *ledger) {
 		f.bound = map[netip.Addr]bool{}
 	}
 	f.bound[a] = true
-	for k := range l.external[a] {
+	for k := range f.desk.KeysAt(a) {
 		f.take(k)
-	}
-	for _, h := range l.holding[a] {
-		for _, k := range l.byService[h.service] {
-			if k.Addr == a {
-				f.take(k)
-			}
-		}
 	}
 }
 
 // due is when the next look is wanted; zero: none.
-func (f *forgetting) due() time.Time {
+func (f *forget) due(time.Time) time.Time {
 	if len(f.keys) == 0 {
 		return time.Time{}
 	}
 	return f.next
 }
 
-// forgetOf is what is to be deleted for a frontend; false: nothing.
-func (l *Loop) forgetOf(k ipvs.Key) (op ipvs.Forget, some bool) {
-	want := l.ledger.want(k)
-	op = ipvs.Forget{Key: k, Directed: l.forget.redirected[k], Own: want, Late: l.forget.late[k]}
+// opOf is what is to be deleted for a frontend; false: nothing.
+func (f *forget) opOf(k ipvs.Key) (op ipvs.Forget, some bool) {
+	want := f.want(k).Frontend
+	op = ipvs.Forget{Key: k, Directed: f.redirected[k], Own: want, Late: f.late[k]}
 	if want == nil {
 		return op, op.Directed || len(op.Late) > 0
 	}
 	if to := want.Guard.Redirect; to.IsValid() {
-		op.Target = l.ledger.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto})
+		op.Target = f.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto}).Frontend
 		// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
 		op.Undirected = len(want.Server.Reals) == 0
 	}
 	return op, op.Directed || len(op.Late) > 0 || !op.ServesItself()
 }
 
-// forgetFlows deletes the conntrack entries of the collected frontends, when it is time.
-func (l *Loop) forgetFlows(ctx context.Context) {
-	now := l.now()
-	if len(l.forget.keys) == 0 || now.Before(l.forget.next) {
-		return
+// tend deletes the conntrack entries of the collected frontends, when it is time.
+func (f *forget) tend(ctx context.Context) (more bool) {
+	now := f.now()
+	if len(f.keys) == 0 || now.Before(f.next) {
+		return false
 	}
 	var plan ipvs.Plan
-	for _, k := range sorted(l.forget.keys) {
-		if op, some := l.forgetOf(k); some {
-			plan = append(plan, ipvs.Step{Key: k, Op: op})
+	var late [][]netip.AddrPort // of each step
+	for _, k := range sorted(f.keys) {
+		if op, some := f.opOf(k); some {
+			plan, late = append(plan, ipvs.Step{Key: k, Op: op}), append(late, op.Late)
 		}
 	}
-	f := &l.forget
 	f.keys, f.bound, f.late, f.next = nil, nil, nil, now.Add(forgetPeriod)
 	failed := 0
 	var first error
-	outcomes := l.kernel.Do(ctx, plan)
-	l.noteForgotten(plan, outcomes, l.now().Sub(now))
+	outcomes := f.writer.Do(ctx, plan)
+	f.fare.forgot(plan, outcomes, f.now().Sub(now))
 	for i, o := range outcomes {
 		if o.Err != nil {
 			if failed++; first == nil {
 				first = o.Err
 			}
-			for _, from := range plan[i].Op.(ipvs.Forget).Late {
+			for _, from := range late[i] {
 				f.comes(plan[i].Key, from, now)
 			}
 			f.add(plan[i].Key)
-		} else if l.ledger.want(plan[i].Key) == nil {
-			delete(l.forget.redirected, plan[i].Key)
+		} else if f.want(plan[i].Key).Frontend == nil {
+			delete(f.redirected, plan[i].Key)
 		}
 	}
 	if failed > 0 && ctx.Err() == nil {
-		l.log.Warn("conntrack entries could not be deleted, trying again", zap.Int("frontends", failed), zap.Error(first))
+		f.tell.log.Warn("conntrack entries could not be deleted, trying again", zap.Int("frontends", failed), zap.Error(first))
 	}
+	return false
 }

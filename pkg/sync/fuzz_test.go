@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // bytesOf hands out bytes one by one, zeros at the end.
@@ -121,8 +122,8 @@ func FuzzCompile(f *testing.F) {
 		b := bytesOf(data)
 		m := newModel(b.service(), b.slice("one"), b.slice("two"))
 		svc, eps := m.Get(idOf("web"))
-		frag := Compile(svc, eps, Site{Node: m.Node()}, CompileOptions{Scheduler: "rr"})
-		var last *KeyClaim
+		frag := desk.Compile(svc, eps, desk.Site{Node: m.Node()}, desk.Options{Scheduler: "rr"})
+		var last *desk.KeyClaim
 		for i := range frag.Claims {
 			c := &frag.Claims[i]
 			if last != nil && last.Key.Compare(c.Key) >= 0 {
@@ -131,8 +132,8 @@ func FuzzCompile(f *testing.F) {
 			last = c
 			inOrder(t, c.Key, c.Claim.Want)
 		}
-		if again := Compile(svc, eps, Site{Node: m.Node()}, CompileOptions{Scheduler: "rr"}); !slices.EqualFunc(frag.Claims, again.Claims,
-			func(a, b KeyClaim) bool { return a.Key == b.Key && a.Claim.Want.Equal(b.Claim.Want) }) {
+		if again := desk.Compile(svc, eps, desk.Site{Node: m.Node()}, desk.Options{Scheduler: "rr"}); !slices.EqualFunc(frag.Claims, again.Claims,
+			func(a, b desk.KeyClaim) bool { return a.Key == b.Key && a.Claim.Want.Equal(b.Claim.Want) }) {
 			t.Error("compiled twice, it differs")
 		}
 		s := newStepper()

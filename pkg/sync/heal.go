@@ -7,9 +7,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// healing brings forward what the loop does now and then anyway, the look at the base and the audit, when there is a
+// heal brings forward what the loop does now and then anyway, the look at the base and the audit, when there is a
 // sign that another program changed what is ours. It plans and writes nothing itself, and nothing relies on it.
-type healing struct {
+type heal struct {
+	shared
+	signs      Signs
 	base, keys hurry
 	canary     time.Time // when the virtual servers are counted next
 	mute       bool      // counting failed, and that was said
@@ -75,46 +77,37 @@ func (h *hurry) took(now time.Time, apart time.Duration, givenWay bool) {
 	h.paid = h.paid.Add(apart)
 }
 
-// heed takes the signs that another program changed what is ours.
-func (l *Loop) heed(ctx context.Context) {
-	now := l.now()
-	signs := l.kernel.Tampering()
+// due is when the virtual servers are counted next. The looks that were asked for are those of the base and the audit.
+func (h *heal) due(time.Time) (at time.Time) {
+	if h.stage.stands() {
+		at = h.canary
+	}
+	return at
+}
+
+// tend takes the signs that another program changed what is ours.
+func (h *heal) tend(ctx context.Context) (more bool) {
+	now := h.now()
+	signs := h.signs.Tampering()
 	if signs.Base {
-		l.heal.base.ask(now)
+		h.base.ask(now)
 	}
 	if signs.Keys {
-		l.heal.keys.ask(now)
+		h.keys.ask(now)
 	}
-	if l.started && l.base.ok && !now.Before(l.heal.canary) && l.counts(ctx) {
-		l.heal.keys.ask(now)
+	if h.stage.stands() && !now.Before(h.canary) && h.counts(ctx) {
+		h.keys.ask(now)
 	}
+	return false
 }
 
 // counts counts the virtual servers and reports whether another program added or removed some.
-func (l *Loop) counts(ctx context.Context) (changed bool) {
-	l.heal.canary = l.now().Add(canaryPeriod)
-	changed, err := l.kernel.Canary(ctx)
-	if err != nil && ctx.Err() == nil && !l.heal.mute {
-		l.log.Warn("virtual servers cannot be counted: what others change of them is found by the audit alone", zap.Error(err))
+func (h *heal) counts(ctx context.Context) (changed bool) {
+	h.canary = h.now().Add(canaryPeriod)
+	changed, err := h.signs.Canary(ctx)
+	if err != nil && ctx.Err() == nil && !h.mute {
+		h.tell.log.Warn("virtual servers cannot be counted: what others change of them is found by the audit alone", zap.Error(err))
 	}
-	l.heal.mute = err != nil
+	h.mute = err != nil
 	return changed
-}
-
-// healDue is when the next look out of turn may be, or the next count; zero: nothing is to be done.
-func (l *Loop) healDue() (at time.Time) {
-	sooner := func(t time.Time) {
-		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
-			at = t
-		}
-	}
-	if !l.base.ok {
-		return at
-	}
-	sooner(l.heal.base.due(l.heal.apart))
-	if l.started {
-		sooner(l.heal.canary)
-		sooner(l.heal.keys.due(l.heal.apart))
-	}
-	return at
 }

@@ -20,7 +20,7 @@ import (
 
 // looking counts how often a kernel is looked at.
 type looking struct {
-	ipvs.Kernel
+	Kernel
 	mu            sync.Mutex
 	bases, passes int
 }

@@ -13,8 +13,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/component-base/metrics"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // healthRig is a stepper whose health can be asked.
@@ -280,8 +282,8 @@ func TestB52NetworkProgramming(t *testing.T) {
 	r.model.DeleteSlice("default", "a-1")
 	r.pass(3 * time.Second)
 	r.wantValue("a slice that goes", 3, name)
-	if len(r.loop.awaited) > 0 {
-		t.Errorf("still awaited: %v", r.loop.awaited)
+	if len(r.loop.fare.awaited) > 0 {
+		t.Errorf("still awaited: %v", r.loop.fare.awaited)
 	}
 }
 
@@ -347,15 +349,20 @@ func TestB51NodeObject(t *testing.T) {
 
 // Where healthCheckNodePorts are served (B22).
 func TestB22Addresses(t *testing.T) {
-	site := Site{NodePorts: addrsOf("192.0.2.1")}
-	if got := (NodePortAddresses{}).checkAddresses(site); len(got) != 2 {
+	at := func(nodePorts desk.NodePortAddresses, local ipvs.Local) []netip.Addr {
+		d := desk.New(newModel(), desk.Options{NodePorts: nodePorts})
+		d.Move(cluster.Node{Name: thisNode}, local, nil)
+		return d.CheckAddresses()
+	}
+	local := ipvs.Local{Addrs: addrsOf("192.0.2.1", "192.0.2.2"), Sources: addrsOf("192.0.2.1")}
+	if got := at(desk.NodePortAddresses{}, local); len(got) != 2 {
 		t.Errorf("everywhere: %s", got)
 	}
-	site.Local.NoIPv6 = true
-	if got := (NodePortAddresses{}).checkAddresses(site); len(got) != 1 {
+	local.NoIPv6 = true
+	if got := at(desk.NodePortAddresses{}, local); len(got) != 1 {
 		t.Errorf("everywhere, without IPv6: %s", got)
 	}
-	if got := (NodePortAddresses{Primary: true}).checkAddresses(site); !slices.Equal(got, site.NodePorts) {
+	if got := at(desk.NodePortAddresses{Primary: true}, local); !slices.Equal(got, addrsOf("192.0.2.1")) {
 		t.Errorf("where node ports are: %s", got)
 	}
 }

@@ -100,8 +100,9 @@ func newRealNode(t *testing.T) *realNode {
 // start starts a process that knows the objects and nothing else.
 func (h *realNode) start() {
 	h.model = completeModel(h.objects()...)
-	h.loop = New(h, h.model, zap.NewNop(), modelOptions)
-	h.loop.now = func() time.Time { return h.now }
+	opt := modelOptions
+	opt.Now = func() time.Time { return h.now }
+	h.loop = New(h, h.model, zap.NewNop(), opt)
 }
 
 // The loop's kernel is the real one, with writes that fail.
@@ -168,7 +169,7 @@ func (h *realNode) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 // pass lets the loop do what is due within some time.
 func (h *realNode) pass(d time.Duration) {
 	for end := h.now.Add(d); ; {
-		for n := 0; !h.loop.step(context.Background()); n++ {
+		for n := 0; !h.loop.turn(context.Background()); n++ {
 			if n == 1000 {
 				h.t.Fatal("the loop does not come to rest")
 			}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 var (
@@ -283,7 +284,7 @@ func (w *walker) wrote(op ipvs.Op) {
 	if w.expected().wantsBack(op) && !w.allBad && !w.tampered[addrOf(op)] {
 		w.wrong("%s: takes away what is wanted", op)
 	}
-	if !w.complete && removes(op) && !w.allBad && !w.tampered[addrOf(op)] && !w.knew(op) {
+	if !w.complete && op.Effect().Removes && !w.allBad && !w.tampered[addrOf(op)] && !w.knew(op) {
 		w.wrong("%s: takes something out of service before all is known", op)
 	}
 	now := hazards(w.kernel, w.foreign)
@@ -329,7 +330,7 @@ func (w *walker) spared(k ipvs.Key) bool {
 
 // claimed reports whether a Service wants a Key: a foreign server there is taken over.
 func (w *walker) claimed(k ipvs.Key) bool {
-	return k.Addr != foreignAddr && (w.expected().servers[k].Exists() || w.loop.cells[k] != nil)
+	return k.Addr != foreignAddr && (w.expected().servers[k].Exists() || w.loop.mirror.Knows(k))
 }
 
 func (w *walker) expected() *expected {
@@ -367,7 +368,7 @@ func addrOf(op ipvs.Op) netip.Addr {
 }
 
 // modelOptions make the times of a history short, and with them the number of audits.
-var modelOptions = Options{Compile: CompileOptions{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, BasePeriod: 25 * time.Second, DrainDeadline: 40 * time.Second}
+var modelOptions = Options{Desk: desk.Options{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, BasePeriod: 25 * time.Second, DrainDeadline: 40 * time.Second}
 
 // restTime has room for a look at the base, an audit and what drains without connections.
 const restTime = 45 * time.Second
@@ -410,7 +411,7 @@ func (w *walker) rest() {
 
 // restartInPeace starts a new process on a node that is right.
 func (w *walker) restartInPeace() {
-	told := maps.Clone(w.loop.told)
+	told := maps.Clone(w.loop.tell.told)
 	w.kernel.Log = nil
 	w.begin(true)
 	w.pass(2 * time.Second)
@@ -419,8 +420,8 @@ func (w *walker) restartInPeace() {
 			w.wrong("a restart on a node that is right wrote %s", op)
 		}
 	}
-	if !maps.Equal(told, w.loop.told) {
-		w.wrong("problems told %v, after a restart %v", told, w.loop.told)
+	if !maps.Equal(told, w.loop.tell.told) {
+		w.wrong("problems told %v, after a restart %v", told, w.loop.tell.told)
 	}
 }
 

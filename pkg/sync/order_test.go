@@ -101,7 +101,7 @@ func replay(h map[string][]func(*walker), names []string, r *rand.Rand) (kernel,
 	w.pass(restTime)
 	var b strings.Builder
 	for _, name := range serviceNames {
-		for id, text := range w.loop.told {
+		for id, text := range w.loop.tell.told {
 			if id.Name == name {
 				fmt.Fprintf(&b, "%s: %s\n", name, text)
 			}

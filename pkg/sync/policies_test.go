@@ -21,7 +21,7 @@ func TestAuditTakesPoliciesForOurs(t *testing.T) {
 	s.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7")}
 	logs, seen := observer.New(zap.InfoLevel)
 	s.start(completeModel(nodeNamed("192.0.2.7")))
-	s.loop.log = zap.New(logs)
+	s.loop.tell.log = zap.New(logs)
 	for i := range 64 {
 		web := nodePorts(balancer("web", "10.96.0.1", "203.0.113.1", 1, 80), 30080)
 		policy := corev1.ServiceInternalTrafficPolicyCluster
@@ -52,7 +52,7 @@ func TestAuditOfAnIncompleteClusterBlamesNobody(t *testing.T) {
 	m := newModel(nodeNamed("192.0.2.7"))
 	m.SetSynced()
 	s.start(m)
-	s.loop.log = zap.New(logs)
+	s.loop.tell.log = zap.New(logs)
 	web := nodePorts(balancer("web", "10.96.0.1", "203.0.113.1", 1, 80), 30080)
 	web.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	for i, eps := range [][]string{{"10.244.1.5@node1", "10.244.2.10@node2"}, {"10.244.2.10@node2"}, {"10.244.1.5@node1"}, {"10.244.2.10@node2"}, {}} {

@@ -16,6 +16,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // said records Events, a line each.
@@ -33,12 +34,12 @@ func (s *said) take() []string {
 
 // newEventRig is a node whose Events are heard. Its addresses are 192.0.2.7 and, beside its Node object, 203.0.113.9.
 // It has a Node object of its own unless there is one among the objects.
-func newEventRig(t *testing.T, opt CompileOptions, objs ...any) (*healthRig, *said) {
+func newEventRig(t *testing.T, opt desk.Options, objs ...any) (*healthRig, *said) {
 	r := &healthRig{stepper: newStepper(), t: t, registry: metrics.NewKubeRegistry()}
 	events := &said{}
 	r.health = healthz.New(healthz.Options{Registry: r.registry, Now: func() time.Time { return r.now }})
 	r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7", "203.0.113.9")}
-	r.opt = Options{Health: r.health, Events: events, Compile: opt}
+	r.opt = Options{Health: r.health, Events: events, Desk: opt}
 	r.start(completeModel(append([]any{nodeNamed("192.0.2.7")}, objs...)...))
 	r.pass(3 * time.Second)
 	return r, events
@@ -47,7 +48,7 @@ func newEventRig(t *testing.T, opt CompileOptions, objs ...any) (*healthRig, *sa
 // Every problem that a row wants told to users is told by one node: the one that it happens on, or else the one that
 // has the Service's first ready endpoint (B53).
 func TestB53WhoSpeaks(t *testing.T) {
-	ranges := CompileOptions{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, Protected: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
+	ranges := desk.Options{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, Protected: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
 	svc := service("web", "10.96.0.1", 80)
 	with := func(ips ...string) *corev1.Service {
 		s := service("web", "10.96.0.1", 80)
@@ -64,7 +65,7 @@ func TestB53WhoSpeaks(t *testing.T) {
 	first.Spec.ExternalIPs, later.Spec.ExternalIPs = []string{"192.0.2.200"}, []string{"192.0.2.200"}
 	for _, c := range []struct {
 		name string
-		opt  CompileOptions
+		opt  desk.Options
 		objs []any
 		want string // object and reason
 	}{
@@ -74,9 +75,9 @@ func TestB53WhoSpeaks(t *testing.T) {
 		{"B4: a bad port, first endpoint elsewhere", ranges, []any{svc, noPort("10.244.1.1@node2")}, ""},
 		{"B4: a virtual IP as endpoint here", ranges, []any{svc, vipOfOther, slice(svc, "10.96.0.9@node1")}, "default/web | VirtualIPEndpoint"},
 		{"B4: a virtual IP as endpoint elsewhere", ranges, []any{svc, vipOfOther, slice(svc, "10.96.0.9@node2")}, ""},
-		{"B14: first endpoint here", CompileOptions{}, []any{with("192.0.2.99"), slice(svc, "10.244.1.1@node1", "10.244.2.1")}, "default/web | ExternalIPForbidden"},
-		{"B14: first endpoint elsewhere", CompileOptions{}, []any{with("192.0.2.99"), slice(svc, "10.244.1.1", "10.244.2.1@node1")}, ""},
-		{"B14: no endpoint", CompileOptions{}, []any{with("192.0.2.99")}, ""},
+		{"B14: first endpoint here", desk.Options{}, []any{with("192.0.2.99"), slice(svc, "10.244.1.1@node1", "10.244.2.1")}, "default/web | ExternalIPForbidden"},
+		{"B14: first endpoint elsewhere", desk.Options{}, []any{with("192.0.2.99"), slice(svc, "10.244.1.1", "10.244.2.1@node1")}, ""},
+		{"B14: no endpoint", desk.Options{}, []any{with("192.0.2.99")}, ""},
 		{"B60: the loser, first endpoint here", ranges, []any{first, later, slice(later, "10.244.1.1@node1")}, "default/later | AddressTaken"},
 		{"B60: the loser, first endpoint elsewhere", ranges, []any{first, later, slice(later, "10.244.1.1@node2"), slice(first, "10.244.1.1@node1")}, ""},
 		{"B61: this node's address, no endpoint", ranges, []any{with("192.0.2.7")}, "default/web | NodeAddress"},
@@ -109,8 +110,8 @@ func TestB53WhoSpeaks(t *testing.T) {
 			if n := r.value("ipvsproxy_problems"); n != 0 {
 				t.Errorf("all gone, and %v problems", n)
 			}
-			if len(r.loop.raised)+len(r.loop.counted)+len(r.loop.told) != 0 {
-				t.Errorf("all gone, and something is remembered: %v %v %v", r.loop.raised, r.loop.counted, r.loop.told)
+			if len(r.loop.tell.raised)+len(r.loop.tell.counted)+len(r.loop.tell.told) != 0 {
+				t.Errorf("all gone, and something is remembered: %v %v %v", r.loop.tell.raised, r.loop.tell.counted, r.loop.tell.told)
 			}
 		})
 	}
@@ -119,7 +120,7 @@ func TestB53WhoSpeaks(t *testing.T) {
 // An Event is put once while its problem lasts, and again when it has changed or come back.
 func TestB53Once(t *testing.T) {
 	svc := service("web", "10.96.0.1", 80)
-	r, events := newEventRig(t, CompileOptions{})
+	r, events := newEventRig(t, desk.Options{})
 	step := func(what string, want int, objs ...any) {
 		t.Helper()
 		give(r.model, objs...)
@@ -163,7 +164,7 @@ func TestReasonsDocs(t *testing.T) {
 		t.Fatal(err)
 	}
 	known := regexp.MustCompile(`\w+`).FindAllString(string(docs), -1)
-	for _, file := range []string{"problem.go", "../cluster/problem.go"} {
+	for _, file := range []string{"desk/problem.go", "../cluster/problem.go"} {
 		code, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -183,7 +184,7 @@ func TestReasonsDocs(t *testing.T) {
 // A scheduler that the kernel lacks is this node's affair: an Event on the Node (B43).
 func TestB53Node(t *testing.T) {
 	svc := service("web", "10.96.0.1", 80)
-	r, events := newEventRig(t, CompileOptions{Scheduler: "nq"}, svc, slice(svc, "10.244.2.1"))
+	r, events := newEventRig(t, desk.Options{Scheduler: "nq"}, svc, slice(svc, "10.244.2.1"))
 	want := []string{"/ | SchedulerMissing | the kernel of this node lacks the scheduler nq: rr serves in its place"}
 	if got := events.take(); !slices.Equal(got, want) {
 		t.Errorf("Events %q, want %q", got, want)

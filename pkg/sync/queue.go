@@ -2,6 +2,8 @@ package sync
 
 import (
 	"container/heap"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
@@ -119,5 +121,16 @@ func (q *queue) next(now time.Time) time.Time {
 	return time.Time{}
 }
 
+// pending reports whether a Key will have its turn anyway.
+func (q *queue) pending(k ipvs.Key) bool {
+	_, queued := q.where[k]
+	return queued
+}
+
 // len counts the queued Keys.
 func (q *queue) len() int { return len(q.where) }
+
+// sorted gives the Keys of a map in their canonical order, so that every start does the same.
+func sorted[V any](m map[ipvs.Key]V) []ipvs.Key {
+	return slices.SortedFunc(maps.Keys(m), ipvs.Key.Compare)
+}

@@ -41,7 +41,7 @@ func newRig(t *testing.T) *rig {
 // locked lets the loop and a test share the fake kernel.
 type locked struct {
 	mu *sync.Mutex
-	k  ipvs.Kernel
+	k  Kernel
 }
 
 func (l *locked) Base(ctx context.Context) (ipvs.BaseReport, error) {

@@ -1,10 +1,8 @@
 package sync
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 func addrsOf(list ...string) (out []netip.Addr) {
@@ -22,53 +21,10 @@ func addrsOf(list ...string) (out []netip.Addr) {
 	return ipvs.SortAddrs(out)
 }
 
-// TestNodePortAddresses: which of a node's addresses serve node ports, for each setting (B11).
-func TestNodePortAddresses(t *testing.T) {
-	have := addrsOf("192.0.2.1", "192.0.2.2", "10.244.1.1", "2001:db8::1", "fd10:244:1::1")
-	primaries := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1")}
-	all4, all6 := []string{"192.0.2.1", "192.0.2.2", "10.244.1.1"}, []string{"2001:db8::1", "fd10:244:1::1"}
-	for _, c := range []struct {
-		setting  string
-		want     []string
-		warnings int
-	}{
-		{"", slices.Concat(all4, all6), 0},
-		{"all", slices.Concat(all4, all6), 0},
-		{"primary", []string{"192.0.2.2", "2001:db8::1"}, 0},
-		{"localhost", nil, 1},
-		{"192.0.2.0/24", append([]string{"192.0.2.1", "192.0.2.2"}, all6...), 0},
-		{"2001:db8::/32", append([]string{"2001:db8::1"}, all4...), 0},
-		{"192.0.2.1/24,fd10::/16", []string{"192.0.2.1", "192.0.2.2", "fd10:244:1::1"}, 0},
-		{"127.0.0.0/8", all6, 1},
-		{"127.0.0.0/8,192.0.2.2/32", append([]string{"192.0.2.2"}, all6...), 1},
-		{"::1/128,127.0.0.1/32", nil, 2},
-		{"0.0.0.0/0", slices.Concat(all4, all6), 0},
-	} {
-		n, warnings, err := ParseNodePortAddresses(slices.DeleteFunc(strings.Split(c.setting, ","), func(s string) bool { return s == "" }))
-		if err != nil || len(warnings) != c.warnings {
-			t.Errorf("%q: %v, warnings %q, want %d", c.setting, err, warnings, c.warnings)
-		}
-		var got []netip.Addr
-		for _, a := range have {
-			if n.selects(a, primaries) {
-				got = append(got, a)
-			}
-		}
-		if !slices.Equal(got, addrsOf(c.want...)) {
-			t.Errorf("%q selects %v, want %v", c.setting, got, c.want)
-		}
-	}
-	for _, bad := range []string{"eth0", "192.0.2.0", "all,192.0.2.0/24", "::ffff:192.0.2.0/120"} {
-		if _, _, err := ParseNodePortAddresses(strings.Split(bad, ",")); err == nil || !strings.Contains(err.Error(), "192.0.2.0") && !strings.Contains(err.Error(), bad) {
-			t.Errorf("%q: %v, want an error that says it", bad, err)
-		}
-	}
-}
-
 // A scheduler that the kernel lacks: rr serves, live connections or not, and nobody is asked twice (B43).
 func TestMissingSchedulerFallsBack(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
-		r.opt.Compile.Scheduler = "nonesuch"
+		r.opt.Desk.Scheduler = "nonesuch"
 		web := service("web", "10.96.0.1", 80)
 		r.set(web, slice(web, "10.244.2.10"))
 		r.synced()
@@ -217,7 +173,7 @@ func TestNodeObjectGone(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		own := netip.MustParseAddr("192.0.2.7")
 		r.kernel.Node = ipvs.Local{Addrs: []netip.Addr{own}, Sources: []netip.Addr{own}}
-		r.opt.Compile.NodePorts = NodePortAddresses{Primary: true}
+		r.opt.Desk.NodePorts = desk.NodePortAddresses{Primary: true}
 		thief := nodePorts(balancer("thief", "10.96.0.9", own.String(), 1, 22), 30022)
 		r.set(thief, slice(thief, "10.244.2.10"))
 		r.model.SetNode(nodeNamed(own.String()))
@@ -249,7 +205,7 @@ func TestNodeObjectGone(t *testing.T) {
 func TestNodePortsAreTakenOver(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7", "172.17.0.1")}
-		r.opt.Compile.NodePorts = NodePortAddresses{Primary: true}
+		r.opt.Desk.NodePorts = desk.NodePortAddresses{Primary: true}
 		leftover := ipvs.Key{Addr: netip.MustParseAddr("172.17.0.1"), Port: 30080, Proto: ipvs.TCP}
 		foreign := ipvs.Key{Addr: netip.MustParseAddr("172.17.0.1"), Port: 8443, Proto: ipvs.TCP}
 		for _, k := range []ipvs.Key{leftover, foreign} {
@@ -335,22 +291,9 @@ func TestZoneChange(t *testing.T) {
 			t.Errorf("in zone %s: %v, want %v", c.zone, got, c.want)
 		}
 	}
-	if ids := slices.Collect(maps.Keys(s.loop.zonal)); len(ids) != 1 || ids[0] != idOf("web") {
-		t.Errorf("a zone matters to %v, want web alone", ids)
-	}
-	moved := s.loop.site
+	moved := s.loop.desk.Site()
 	moved.Node.Zone = "b"
-	s.loop.model = stuckModel{s.loop.model, moved.Node}
-	s.loop.settleSite(moved.Local)
-	if !slices.Equal(s.loop.dirty, []cluster.ID{idOf("web")}) {
-		t.Errorf("another zone has %v decided anew, want web alone", s.loop.dirty)
+	if again := s.loop.desk.Move(moved.Node, moved.Local, nil); !slices.Equal(again, []cluster.ID{idOf("web")}) {
+		t.Errorf("another zone has %v decided anew, want web alone", again)
 	}
 }
-
-// stuckModel has a Node of its own.
-type stuckModel struct {
-	Model
-	node cluster.Node
-}
-
-func (m stuckModel) Node() cluster.Node { return m.node }

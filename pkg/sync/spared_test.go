@@ -14,7 +14,7 @@ import (
 // want there is made all the same. A node at rest stays at rest.
 func TestB56Spared(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
-		r.opt.Spared = prefixes("10.96.0.96/28")
+		r.opt.Desk.Spared = prefixes("10.96.0.96/28")
 		at := func(a string) ipvs.Key { return ipvs.Key{Addr: netip.MustParseAddr(a), Port: 80, Proto: ipvs.TCP} }
 		stale, spared, wanted := at("10.96.0.10"), at("10.96.0.99"), at("10.96.0.100")
 		r.kernel.Link = true

@@ -61,7 +61,7 @@ const ownModule = "github.com/ipvs-proxy/ipvs-proxy/"
 
 var (
 	countedSizes    = []int{10, 1000, 10_000}
-	countedPackages = []string{ownModule + "pkg/sync", ownModule + "pkg/cluster", ownModule + "pkg/healthz", ownModule + "pkg/ipvs", ownModule + "pkg/ipvs/fake"}
+	countedPackages = []string{ownModule + "pkg/sync", ownModule + "pkg/sync/desk", ownModule + "pkg/sync/mirror", ownModule + "pkg/cluster", ownModule + "pkg/healthz", ownModule + "pkg/ipvs", ownModule + "pkg/ipvs/fake"}
 )
 
 // countedEvent is one of the events whose statements are counted.

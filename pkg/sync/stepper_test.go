@@ -17,6 +17,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
 // stepper drives a loop by hand, on a fake kernel and on a clock of its own. It is the rig without
@@ -39,8 +40,18 @@ func newStepper() *stepper {
 // start starts a new process that knows nothing but a model.
 func (s *stepper) start(m *cluster.Model) {
 	s.model = m
+	s.opt.Now = func() time.Time { return s.now }
 	s.loop = New(s.door, m, zap.NewNop(), s.opt)
-	s.loop.now = func() time.Time { return s.now }
+}
+
+// audit is the loop's.
+func (s *stepper) audit() *audit {
+	for _, t := range s.loop.rounds {
+		if a, is := t.(*audit); is {
+			return a
+		}
+	}
+	panic("no audit")
 }
 
 // pass lets the loop do what is due now and within some time.
@@ -60,7 +71,7 @@ func (s *stepper) pass(d time.Duration) {
 // settle lets the loop do what is due now.
 func (s *stepper) settle() {
 	for range 1000 {
-		if s.loop.step(context.Background()) {
+		if s.loop.turn(context.Background()) {
 			return
 		}
 	}
@@ -283,30 +294,30 @@ type expected struct {
 // nobody spares no virtual server.
 func nobody(ipvs.Key) bool { return false }
 
-// siteOf is the Site of a node with such objects and addresses.
-func siteOf(m *cluster.Model, local ipvs.Local, opt CompileOptions) Site {
+// siteOf is the desk.Site of a node with such objects and addresses.
+func siteOf(m *cluster.Model, local ipvs.Local, opt desk.Options) desk.Site {
 	_, eps := m.Get(kubernetes)
 	var servers []netip.Addr
 	for _, ep := range eps {
 		servers = append(servers, ep.Addr)
 	}
-	return newSite(m.Node(), local, ipvs.SortAddrs(servers), opt)
+	return desk.NewSite(m.Node(), local, ipvs.SortAddrs(servers), opt)
 }
 
 // expect says in the simplest way what the kernel should hold for a cluster: every Service compiled, every
 // Key to the oldest that claims it, every address to the oldest whose ClusterIP it is, everything added up.
 func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 	opt = opt.withDefaults()
-	site := siteOf(m, local, opt.Compile)
+	site := siteOf(m, local, opt.Desk)
 	vips := map[netip.Addr]bool{}
 	for _, id := range m.Services() {
 		svc, _ := m.Get(id)
-		for _, c := range Compile(svc, nil, site, opt.Compile).Claims {
+		for _, c := range desk.Compile(svc, nil, site, opt.Desk).Claims {
 			vips[c.Key.Addr] = vips[c.Key.Addr] || c.Claim.Want.Guard.VIP
 		}
 	}
-	claims := map[ipvs.Key][]Claim{}
-	holding := map[netip.Addr][]Claim{}
+	claims := map[ipvs.Key][]desk.Claim{}
+	holding := map[netip.Addr][]desk.Claim{}
 	for _, id := range m.Services() {
 		svc, all := m.Get(id)
 		var eps []cluster.Endpoint
@@ -315,9 +326,9 @@ func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 				eps = append(eps, ep)
 			}
 		}
-		for _, c := range Compile(svc, eps, site, opt.Compile).Claims {
+		for _, c := range desk.Compile(svc, eps, site, opt.Desk).Claims {
 			claims[c.Key] = append(claims[c.Key], c.Claim)
-			if c.Claim.Rank == rankClusterIP {
+			if c.Claim.Rank == desk.RankClusterIP {
 				holding[c.Key.Addr] = append(holding[c.Key.Addr], c.Claim)
 			}
 		}
@@ -328,15 +339,15 @@ func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 		e.sets[s] = map[ipvs.Key]bool{}
 	}
 	e.sets[ipvs.SetOwned][ipvs.Adopted] = true
-	first := func(cs []Claim) Claim {
-		return slices.MinFunc(cs, func(a, b Claim) int {
+	first := func(cs []desk.Claim) desk.Claim {
+		return slices.MinFunc(cs, func(a, b desk.Claim) int {
 			return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Created, b.Created), a.Service.Compare(b.Service))
 		})
 	}
 	for k, cs := range claims {
 		if hs := holding[k.Addr]; len(hs) > 0 {
 			holder := first(hs).Service
-			if cs = slices.DeleteFunc(cs, func(c Claim) bool { return c.Service != holder }); len(cs) == 0 {
+			if cs = slices.DeleteFunc(cs, func(c desk.Claim) bool { return c.Service != holder }); len(cs) == 0 {
 				continue
 			}
 		}

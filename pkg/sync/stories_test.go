@@ -237,8 +237,8 @@ func startNode(t *testing.T, name, dir string) *storyNode {
 // restart starts an agent that knows nothing of what was before.
 func (n *storyNode) restart(dir string) {
 	n.model = cluster.NewModel(cluster.Options{NodeName: n.name})
+	n.opt.Now = func() time.Time { return n.now }
 	n.loop = New(n.door, sortedModel{n.model}, zap.NewNop(), n.opt)
-	n.loop.now = func() time.Time { return n.now }
 	marks := make(chan string, 100)
 	n.marks = marks
 	source := cluster.NewDirectory(dir, n.model, func(err error) {

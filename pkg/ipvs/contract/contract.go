@@ -16,8 +16,22 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
+// Kernel is what both kernels have. What its methods promise is said where they are used, in package sync.
+type Kernel interface {
+	Tables
+	Base(context.Context) (ipvs.BaseReport, error)
+}
+
+// Tables are what is read and written of a Kernel.
+type Tables interface {
+	Do(context.Context, ipvs.Plan) []ipvs.Outcome
+	Observe(context.Context, []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error)
+	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
+	Detect(context.Context, func(ipvs.Key, *ipvs.Frontend)) (done bool, err error)
+}
+
 // Run runs the contract. open gives an empty kernel each time.
-func Run(t *testing.T, open func(t *testing.T) ipvs.Kernel) {
+func Run(t *testing.T, open func(t *testing.T) Kernel) {
 	for _, c := range suites() {
 		t.Run(c.family+" "+c.key.Proto.String(), func(t *testing.T) {
 			t.Run("lifecycle", func(t *testing.T) { c.lifecycle(t, open(t)) })
@@ -68,7 +82,7 @@ func (c *suite) real(i int, weight uint16) ipvs.Real {
 }
 
 // must writes operations for one Key and wants every one confirmed.
-func must(t *testing.T, k ipvs.Kernel, key ipvs.Key, ops ...ipvs.Op) {
+func must(t *testing.T, k Kernel, key ipvs.Key, ops ...ipvs.Op) {
 	t.Helper()
 	done(t, k, planOf(key, ops))
 }
@@ -81,7 +95,7 @@ func planOf(key ipvs.Key, ops []ipvs.Op) (plan ipvs.Plan) {
 }
 
 // done writes a plan and wants every step confirmed.
-func done(t *testing.T, k ipvs.Kernel, plan ipvs.Plan) {
+func done(t *testing.T, k Kernel, plan ipvs.Plan) {
 	t.Helper()
 	for i, o := range k.Do(ctxOf(t), plan) {
 		if o.Err != nil {
@@ -91,7 +105,7 @@ func done(t *testing.T, k ipvs.Kernel, plan ipvs.Plan) {
 }
 
 // wants compares what all three ways of reading say of a Key with what it should be.
-func wants(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
+func wants(t *testing.T, k Kernel, key ipvs.Key, want *ipvs.Frontend) {
 	t.Helper()
 	observes(t, k, key, want)
 	scanned := map[ipvs.Key]*ipvs.Frontend{}
@@ -109,7 +123,7 @@ func wants(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
 }
 
 // observes compares what Observe says of a Key with what it should be.
-func observes(t *testing.T, k ipvs.Kernel, key ipvs.Key, want *ipvs.Frontend) {
+func observes(t *testing.T, k Kernel, key ipvs.Key, want *ipvs.Frontend) {
 	t.Helper()
 	got, err := k.Observe(ctxOf(t), []ipvs.Key{key})
 	if err != nil {
@@ -127,7 +141,7 @@ func mask(f *ipvs.Frontend) *ipvs.Frontend {
 }
 
 // detect puts the pieces of one pass together.
-func detect(t *testing.T, k ipvs.Kernel) (all map[ipvs.Key]*ipvs.Frontend, parts int) {
+func detect(t *testing.T, k Kernel) (all map[ipvs.Key]*ipvs.Frontend, parts int) {
 	t.Helper()
 	all = map[ipvs.Key]*ipvs.Frontend{}
 	for done := false; !done; parts++ {
@@ -170,7 +184,7 @@ func same(t *testing.T, key ipvs.Key, how string, want, got *ipvs.Frontend) {
 }
 
 // detectParts: many virtual servers come in several parts, all of them, and the next pass begins anew.
-func detectParts(t *testing.T, k ipvs.Kernel) {
+func detectParts(t *testing.T, k Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +216,7 @@ func detectParts(t *testing.T, k ipvs.Kernel) {
 	}
 }
 
-func base(t *testing.T, k ipvs.Kernel) {
+func base(t *testing.T, k Kernel) {
 	first, err := k.Base(ctxOf(t))
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +234,7 @@ func base(t *testing.T, k ipvs.Kernel) {
 }
 
 // lifecycle goes through what a frontend sees in its life.
-func (c *suite) lifecycle(t *testing.T, k ipvs.Kernel) {
+func (c *suite) lifecycle(t *testing.T, k Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +301,7 @@ func (c *suite) ranges(bits ...int) (rs []ipvs.Range) {
 }
 
 // check compares the Key, its address and its hairpin fact, which the kernel keeps apart.
-func (c *suite) check(t *testing.T, k ipvs.Kernel, name string, want *ipvs.Frontend) {
+func (c *suite) check(t *testing.T, k Kernel, name string, want *ipvs.Frontend) {
 	t.Helper()
 	t.Log(name)
 	wants(t, k, c.key, &ipvs.Frontend{Server: want.Server, Guard: want.Guard.Own()})
@@ -296,7 +310,7 @@ func (c *suite) check(t *testing.T, k ipvs.Kernel, name string, want *ipvs.Front
 }
 
 // single goes through every operation, and through the extremes of its fields.
-func (c *suite) single(t *testing.T, k ipvs.Kernel) {
+func (c *suite) single(t *testing.T, k Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +375,7 @@ const (
 
 // isolation: in one plan, a frontend that the kernel refuses leaves the others whole, and stops where it
 // failed.
-func (c *suite) isolation(t *testing.T, k ipvs.Kernel) {
+func (c *suite) isolation(t *testing.T, k Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}

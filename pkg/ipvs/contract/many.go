@@ -8,7 +8,7 @@ import (
 )
 
 // ManyElements runs the part of the contract that takes a real kernel seconds: both families, TCP, many elements.
-func ManyElements(t *testing.T, open func(t *testing.T) ipvs.Kernel) {
+func ManyElements(t *testing.T, open func(t *testing.T) Kernel) {
 	for _, c := range suites() {
 		if c.key.Proto == ipvs.TCP {
 			t.Run(c.family, func(t *testing.T) { c.manyElements(t, open(t)) })
@@ -18,7 +18,7 @@ func ManyElements(t *testing.T, open func(t *testing.T) ipvs.Kernel) {
 
 // manyElements (row B91): a frontend with more source ranges, and more pods of this node, than the kernel takes in one netlink
 // message is written and removed as any other, and so is another one on the same address.
-func (c *suite) manyElements(t *testing.T, k ipvs.Kernel) {
+func (c *suite) manyElements(t *testing.T, k Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ type refusal struct {
 // Refusals tries what a kernel may refuse and returns its answers, a line each:
 // "family protocol operation | precondition | errno". A kernel's answers are kept in testdata of package
 // kernel; the fake's must be the same.
-func Refusals(t *testing.T, open func(t *testing.T) ipvs.Kernel) string {
+func Refusals(t *testing.T, open func(t *testing.T) Kernel) string {
 	var out strings.Builder
 	for _, c := range suites() {
 		for _, r := range c.table() {
@@ -74,7 +74,7 @@ var errnoNames = map[syscall.Errno]string{
 }
 
 // dumpOf is all that the kernel holds, as text.
-func dumpOf(t *testing.T, k ipvs.Kernel) string {
+func dumpOf(t *testing.T, k Kernel) string {
 	t.Helper()
 	var out strings.Builder
 	if err := k.Scan(ctxOf(t), func(key ipvs.Key, o ipvs.Observed) { fmt.Fprintf(&out, "%s %+v\n", key, *o.Have) }); err != nil {
@@ -172,7 +172,7 @@ func (c *suite) badReals() []badReal {
 }
 
 // forget: deleting what was never tracked is no error, for one Key or many.
-func (c *suite) forget(t *testing.T, k ipvs.Kernel) {
+func (c *suite) forget(t *testing.T, k Kernel) {
 	if _, err := k.Base(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// Kernel is a kernel in memory. It implements ipvs.Kernel.
+// Kernel is a kernel in memory. What its methods promise is said by their user, package sync.
 type Kernel struct {
 	Servers map[ipvs.Key]ipvs.Server
 	Conns   map[ipvs.Key]map[netip.AddrPort]ipvs.Conns
@@ -51,8 +51,6 @@ type Kernel struct {
 	counting bool // Canary was called
 	counted  int  // virtual servers then, and what was written since
 }
-
-var _ ipvs.Kernel = (*Kernel)(nil)
 
 // New makes an empty kernel: no interface, no table.
 func New() *Kernel {

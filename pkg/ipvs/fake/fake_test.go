@@ -13,7 +13,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
 )
 
-func open(*testing.T) ipvs.Kernel { return fake.New() }
+func open(*testing.T) contract.Kernel { return fake.New() }
 
 func TestContract(t *testing.T) { contract.Run(t, open) }
 

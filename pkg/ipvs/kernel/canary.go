@@ -53,15 +53,16 @@ func (c *canary) count() (int, error) {
 
 // wrote takes one of our own writes into account.
 func (c *canary) wrote(op ipvs.Op, o ipvs.Outcome) {
-	switch op := op.(type) {
-	case ipvs.AddServer:
-		c.changed(op.Key, o, 1)
+	switch is := op.Effect(); {
+	case !is.OfServer():
+	case is.Made:
+		c.changed(is.Key, o, 1)
 		if o.Err == nil {
-			c.saw(op.Key)
+			c.saw(is.Key)
 		}
-	case ipvs.DelServer:
-		c.changed(op.Key, o, -1)
-		if op.Key == c.witness {
+	case is.Gone:
+		c.changed(is.Key, o, -1)
+		if is.Key == c.witness {
 			c.witness = ipvs.Key{}
 		}
 	}

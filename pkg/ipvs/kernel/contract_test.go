@@ -4,7 +4,6 @@ import (
 	"context"
 	"testing"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/contract"
 )
 
@@ -12,7 +11,7 @@ func TestContract(t *testing.T) {
 	needsIPVS(t)
 	for _, binding := range []Binding{BindAddress, BindRoute} {
 		t.Run(string(binding), func(t *testing.T) {
-			contract.Run(t, func(t *testing.T) ipvs.Kernel { return openHere(t, binding) })
+			contract.Run(t, func(t *testing.T) contract.Kernel { return openHere(t, binding) })
 		})
 	}
 }
@@ -20,7 +19,7 @@ func TestContract(t *testing.T) {
 // Row B91: elements do not depend on the binding.
 func TestB91Contract(t *testing.T) {
 	needsIPVS(t)
-	contract.ManyElements(t, func(t *testing.T) ipvs.Kernel { return openHere(t, BindAddress) })
+	contract.ManyElements(t, func(t *testing.T) contract.Kernel { return openHere(t, BindAddress) })
 }
 
 // openHere opens the kernel in a network namespace of its own.

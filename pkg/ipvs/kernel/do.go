@@ -10,8 +10,8 @@ import (
 func (k *Kernel) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 	out := ipvs.Execute(ctx, plan, k.write)
 	for i, o := range out {
-		if e, ok := plan[i].Op.(ipvs.Element); ok && e.Set == ipvs.SetRanges && o.Err != nil {
-			k.mayHaveRanges(e.Key)
+		if is := plan[i].Op.Effect(); is.Set == ipvs.SetRanges && o.Err != nil {
+			k.mayHaveRanges(is.Key)
 		}
 	}
 	return out
@@ -22,12 +22,12 @@ func (k *Kernel) write(ctx context.Context, ops []ipvs.Step) []ipvs.Outcome {
 	out := make([]ipvs.Outcome, len(ops))
 	var elements, servers, links, forget []int
 	for i, s := range ops {
-		switch s.Op.(type) {
-		case ipvs.Element:
+		switch s.Op.Effect().Table {
+		case ipvs.TableSets:
 			elements = append(elements, i)
-		case ipvs.Bind, ipvs.Unbind:
+		case ipvs.TableInterface:
 			links = append(links, i)
-		case ipvs.Forget:
+		case ipvs.TableConntrack:
 			forget = append(forget, i)
 		default:
 			servers = append(servers, i)

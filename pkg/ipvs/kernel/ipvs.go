@@ -92,11 +92,8 @@ func explain(op ipvs.Op, r reply, renewed bool) error {
 	case renewed:
 		return errLoadedAnew
 	}
-	switch o := op.(type) {
-	case ipvs.AddServer:
-		return missingModule("ip_vs_"+o.Scheduler, r.err)
-	case ipvs.SetServer:
-		return missingModule("ip_vs_"+o.Scheduler, r.err)
+	if scheduler := op.Effect().Scheduler; scheduler != "" {
+		return missingModule("ip_vs_"+scheduler, r.err)
 	}
 	return r.err
 }

@@ -41,8 +41,8 @@ type Config struct {
 	Conntrack Conntrack
 }
 
-// Kernel is the kernel of this network namespace. It implements ipvs.Kernel and, like it, is for one
-// goroutine at a time.
+// Kernel is the kernel of this network namespace. What its methods promise is said by their user,
+// package sync. It is for one goroutine at a time.
 type Kernel struct {
 	ipvs      *ipvsDoor
 	link      *linkDoor
@@ -56,8 +56,6 @@ type Kernel struct {
 	// ranged are Keys that may have source ranges though they are in no set that says so.
 	ranged map[ipvs.Key]bool
 }
-
-var _ ipvs.Kernel = (*Kernel)(nil)
 
 // ErrNotRoot: the process may not change the network.
 var ErrNotRoot = errors.New("no permission to change the node's network: run as root or with CAP_NET_ADMIN")

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/contract"
 )
 
@@ -20,7 +19,7 @@ func TestRefusals(t *testing.T) {
 	golden := filepath.Join("testdata", "refusals", kernelVersion(t)+".txt")
 	for _, binding := range []Binding{BindAddress, BindRoute} {
 		t.Run(string(binding), func(t *testing.T) {
-			got := contract.Refusals(t, func(t *testing.T) ipvs.Kernel { return openHere(t, binding) })
+			got := contract.Refusals(t, func(t *testing.T) contract.Kernel { return openHere(t, binding) })
 			if *update {
 				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 					t.Fatal(err)

@@ -255,13 +255,11 @@ func (l *linkDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 	var bind, unbind []int
 	addrs := make([]netip.Addr, len(ops))
 	for i, op := range ops {
-		switch o := op.(type) {
-		case ipvs.Bind:
-			bind, addrs[i] = append(bind, i), o.Addr
-		case ipvs.Unbind:
-			unbind, addrs[i] = append(unbind, i), o.Addr
-		default:
-			panic(fmt.Sprintf("no operation on addresses: %T", op))
+		is := op.Effect()
+		if addrs[i] = is.Fact.Addr; is.Gone {
+			unbind = append(unbind, i)
+		} else {
+			bind = append(bind, i)
 		}
 	}
 	replies := make([]reply, len(ops))

@@ -1,4 +1,4 @@
-package sync
+package desk
 
 import (
 	"slices"
@@ -12,6 +12,8 @@ type scopes struct {
 	cluster []cluster.Endpoint
 	// local are those on this node, for policy Local; nil where the Service never uses it.
 	local []cluster.Endpoint
+	// byTopology and byNode are how those two were chosen.
+	byTopology, byNode choice
 	// any: somewhere in the cluster there is an endpoint that could be used. Where a policy allows none all the
 	// same, clients are dropped, not refused.
 	any bool
@@ -31,43 +33,70 @@ func scopesOf(svc *cluster.Service, external bool, eps []cluster.Endpoint, node 
 		s.any = s.any || ep.Ready || lingers(ep)
 	}
 	if external || !svc.InternalLocal {
-		var near func(cluster.Endpoint) bool
-		near, s.zonal = nearness(eps, node)
-		s.cluster = scope(eps, near)
+		var far func(cluster.Endpoint) Code
+		far, s.zonal = farness(eps, node)
+		s.byTopology = choose(eps, far)
+		s.cluster = s.byTopology.of(eps)
 		s.stray = strayHints(eps, node, s.zonal)
 		s.partial = slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return len(ep.ZoneHints)+len(ep.NodeHints) > 0 })
 	}
 	if svc.InternalLocal || external && svc.ExternalLocal {
-		s.local, s.partial = scope(eps, func(ep cluster.Endpoint) bool { return ep.NodeName == node.Name }), true
+		s.byNode = choose(eps, func(ep cluster.Endpoint) Code { return unless(ep.NodeName == node.Name, Elsewhere) })
+		s.local, s.partial = s.byNode.of(eps), true
 	}
 	return s
 }
 
-// scope is what may be used of the endpoints in it: the ready ones, or else those that linger.
-func scope(eps []cluster.Endpoint, in func(cluster.Endpoint) bool) []cluster.Endpoint {
+// choice is how the endpoints of a scope are chosen: the ready ones, or else those that linger.
+type choice struct {
+	out       func(cluster.Endpoint) Code // why an endpoint is not in the scope, however ready it is
+	lingering bool                        // none in it is ready
+}
+
+func choose(eps []cluster.Endpoint, out func(cluster.Endpoint) Code) choice {
+	return choice{out, !slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Ready && out(ep) == None })}
+}
+
+// takes reports whether an endpoint may be used.
+func (c choice) takes(ep cluster.Endpoint) bool {
+	return (ep.Ready || c.lingering && lingers(ep)) && c.out(ep) == None
+}
+
+// of are those endpoints that may be used.
+func (c choice) of(eps []cluster.Endpoint) []cluster.Endpoint {
 	usable := make([]cluster.Endpoint, 0, len(eps))
-	for _, usableIf := range []func(cluster.Endpoint) bool{isReady, lingers} {
-		for _, ep := range eps {
-			if usableIf(ep) && in(ep) {
-				usable = append(usable, ep)
-			}
-		}
-		if len(usable) > 0 {
-			break
+	for _, ep := range eps {
+		if c.takes(ep) {
+			usable = append(usable, ep)
 		}
 	}
 	return usable
 }
 
-func isReady(ep cluster.Endpoint) bool { return ep.Ready }
+// why says why an endpoint is left out, or why one is used that is about to end; None: it is ready and used.
+func (c choice) why(ep cluster.Endpoint) Code {
+	switch {
+	case !ep.Ready && !ep.Terminating:
+		return NotReady
+	case !ep.Ready && !lingers(ep):
+		return NotServing
+	case c.out(ep) != None:
+		return c.out(ep)
+	case ep.Ready:
+		return None
+	case c.lingering:
+		return LastOnes
+	}
+	return Terminating
+}
 
 // lingers: the pod is about to end and still answers.
 func lingers(ep cluster.Endpoint) bool { return !ep.Ready && ep.Serving && ep.Terminating }
 
-// nearness says which endpoints hints leave to this node, and whether its zone matters for that. A hint counts
+// farness says which endpoints hints take away from this node, and whether its zone matters for that. A hint counts
 // only while every ready endpoint has one of its kind and at least one names this node, or else its zone: a
 // hint that is missing may be one that is yet to come, and a node that nobody thought of must be served as well.
-func nearness(eps []cluster.Endpoint, node cluster.Node) (near func(cluster.Endpoint) bool, zonal bool) {
+func farness(eps []cluster.Endpoint, node cluster.Node) (far func(cluster.Endpoint) Code, zonal bool) {
 	ready, nodes, zones := 0, 0, 0
 	forNode, forZone := false, false
 	for _, ep := range eps {
@@ -84,14 +113,23 @@ func nearness(eps []cluster.Endpoint, node cluster.Node) (near func(cluster.Endp
 			forZone = forZone || node.Zone != "" && slices.Contains(ep.ZoneHints, node.Zone)
 		}
 	}
-	switch everywhere := func(cluster.Endpoint) bool { return true }; {
+	switch {
 	case ready == 0:
-		return everywhere, false
+		return nowhere, false
 	case nodes == ready && forNode:
-		return func(ep cluster.Endpoint) bool { return slices.Contains(ep.NodeHints, node.Name) }, false
+		return func(ep cluster.Endpoint) Code { return unless(slices.Contains(ep.NodeHints, node.Name), OtherNode) }, false
 	case zones == ready && forZone:
-		return func(ep cluster.Endpoint) bool { return slices.Contains(ep.ZoneHints, node.Zone) }, true
+		return func(ep cluster.Endpoint) Code { return unless(slices.Contains(ep.ZoneHints, node.Zone), OtherZone) }, true
 	default:
-		return everywhere, zones == ready
+		return nowhere, zones == ready
 	}
+}
+
+func nowhere(cluster.Endpoint) Code { return None }
+
+func unless(ok bool, why Code) Code {
+	if ok {
+		return None
+	}
+	return why
 }

@@ -1,4 +1,4 @@
-package sync
+package desk
 
 import (
 	"cmp"
@@ -6,13 +6,12 @@ import (
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // Claim is one Service's wish for a Key.
 type Claim struct {
-	Rank    uint8 // the lower owns
+	Rank    Rank  // the lower owns
 	Created int64 // Unix seconds; the older owns
 	Service cluster.ID
 	Want    *ipvs.Frontend
@@ -23,40 +22,8 @@ func (c Claim) compare(o Claim) int {
 	return cmp.Or(cmp.Compare(c.Rank, o.Rank), cmp.Compare(c.Created, o.Created), c.Service.Compare(o.Service))
 }
 
-// factKind is a kind of fact that the kernel holds once for several Keys.
-type factKind uint8
-
-const (
-	factBind     factKind = iota // the address is on our interface
-	factVIP                      // the guard refuses what is not open on the address
-	factHairpin                  // the pod's connections to itself are masqueraded
-	factMisbound                 // the address is on our interface in another form than is configured; never needed
-)
-
-// fact is one such fact.
-type fact struct {
-	kind factKind
-	addr netip.Addr
-}
-
-// factsOf lists the shared facts that a frontend needs.
-func factsOf(k ipvs.Key, fe *ipvs.Frontend, f func(fact)) {
-	if fe == nil {
-		return
-	}
-	if fe.Bind {
-		f(fact{factBind, k.Addr})
-	}
-	if fe.Misbound {
-		f(fact{factMisbound, k.Addr})
-	}
-	if fe.Guard.VIP {
-		f(fact{factVIP, k.Addr})
-	}
-	for _, a := range fe.Guard.Hairpin {
-		f(fact{factHairpin, a})
-	}
-}
+// needs counts, of each kind, how many owning claims need a shared fact of an address.
+type needs [ipvs.FactHairpin + 1]int
 
 // lost is a claim that another Service's claim beats.
 type lost struct {
@@ -85,13 +52,13 @@ type ledger struct {
 	holding map[netip.Addr][]holder
 	// external are the Keys of an address that are claimed as anything but a ClusterIP.
 	external map[netip.Addr]map[ipvs.Key]struct{}
-	needs    map[fact]int       // how many owning claims need a shared fact
+	needs    map[netip.Addr]needs
 	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim, or is considered
 	// considered are the addresses of endpoints that matter to a Service beside its real servers.
 	considered map[cluster.ID][]netip.Addr
-	// sizes counts the claimed Keys by family.
+	// sizes counts the claimed Keys by family, IPv4 and IPv6.
 	sizes [2]int
-	// freed are the addresses of shared facts that nobody needs any more since the last look.
+	// freed are the pods whose hairpin fact nobody needs any more since the last look, maybe more than once.
 	freed []netip.Addr
 }
 
@@ -101,7 +68,7 @@ func newLedger() *ledger {
 		byService: map[cluster.ID][]ipvs.Key{},
 		holding:   map[netip.Addr][]holder{},
 		external:  map[netip.Addr]map[ipvs.Key]struct{}{},
-		needs:     map[fact]int{},
+		needs:     map[netip.Addr]needs{},
 		reals:     map[netip.Addr]int{},
 
 		considered: map[cluster.ID][]netip.Addr{},
@@ -167,8 +134,8 @@ func (l *ledger) replace(id cluster.ID, f Fragment) (touched []ipvs.Key, beaten 
 			continue
 		}
 		touched = append(touched, k)
-		factsOf(k, before[i], func(f fact) { l.count(f, -1) })
-		factsOf(k, after, func(f fact) { l.count(f, +1) })
+		ipvs.FactsOf(k, before[i], func(f ipvs.Fact) { l.count(f, -1) })
+		ipvs.FactsOf(k, after, func(f ipvs.Fact) { l.count(f, +1) })
 	}
 	for _, c := range f.Claims {
 		if o := l.owner(c.Key); o == nil || o.Service != id {
@@ -231,7 +198,7 @@ func (l *ledger) clusterIPs(id cluster.ID, f Fragment) (addrs []netip.Addr) {
 		last = k.Addr
 	}
 	for _, c := range f.Claims {
-		if c.Claim.Rank == rankClusterIP {
+		if c.Claim.Rank == RankClusterIP {
 			note(c.Key.Addr)
 		}
 	}
@@ -254,7 +221,7 @@ func (l *ledger) write(id cluster.ID, f Fragment) {
 		l.release(id, a)
 	}
 	for _, c := range f.Claims {
-		if c.Claim.Rank == rankClusterIP {
+		if c.Claim.Rank == RankClusterIP {
 			l.hold(c.Key.Addr, holder{c.Claim.Created, id})
 		}
 	}
@@ -315,8 +282,8 @@ func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 	} else {
 		l.claims[k] = cs
 	}
-	l.sizes[healthz.FamilyOf(k.Addr)] += len(l.claims) - was
-	l.setExternal(k, slices.ContainsFunc(cs, func(c Claim) bool { return c.Rank != rankClusterIP }))
+	l.sizes[family(k.Addr.Is4())] += len(l.claims) - was
+	l.setExternal(k, slices.ContainsFunc(cs, func(c Claim) bool { return c.Rank != RankClusterIP }))
 }
 
 func (l *ledger) setExternal(k ipvs.Key, is bool) {
@@ -333,10 +300,16 @@ func (l *ledger) setExternal(k ipvs.Key, is bool) {
 	}
 }
 
-func (l *ledger) count(f fact, by int) {
-	if l.needs[f] += by; l.needs[f] == 0 {
-		delete(l.needs, f)
-		l.freed = append(l.freed, f.addr)
+func (l *ledger) count(f ipvs.Fact, by int) {
+	n := l.needs[f.Addr]
+	n[f.Kind] += by
+	if n == (needs{}) {
+		delete(l.needs, f.Addr)
+	} else {
+		l.needs[f.Addr] = n
+	}
+	if f.Kind == ipvs.FactHairpin && n[f.Kind] == 0 {
+		l.freed = append(l.freed, f.Addr)
 	}
 }
 
@@ -353,4 +326,4 @@ func (l *ledger) countReal(a netip.Addr, by int) {
 }
 
 // isVIP reports whether an address is a virtual IP of ours.
-func (l *ledger) isVIP(a netip.Addr) bool { return l.needs[fact{factVIP, a}] > 0 }
+func (l *ledger) isVIP(a netip.Addr) bool { return l.needs[a][ipvs.FactVIP] > 0 }

@@ -1,4 +1,4 @@
-package sync
+package desk
 
 import (
 	"net/netip"
@@ -35,27 +35,32 @@ type backends struct {
 	open     bool
 	barred   ipvs.Barred
 	redirect netip.AddrPort
+	by       choice // of the endpoints
 }
 
 // claim claims a port of some addresses.
-func (c *portCompiler) claim(rank uint8, addrs []netip.Addr, number uint16, w way) {
+func (c *portCompiler) claim(rank Rank, addrs []netip.Addr, number uint16, w way) {
 	for _, a := range addrs {
-		if rank == rankNodePort && !c.hasFamily(a) {
+		if rank == RankNodePort && !c.hasFamily(a) {
 			continue
 		}
-		fe := c.frontend(c.backends(a.Is4(), w))
+		b := c.backends(a.Is4(), w)
+		fe := c.frontend(b)
 		fe.Guard.Sources = c.sources(w)
-		if rank != rankNodePort && !c.site.isLocal(a) {
+		if rank != RankNodePort && !c.site.isLocal(a) {
 			// On another interface it is another program's, or the node's: served, but neither bound nor closed.
 			fe.Guard.VIP, fe.Bind = true, true
 		}
-		if rank == rankLoadBalancer {
+		if rank == RankLoadBalancer {
 			fe.Guard.Limited, fe.Guard.Ranges = c.svc.SourceRangesGiven, c.ranges(a)
 		}
 		c.f.Claims = append(c.f.Claims, KeyClaim{
 			Key:   ipvs.Key{Addr: a, Port: number, Proto: ipvs.Proto(c.port.Protocol)},
 			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe},
 		})
+		if c.asked != nil {
+			c.explain(c.f.Claims[len(c.f.Claims)-1], b, w)
+		}
 	}
 }
 
@@ -147,13 +152,13 @@ func (c *portCompiler) backends(ipv4 bool, w way) *backends {
 		case w == outward && c.svc.ExternalLocal:
 			*at = c.externalLocal(s, ipv4)
 		case w == internal && c.svc.InternalLocal:
-			*at = c.serve(s.local)
+			*at = c.serve(s.local, s.byNode)
 			if len(s.local) == 0 && s.any {
 				(*at).barred = ipvs.BarredAll
 				c.f.NoLocal[w][family(ipv4)] = true
 			}
 		default:
-			*at = c.serve(s.cluster)
+			*at = c.serve(s.cluster, s.byTopology)
 		}
 	}
 	return *at
@@ -163,15 +168,15 @@ func (c *portCompiler) backends(ipv4 bool, w way) *backends {
 // ClusterIP serves, by a redirection. Where that has local endpoints only as well, they get these as long as there
 // are any; once there are none and no outside client is let in any more, the endpoints of other nodes are for them.
 func (c *portCompiler) externalLocal(s *scopes, ipv4 bool) *backends {
-	eps := s.local
+	eps, by := s.local, s.byNode
 	var redirect netip.AddrPort
 	if len(s.cluster) > 0 { // else all are refused here
 		redirect = c.redirect(ipv4)
 	}
 	if len(eps) == 0 && !redirect.IsValid() {
-		eps = s.cluster
+		eps, by = s.cluster, s.byTopology
 	}
-	b := c.serve(eps)
+	b := c.serve(eps, by)
 	b.redirect = redirect
 	b.open = b.open || redirect.IsValid()
 	if len(s.local) == 0 && s.any {
@@ -191,8 +196,8 @@ func (c *portCompiler) redirect(ipv4 bool) (to netip.AddrPort) {
 }
 
 // serve makes real servers of endpoints.
-func (c *portCompiler) serve(eps []cluster.Endpoint) *backends {
-	b := &backends{}
+func (c *portCompiler) serve(eps []cluster.Endpoint, by choice) *backends {
+	b := &backends{by: by}
 	for _, ep := range eps {
 		b.reals = append(b.reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: 1})
 		if ep.NodeName == c.site.Node.Name || ep.NodeName == "" { // made by hand: it may be a pod of this node

@@ -1,12 +1,10 @@
-package sync
+package desk
 
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -48,38 +46,48 @@ func (c *checkPorts) replace(id cluster.ID, local Local) (others []cluster.ID) {
 	return others
 }
 
-// checkHealth has a Service's healthCheckNodePort answered, or says why it cannot be. Its claims are in the ledger.
-func (l *Loop) checkHealth(id cluster.ID, local Local) (problems []Problem) {
+// Check is how a Service's healthCheckNodePort is answered.
+type Check struct {
+	// Port is 0 where it is not answered: the Service has none, or it is another's.
+	Port uint16
+	// Ready are the ready endpoints of this node, by family.
+	Ready [2]int
+	// Instead are the Services that had it answered so far and have to give way.
+	Instead []cluster.ID
+}
+
+// check says how a Service's healthCheckNodePort is answered, or why it cannot be. Its claims are in the ledger.
+func (d *Desk) check(id cluster.ID, local Local) (check Check, problems []Problem) {
 	port := local.HealthCheckNodePort
-	say := func(here bool, format string, args ...any) {
-		problems = append(problems, Problem{Reason: ReasonHealthCheckPort, Here: here, Anywhere: !here,
-			Text: fmt.Sprintf("spec.healthCheckNodePort: %d ", port) + fmt.Sprintf(format, args...)})
+	check = Check{Port: port, Ready: local.Ready}
+	if port == 0 {
+		return check, nil
 	}
-	check := healthz.Check{Port: port, Local: local.Ready}
-	if port != 0 {
-		for _, h := range l.checkPorts.asking[port][1:] { // before this one takes it
-			l.opt.Health.SetCheck(h.service.Namespace, h.service.Name, healthz.Check{})
-		}
-		if first := l.checkPorts.asking[port][0].service; first != id {
-			say(false, "belongs to Service %s", first)
-			check.Port = 0
-		} else if owner := l.nodePortOwner(port); owner != nil {
-			say(false, "is a node port of Service %s", owner.Service)
-			check.Port = 0
-		}
+	for _, h := range d.checkPorts.asking[port][1:] { // before this one takes it
+		check.Instead = append(check.Instead, h.service)
 	}
-	l.opt.Health.SetCheck(id.Namespace, id.Name, check)
-	if fault := l.opt.Health.CheckFault(id.Namespace, id.Name); fault != "" && check.Port != 0 {
-		say(true, "cannot be served on node %s: %s", l.site.Node.Name, strings.Join(strings.Fields(fault), " "))
+	if first := d.checkPorts.asking[port][0].service; first != id {
+		check.Port = 0
+		return check, []Problem{UncheckedProblem(port, false, "belongs to Service %s", first)}
 	}
-	return problems
+	if owner := d.nodePortOwner(port); owner != nil {
+		check.Port = 0
+		return check, []Problem{UncheckedProblem(port, false, "is a node port of Service %s", owner.Service)}
+	}
+	return check, nil
+}
+
+// UncheckedProblem says why a healthCheckNodePort is not answered. Here: on this node alone.
+func UncheckedProblem(port uint16, here bool, format string, args ...any) Problem {
+	return Problem{Reason: ReasonHealthCheckPort, Here: here, Anywhere: !here,
+		Text: fmt.Sprintf("spec.healthCheckNodePort: %d ", port) + fmt.Sprintf(format, args...)}
 }
 
 // nodePortOwner is the claim by which a TCP port of this node leads to endpoints; nil: it does not. IPVS takes such
 // packets before a listener sees them.
-func (l *Loop) nodePortOwner(port uint16) *Claim {
-	for _, a := range l.site.NodePorts {
-		if owner := l.ledger.owner(ipvs.Key{Addr: a, Port: port, Proto: ipvs.TCP}); owner != nil {
+func (d *Desk) nodePortOwner(port uint16) *Claim {
+	for _, a := range d.site.NodePorts {
+		if owner := d.ledger.owner(ipvs.Key{Addr: a, Port: port, Proto: ipvs.TCP}); owner != nil {
 			return owner
 		}
 	}
@@ -87,12 +95,12 @@ func (l *Loop) nodePortOwner(port uint16) *Claim {
 }
 
 // checkedAt are the Services, other than one, whose healthCheckNodePort is the port of a frontend of this node.
-func (l *Loop) checkedAt(keys []ipvs.Key, but cluster.ID) (ids []cluster.ID) {
+func (d *Desk) checkedAt(keys []ipvs.Key, but cluster.ID) (ids []cluster.ID) {
 	for _, k := range keys {
-		if k.Proto != ipvs.TCP || l.checkPorts.asking[k.Port] == nil || !slices.Contains(l.site.NodePorts, k.Addr) {
+		if k.Proto != ipvs.TCP || d.checkPorts.asking[k.Port] == nil || !slices.Contains(d.site.NodePorts, k.Addr) {
 			continue
 		}
-		for _, h := range l.checkPorts.asking[k.Port] {
+		for _, h := range d.checkPorts.asking[k.Port] {
 			if h.service != but {
 				ids = append(ids, h.service)
 			}

@@ -1,4 +1,4 @@
-package sync
+package desk
 
 import (
 	"cmp"
@@ -17,7 +17,7 @@ type Fragment struct {
 	Problems []Problem
 	// NoLocal says for which ways in, and families, the policy is Local and no endpoint here may serve, while
 	// others could: by internal and external, IPv4 and IPv6.
-	NoLocal noLocal
+	NoLocal NoLocal
 	// Sensitive: which addresses the node has decides what the Service becomes.
 	Sensitive bool
 	// Zonal: which zone the node is in may decide it.
@@ -38,8 +38,8 @@ type Local struct {
 	Ready [2]int
 }
 
-// noLocal is what kube-proxy counts of policies that find no endpoint: [internal, external][IPv4, IPv6].
-type noLocal [2][2]bool
+// NoLocal is what kube-proxy counts of policies that find no endpoint: [internal, external][IPv4, IPv6].
+type NoLocal [2][2]bool
 
 // KeyClaim is a Claim and the Key that it claims.
 type KeyClaim struct {
@@ -47,16 +47,19 @@ type KeyClaim struct {
 	Claim Claim
 }
 
+// Rank says by what a Service claims a Key.
+type Rank uint8
+
 // The ranks of claims: the lower one owns the Key (B60).
 const (
-	rankClusterIP uint8 = iota
-	rankLoadBalancer
-	rankNodePort
-	rankExternalIP
+	RankClusterIP Rank = iota
+	RankLoadBalancer
+	RankNodePort
+	RankExternalIP
 )
 
-// CompileOptions are the parts of the configuration that decide what Services become.
-type CompileOptions struct {
+// Options are the parts of the configuration that decide what Services become.
+type Options struct {
 	// Scheduler is the kernel's name of the scheduler of every virtual server.
 	Scheduler string
 	// NodePorts says on which of the node's addresses node ports are served.
@@ -65,27 +68,37 @@ type CompileOptions struct {
 	ExternalIPs []netip.Prefix
 	// Protected are ranges that no Service may have as an external address: other nodes', the API server's.
 	Protected []netip.Prefix
+	// Spared are the ranges of addresses whose virtual servers are never removed, whoever made them
+	// (ipvs.excludeCIDRs). What Services want there is made and kept right all the same, as kube-proxy does it.
+	Spared []netip.Prefix
 }
 
 // Compile says what a Service wants of this node's kernel. It is pure and total: the same Service, endpoints
 // and site give the same Fragment on every node, whatever the objects hold. The endpoints are sorted by port
 // name and protocol, as the model gives them.
-func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt CompileOptions) Fragment {
+func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Options) Fragment {
 	if svc == nil {
 		return Fragment{}
 	}
 	c := compiler{svc: svc, site: site, opt: opt}
+	c.compile(eps)
+	return c.f
+}
+
+// compile compiles the Service with some endpoints.
+func (c *compiler) compile(eps []cluster.Endpoint) {
+	svc, site := c.svc, c.site
 	clusterIPs := c.allowed(svc.ClusterIPs, "spec.clusterIPs", c.refuseClusterIP)
 	balancerIPs := c.allowed(svc.LoadBalancerIPs, "status.loadBalancer", c.refuseExternal)
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
 	for _, port := range svc.Ports {
 		external := port.NodePort != 0 || len(balancerIPs)+len(externalIPs) > 0
-		p := portCompiler{compiler: &c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}
-		p.claim(rankClusterIP, clusterIPs, port.Port, internal)
-		p.claim(rankLoadBalancer, balancerIPs, port.Port, outward)
-		p.claim(rankExternalIP, externalIPs, port.Port, outward)
+		p := portCompiler{compiler: c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}
+		p.claim(RankClusterIP, clusterIPs, port.Port, internal)
+		p.claim(RankLoadBalancer, balancerIPs, port.Port, outward)
+		p.claim(RankExternalIP, externalIPs, port.Port, outward)
 		if port.NodePort != 0 {
-			p.claim(rankNodePort, site.NodePorts, port.NodePort, outward)
+			p.claim(RankNodePort, site.NodePorts, port.NodePort, outward)
 		}
 	}
 	c.countReady(eps)
@@ -95,15 +108,18 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Compil
 		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Claim.Rank, b.Claim.Rank))
 	})
 	c.f.Claims = slices.CompactFunc(c.f.Claims, func(a, b KeyClaim) bool { return a.Key == b.Key })
-	return c.f
 }
 
 // compiler carries a Service and what it has become so far.
 type compiler struct {
 	svc  *cluster.Service
 	site Site
-	opt  CompileOptions
+	opt  Options
 	f    Fragment
+	// asked is where reasons go; nil: nobody asks, and none is made.
+	asked *Explanation
+	// virtual are the endpoints that were left out before, for who asks.
+	virtual []cluster.Endpoint
 }
 
 // portEndpoints cuts out a port's endpoints: the model sorts them by port name and protocol. With many ports,

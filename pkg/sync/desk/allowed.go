@@ -1,4 +1,4 @@
-package sync
+package desk
 
 import (
 	"fmt"
@@ -13,9 +13,11 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 	for i, a := range addrs {
 		switch why := refuse(a); {
 		case a.Is6() && c.site.Local.NoIPv6: // said once for the node
+			c.asked.refuse(Refused{Addr: a, Field: field, Why: IPv6Off})
 		case why != allowed:
-			own := why.reason == ReasonNodeAddress
-			c.f.Problems = append(c.f.Problems, Problem{Reason: why.reason, Text: fmt.Sprintf("%s: %s %s: not served", field, a, why.text), Here: own, Anywhere: !own})
+			c.asked.refuse(Refused{Addr: a, Field: field, Why: why.code})
+			own := why.code == NodeAddress
+			c.f.Problems = append(c.f.Problems, Problem{Reason: why.code.name(), Text: fmt.Sprintf("%s: %s %s: not served", field, a, why.text), Here: own, Anywhere: !own})
 		case ok == nil && len(addrs) == 1:
 			return addrs
 		default:
@@ -29,7 +31,10 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 }
 
 // refusal says why a Service may not have an address. The zero value: it may.
-type refusal struct{ reason, text string }
+type refusal struct {
+	code Code
+	text string
+}
 
 var allowed refusal
 
@@ -40,9 +45,9 @@ func (c *compiler) refuseClusterIP(a netip.Addr) refusal { return c.refuseOwn(a)
 func (c *compiler) refuseOwn(a netip.Addr) refusal {
 	switch {
 	case slices.Contains(c.site.Node.Addrs, a):
-		return refusal{ReasonNodeAddress, "is an address of this node"}
+		return refusal{NodeAddress, "is an address of this node"}
 	case len(c.site.Node.Addrs) == 0 && c.site.isLocal(a):
-		return refusal{ReasonNodeAddress, "stands on this node, whose own addresses are not known yet"}
+		return refusal{NodeAddress, "stands on this node, whose own addresses are not known yet"}
 	}
 	return allowed
 }
@@ -54,11 +59,11 @@ func (c *compiler) refuseExternal(a netip.Addr) refusal {
 	case own != allowed:
 		return own
 	case slices.Contains(c.site.APIServers, a):
-		return refusal{ReasonAPIServerAddress, "is an address of the API server"}
+		return refusal{APIServerAddress, "is an address of the API server"}
 	case inAny(c.opt.Protected, a):
-		return refusal{ReasonProtectedAddress, "is in a protected range"}
+		return refusal{ProtectedAddress, "is in a protected range"}
 	case !c.hasFamily(a):
-		return refusal{ReasonFamilyMissing, "is of a family that the Service does not have"}
+		return refusal{FamilyMissing, "is of a family that the Service does not have"}
 	}
 	return allowed
 }
@@ -67,7 +72,7 @@ func (c *compiler) refuseExternal(a netip.Addr) refusal {
 // (CVE-2020-8554).
 func (c *compiler) refuseExternalIP(a netip.Addr) refusal {
 	if !inAny(c.opt.ExternalIPs, a) {
-		return refusal{ReasonExternalIP, "is not in the ranges that --external-ip-cidrs allows"}
+		return refusal{ExternalIP, "is not in the ranges that --external-ip-cidrs allows"}
 	}
 	return c.refuseExternal(a)
 }

@@ -1,97 +1,65 @@
-package sync
+package desk
 
 import (
 	"net/netip"
 	"strings"
 	"testing"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// balancer is a LoadBalancer with an address, made at some time.
-func balancer(name, clusterIP, address string, created int64, ports ...int32) *corev1.Service {
-	s := service(name, clusterIP, ports...)
-	s.CreationTimestamp = metav1.Unix(created, 0)
-	s.Spec.Type = corev1.ServiceTypeLoadBalancer
-	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: address}}
-	return s
-}
-
-// node gives a Service's ports node ports.
-func nodePorts(s *corev1.Service, ports ...int32) *corev1.Service {
-	if s.Spec.Type == corev1.ServiceTypeClusterIP {
-		s.Spec.Type = corev1.ServiceTypeNodePort
-	}
-	for i, p := range ports {
-		s.Spec.Ports[i].NodePort = p
-	}
-	return s
-}
-
-func external(s *corev1.Service, created int64, ips ...string) *corev1.Service {
-	s.CreationTimestamp = metav1.Unix(created, 0)
-	s.Spec.ExternalIPs = ips
-	return s
-}
-
 // TestOwnership: who gets an address and port that several Services claim (B60).
 func TestOwnership(t *testing.T) {
 	const lb, clusterIP, nodeIP = "203.0.113.1", "10.96.0.1", "192.0.2.7"
-	victim := func() *corev1.Service { return service("victim", clusterIP, 80) }
+	victim := func() *cluster.Service { return service("victim", clusterIP, 80) }
 	for _, c := range []struct {
 		name  string
-		svcs  []*corev1.Service
+		svcs  []*cluster.Service
 		owner map[string]string // of "address:port"; "" is nobody
 	}{
 		{"a ClusterIP beats an older external IP, on its free ports as well",
-			[]*corev1.Service{external(service("thief", "10.96.0.2", 80, 443), 1, clusterIP), victim()},
+			[]*cluster.Service{external(service("thief", "10.96.0.2", 80, 443), 1, clusterIP), victim()},
 			map[string]string{clusterIP + ":80": "victim", clusterIP + ":443": "", "10.96.0.2:443": "thief"}},
 		{"and an older load balancer's address",
-			[]*corev1.Service{balancer("thief", "10.96.0.2", clusterIP, 1, 80, 443), victim()},
+			[]*cluster.Service{balancer("thief", "10.96.0.2", clusterIP, 1, 80, 443), victim()},
 			map[string]string{clusterIP + ":80": "victim", clusterIP + ":443": ""}},
 		{"two Services with one ClusterIP: the older has all of it",
-			[]*corev1.Service{external(service("late", clusterIP, 80, 81), 9), external(service("early", clusterIP, 80, 82), 3)},
+			[]*cluster.Service{external(service("late", clusterIP, 80, 81), 9), external(service("early", clusterIP, 80, 82), 3)},
 			map[string]string{clusterIP + ":80": "early", clusterIP + ":81": "", clusterIP + ":82": "early"}},
 		{"the owner of a ClusterIP may have it as its load balancer's address too",
-			[]*corev1.Service{balancer("own", clusterIP, clusterIP, 1, 80)}, map[string]string{clusterIP + ":80": "own"}},
-		{"one load balancer address, two ports", []*corev1.Service{balancer("one", "10.96.0.2", lb, 1, 80), balancer("two", "10.96.0.3", lb, 2, 443)},
+			[]*cluster.Service{balancer("own", clusterIP, clusterIP, 1, 80)}, map[string]string{clusterIP + ":80": "own"}},
+		{"one load balancer address, two ports", []*cluster.Service{balancer("one", "10.96.0.2", lb, 1, 80), balancer("two", "10.96.0.3", lb, 2, 443)},
 			map[string]string{lb + ":80": "one", lb + ":443": "two"}},
-		{"one load balancer address and port: the older", []*corev1.Service{balancer("late", "10.96.0.2", lb, 2, 80), balancer("early", "10.96.0.3", lb, 1, 80)},
+		{"one load balancer address and port: the older", []*cluster.Service{balancer("late", "10.96.0.2", lb, 2, 80), balancer("early", "10.96.0.3", lb, 1, 80)},
 			map[string]string{lb + ":80": "early"}},
-		{"of the same age: by name", []*corev1.Service{balancer("b", "10.96.0.2", lb, 2, 80), balancer("a", "10.96.0.3", lb, 2, 80)},
+		{"of the same age: by name", []*cluster.Service{balancer("b", "10.96.0.2", lb, 2, 80), balancer("a", "10.96.0.3", lb, 2, 80)},
 			map[string]string{lb + ":80": "a"}},
 		{"a load balancer before a node port, whatever their age",
-			[]*corev1.Service{nodePorts(external(service("np", "10.96.0.2", 80), 1), 30080), balancer("lb", "10.96.0.3", nodeIP, 9, 30080)},
+			[]*cluster.Service{nodePorts(external(service("np", "10.96.0.2", 80), 1), 30080), balancer("lb", "10.96.0.3", nodeIP, 9, 30080)},
 			map[string]string{nodeIP + ":30080": "lb"}},
 		{"a node port before an external IP",
-			[]*corev1.Service{external(service("ext", "10.96.0.3", 30080), 1, nodeIP), nodePorts(external(service("np", "10.96.0.2", 80), 9), 30080)},
+			[]*cluster.Service{external(service("ext", "10.96.0.3", 30080), 1, nodeIP), nodePorts(external(service("np", "10.96.0.2", 80), 9), 30080)},
 			map[string]string{nodeIP + ":30080": "np"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			opt := CompileOptions{Scheduler: "rr", ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
+			opt := Options{Scheduler: "rr", ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
 			for _, order := range [][]int{{0, 1}, {1, 0}} {
-				m := newModel(nodeNamed("192.0.2.1"))
-				l := newLedger()
-				site := newSite(m.Node(), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil, opt)
+				m := objects{}
+				d := New(m, opt)
+				d.Move(nodeNamed("192.0.2.1"), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil)
 				for _, i := range order {
 					if i < len(c.svcs) {
-						give(m, c.svcs[i])
-						put(l, m, c.svcs[i].Name, site, opt)
+						m[c.svcs[i].ID] = object{svc: c.svcs[i]}
+						d.Decide(c.svcs[i].ID)
 					}
 				}
 				check := func(when string, owner map[string]string) {
 					t.Helper()
 					for at, want := range owner {
 						ap := netip.MustParseAddrPort(at)
-						got := ""
-						if o := l.owner(ipvs.Key{Addr: ap.Addr(), Port: ap.Port(), Proto: ipvs.TCP}); o != nil {
-							got = o.Service.Name
-						}
-						if got != want {
+						if got := d.Want(ipvs.Key{Addr: ap.Addr(), Port: ap.Port(), Proto: ipvs.TCP}, time.Time{}).Service.Name; got != want {
 							t.Errorf("%s: %s belongs to %q, want %q", when, at, got, want)
 						}
 					}
@@ -99,23 +67,21 @@ func TestOwnership(t *testing.T) {
 				check("order", c.owner)
 				// The owner goes: whoever is left takes over what it claims.
 				for name := range ownersOf(c.owner) {
-					m.DeleteService("default", name)
-					put(l, m, name, site, opt)
+					delete(m, idOf(name))
+					d.Decide(idOf(name))
 				}
 				for at := range c.owner {
 					ap := netip.MustParseAddrPort(at)
 					k := ipvs.Key{Addr: ap.Addr(), Port: ap.Port(), Proto: ipvs.TCP}
-					if claimed := len(l.claims[k]) > 0; claimed != (l.owner(k) != nil) {
+					if claimed := len(d.ledger.claims[k]) > 0; claimed != (d.Want(k, time.Time{}).Frontend != nil) {
 						t.Errorf("%s: claimed %t, owned %t after its owner went", at, claimed, !claimed)
 					}
 				}
 				for _, s := range c.svcs {
-					m.DeleteService("default", s.Name)
-					put(l, m, s.Name, site, opt)
+					delete(m, s.ID)
+					d.Decide(s.ID)
 				}
-				if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.reals) > 0 {
-					t.Errorf("all gone, and the ledger holds %+v", l)
-				}
+				isEmpty(t, d)
 			}
 		})
 	}
@@ -131,22 +97,25 @@ func ownersOf(owner map[string]string) map[string]bool {
 	return names
 }
 
-// put gives the ledger what a model says of a Service.
-func put(l *ledger, m *cluster.Model, name string, site Site, opt CompileOptions) {
-	id := cluster.ID{Namespace: "default", Name: name}
-	svc, eps := m.Get(id)
-	l.replace(id, Compile(svc, eps, site, opt))
+// isEmpty: nothing is left at a desk whose Services are all gone.
+func isEmpty(t *testing.T, d *Desk) {
+	t.Helper()
+	l, c := d.ledger, d.checkPorts
+	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.reals)+len(l.considered) > 0 {
+		t.Errorf("all gone, and the ledger holds %+v", l)
+	}
+	if len(d.sensitive)+len(d.zonal)+len(d.urgent)+len(d.refused)+len(c.of)+len(c.asking) > 0 {
+		t.Errorf("all gone, and the desk holds %+v", d)
+	}
 }
 
 // TestRefusedAddresses: what no Service may have, whoever writes it, and why (B14, B61).
 func TestRefusedAddresses(t *testing.T) {
-	m := newModel(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode},
-		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}}})
-	opt := CompileOptions{Scheduler: "rr", ExternalIPs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24")},
+	opt := Options{Scheduler: "rr", ExternalIPs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.0.2.0/24")},
 		Protected: []netip.Prefix{netip.MustParsePrefix("192.0.2.128/25")}}
-	site := newSite(m.Node(), ipvs.Local{Addrs: addrsOf("192.0.2.7", "203.0.113.9")}, addrsOf("192.0.2.100"), opt)
+	site := NewSite(nodeNamed("192.0.2.7"), ipvs.Local{Addrs: addrsOf("192.0.2.7", "203.0.113.9")}, addrsOf("192.0.2.100"), opt)
 	for _, c := range []struct {
-		svc   *corev1.Service
+		svc   *cluster.Service
 		at    string
 		field string // "": served
 		why   string
@@ -162,9 +131,7 @@ func TestRefusedAddresses(t *testing.T) {
 		{external(service("s", "10.96.0.1", 80), 1, "192.0.2.7"), "192.0.2.7", "spec.externalIPs", "an address of this node"},
 		{service("s", "192.0.2.7", 80), "192.0.2.7", "spec.clusterIPs", "an address of this node"},
 	} {
-		give(m, c.svc)
-		svc, _ := m.Get(cluster.ID{Namespace: "default", Name: "s"})
-		f := Compile(svc, nil, site, opt)
+		f := Compile(c.svc, nil, site, opt)
 		var fe *ipvs.Frontend
 		for _, k := range f.Claims {
 			if k.Key.Addr.String() == c.at {

@@ -1,0 +1,181 @@
+package desk
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Decision is what follows from deciding a Service anew.
+type Decision struct {
+	// Touched are the Keys of which something else is wanted than before, in canonical order.
+	Touched []ipvs.Key
+	// Freed are the pods whose hairpin fact nobody needs any more. They are good until the next Decide.
+	Freed []netip.Addr
+	// Also are other Services that have to be decided at once: between the two something would be wanted that nobody
+	// wants. Sorted.
+	Also []cluster.ID
+	// Urgent: nothing in the cluster works without the Service.
+	Urgent bool
+	// Problems are what of the Service is not served as it asks.
+	Problems []Problem
+	// NoLocal says which of its Local policies find no endpoint here.
+	NoLocal NoLocal
+	// Check is how its healthCheckNodePort is answered.
+	Check Check
+}
+
+// Decide compiles a Service as it is now, and puts it in the place of what it was.
+func (d *Desk) Decide(id cluster.ID) (is Decision) {
+	d.ledger.freed = d.ledger.freed[:0]
+	frag, problems := d.compile(id)
+	watch := d.vipsBefore(id, frag)
+	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
+	is.Touched, is.NoLocal, is.Urgent = touched, frag.NoLocal, d.isUrgent(id)
+	mark(d.sensitive, id, frag.Sensitive)
+	mark(d.zonal, id, frag.Zonal)
+	mark(d.urgent, id, is.Urgent)
+	also = append(also, d.checkPorts.replace(id, frag.Local)...)
+	also = append(also, d.checkedAt(touched, id)...)
+	var unchecked []Problem
+	is.Check, unchecked = d.check(id, frag.Local)
+	problems = append(problems, unchecked...)
+	is.Freed = slices.DeleteFunc(d.ledger.freed, func(a netip.Addr) bool { return d.ledger.needs[a][ipvs.FactHairpin] > 0 })
+	for a, was := range watch {
+		if is := d.ledger.isVIP(a); is != was {
+			also = append(also, d.servicesWithEndpoint(a, is)...)
+		}
+	}
+	for _, b := range beaten {
+		own := d.site.isOwn(b.key.Addr)
+		problems = append(problems, Problem{Reason: ReasonAddressTaken, Text: b.key.String() + " belongs to Service " + b.owner.String(), Here: own, Anywhere: !own})
+	}
+	is.Problems = d.withObjects(id, problems)
+	slices.SortFunc(also, cluster.ID.Compare)
+	is.Also = slices.Compact(also)
+	return is
+}
+
+// mark puts a Service into a set or takes it out.
+func mark(set map[cluster.ID]struct{}, id cluster.ID, in bool) {
+	if in {
+		set[id] = struct{}{}
+	} else {
+		delete(set, id)
+	}
+}
+
+// isUrgent: the API server's and DNS Services, without which nothing in the cluster works.
+func (d *Desk) isUrgent(id cluster.ID) bool {
+	return id == kubernetes || slices.ContainsFunc(d.ledger.byService[id], func(k ipvs.Key) bool { return k.Port == 53 })
+}
+
+// compile says what a Service wants. Endpoints that are virtual IPs of ours are left out: IPVS would send the
+// connection to itself.
+func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
+	for a, ids := range d.refused {
+		delete(ids, id)
+		if len(ids) == 0 {
+			delete(d.refused, a)
+		}
+	}
+	svc, eps := d.cluster.Get(id)
+	frag, bad := d.withoutVIPs(svc, eps)
+	for _, a := range bad {
+		if d.refused[a] == nil {
+			d.refused[a] = map[cluster.ID]struct{}{}
+		}
+		d.refused[a][id] = struct{}{}
+		here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == d.site.Node.Name })
+		unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
+		problems = append(problems, Problem{Reason: ReasonVirtualIPEndpoint, Text: "endpoint " + a.String() + " is a virtual IP of a Service: left out", Here: here, Anywhere: unknown})
+	}
+	return frag, append(problems, frag.Problems...)
+}
+
+// withoutVIPs compiles a Service without those of its endpoints that are virtual IPs, and lists these.
+func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag Fragment, vips []netip.Addr) {
+	for {
+		frag = Compile(svc, eps, d.site, d.opt)
+		bad := d.vipsAmong(frag)
+		if len(bad) == 0 {
+			return frag, vips
+		}
+		vips = append(vips, bad...)
+		var good []cluster.Endpoint
+		for _, ep := range eps {
+			if !slices.Contains(bad, ep.Addr) {
+				good = append(good, ep)
+			}
+		}
+		eps = good
+	}
+}
+
+// vipsAmong lists the endpoints of a Service that are virtual IPs of ours, or would be.
+func (d *Desk) vipsAmong(f Fragment) (vips []netip.Addr) {
+	own := func(a netip.Addr) bool {
+		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
+		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP
+	}
+	for _, c := range f.Claims {
+		for _, r := range c.Claim.Want.Server.Reals {
+			if a := r.Addr.Addr(); d.ledger.isVIP(a) || own(a) {
+				vips = append(vips, a)
+			}
+		}
+	}
+	for _, a := range f.Considered {
+		if d.ledger.isVIP(a) || own(a) {
+			vips = append(vips, a)
+		}
+	}
+	return ipvs.SortAddrs(vips)
+}
+
+// vipsBefore notes of each address that a Service has or gets whether it is a virtual IP now.
+func (d *Desk) vipsBefore(id cluster.ID, f Fragment) map[netip.Addr]bool {
+	watch := map[netip.Addr]bool{}
+	note := func(k ipvs.Key) { watch[k.Addr] = d.ledger.isVIP(k.Addr) }
+	for _, k := range d.ledger.byService[id] {
+		note(k)
+	}
+	for _, c := range f.Claims {
+		note(c.Key)
+	}
+	return watch
+}
+
+// servicesWithEndpoint finds the Services for which it matters that an address became a virtual IP or is
+// one no more. Only where there are any does it look at more than a map entry.
+func (d *Desk) servicesWithEndpoint(a netip.Addr, isVIP bool) (ids []cluster.ID) {
+	if !isVIP {
+		for id := range d.refused[a] {
+			ids = append(ids, id)
+		}
+		return ids
+	}
+	if d.ledger.reals[a] == 0 {
+		return nil
+	}
+	found := map[cluster.ID]bool{}
+	for id, addrs := range d.ledger.considered {
+		if _, is := slices.BinarySearchFunc(addrs, a, netip.Addr.Compare); is {
+			found[id] = true
+			ids = append(ids, id)
+		}
+	}
+	for _, claims := range d.ledger.claims {
+		for _, c := range claims {
+			for _, r := range c.Want.Server.Reals {
+				if r.Addr.Addr() == a && !found[c.Service] {
+					found[c.Service] = true
+					ids = append(ids, c.Service)
+				}
+			}
+		}
+	}
+	return ids
+}

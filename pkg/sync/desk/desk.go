@@ -1,0 +1,139 @@
+// Package desk says who wants what of this node's kernel, and why. It knows no kernel, no clock, no socket and no
+// logger: what is wanted follows from the cluster's objects and from the site alone, so a desk can be asked wherever
+// these are at hand, without a running agent as well.
+package desk
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Cluster is what the desk reads of the cluster's objects.
+type Cluster interface {
+	// Get gives a Service that is ours, with its endpoints; nil: there is none.
+	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
+	// Endpoints gives the endpoints of a Service, whoever serves it.
+	Endpoints(cluster.ID) []cluster.Endpoint
+	// Problems gives what of a Service's objects cannot be used; for the zero ID of the own Node.
+	Problems(cluster.ID) []cluster.Problem
+	// Services lists those that are ours, sorted.
+	Services() []cluster.ID
+}
+
+// Desk keeps what all Services want. It is used by one goroutine at a time.
+type Desk struct {
+	cluster Cluster
+	opt     Options
+	site    Site
+	ledger  *ledger
+	// sensitive are the Services for which it matters which addresses the node has.
+	sensitive map[cluster.ID]struct{}
+	zonal     map[cluster.ID]struct{} // and those for which it matters in which zone it is
+	urgent    map[cluster.ID]struct{} // those that nothing in the cluster works without
+	// refused are the Services with an endpoint that is a virtual IP.
+	refused    map[netip.Addr]map[cluster.ID]struct{}
+	checkPorts checkPorts
+}
+
+// New makes a Desk at which nothing was decided yet. Before the first Decide it must know its site, see Move.
+func New(c Cluster, opt Options) *Desk {
+	if opt.Scheduler == "" {
+		opt.Scheduler = fallbackScheduler
+	}
+	return &Desk{
+		cluster: c, opt: opt,
+		ledger:     newLedger(),
+		sensitive:  map[cluster.ID]struct{}{},
+		zonal:      map[cluster.ID]struct{}{},
+		urgent:     map[cluster.ID]struct{}{},
+		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
+		checkPorts: newCheckPorts(),
+	}
+}
+
+// Wish is what is wanted of a Key.
+type Wish struct {
+	// Frontend is nil where nobody wants anything.
+	Frontend *ipvs.Frontend
+	// Service is whose wish it is. It is zero where there is none.
+	Service cluster.ID
+	// Urgent: nothing in the cluster works without the Service.
+	Urgent bool
+	// Spared: what stands at the Key's address is never removed, whoever made it.
+	Spared bool
+	// Until is when the answer ends to hold and the Key has to be asked for again; zero: it holds until a decision says
+	// otherwise.
+	Until time.Time
+
+	needs needs
+}
+
+// Needs reports whether a shared fact of the Key's address is needed, by whichever Key.
+func (w Wish) Needs(kind ipvs.FactKind) bool { return int(kind) < len(w.needs) && w.needs[kind] > 0 }
+
+// Want says what is wanted of a Key now. It is the only passage from what Services want to what the kernel has.
+func (d *Desk) Want(k ipvs.Key, _ time.Time) Wish {
+	w := Wish{needs: d.ledger.needs[k.Addr], Spared: len(d.opt.Spared) > 0 && k != ipvs.Adopted && inAny(d.opt.Spared, k.Addr)}
+	if c := d.ledger.owner(k); c != nil {
+		w.Frontend, w.Service = c.Want, c.Service
+		_, w.Urgent = d.urgent[c.Service]
+	}
+	return w
+}
+
+// Keys gives every Key that is claimed, in no order. Some of them nobody may have.
+func (d *Desk) Keys() iter.Seq[ipvs.Key] { return maps.Keys(d.ledger.claims) }
+
+// Sizes counts the claimed Keys by family, IPv4 and IPv6.
+func (d *Desk) Sizes() [2]int { return d.ledger.sizes }
+
+// KeysOf are the Keys that a Service claims, in canonical order. They must not be changed.
+func (d *Desk) KeysOf(id cluster.ID) []ipvs.Key { return d.ledger.byService[id] }
+
+// KeysAt gives every Key of an address that is claimed, once or more.
+func (d *Desk) KeysAt(a netip.Addr) iter.Seq[ipvs.Key] {
+	return func(yield func(ipvs.Key) bool) {
+		for k := range d.ledger.external[a] {
+			if !yield(k) {
+				return
+			}
+		}
+		for _, h := range d.ledger.holding[a] {
+			for _, k := range d.ledger.byService[h.service] {
+				if k.Addr == a && !yield(k) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Lists reports whether a slice of a Service names an endpoint, ready or not.
+func (d *Desk) Lists(id cluster.ID, addr netip.AddrPort) bool {
+	_, eps := d.cluster.Get(id)
+	for _, ep := range eps {
+		if ep.Addr == addr.Addr() && ep.Port == addr.Port() {
+			return true
+		}
+	}
+	return false
+}
+
+// IsNodePort reports whether a Key on one of the node's own addresses has the port of a node port: the proxy before may
+// have served it on more addresses than are configured now.
+func (d *Desk) IsNodePort(k ipvs.Key) bool {
+	if !d.site.isLocal(k.Addr) {
+		return false
+	}
+	for _, a := range d.site.NodePorts {
+		if owner := d.ledger.owner(ipvs.Key{Addr: a, Port: k.Port, Proto: k.Proto}); owner != nil && owner.Rank == RankNodePort {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,74 @@
+package desk
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+const thisNode = "node1"
+
+// objects is a cluster by hand.
+type objects map[cluster.ID]object
+
+type object struct {
+	svc *cluster.Service
+	eps []cluster.Endpoint
+}
+
+func (o objects) Get(id cluster.ID) (*cluster.Service, []cluster.Endpoint) {
+	return o[id].svc, o[id].eps
+}
+
+func (o objects) Endpoints(id cluster.ID) []cluster.Endpoint { return o[id].eps }
+
+func (objects) Problems(cluster.ID) []cluster.Problem { return nil }
+
+func (o objects) Services() []cluster.ID { return slices.SortedFunc(maps.Keys(o), cluster.ID.Compare) }
+
+func idOf(name string) cluster.ID { return cluster.ID{Namespace: "default", Name: name} }
+
+func addrsOf(list ...string) (out []netip.Addr) {
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return ipvs.SortAddrs(out)
+}
+
+func nodeNamed(address string) cluster.Node {
+	return cluster.Node{Name: thisNode, Known: true, Addrs: addrsOf(address)}
+}
+
+// service is a ClusterIP Service with ports named p80, p443, …
+func service(name, ip string, ports ...uint16) *cluster.Service {
+	s := &cluster.Service{ID: idOf(name), ClusterIPs: addrsOf(ip)}
+	for _, p := range ports {
+		s.Ports = append(s.Ports, cluster.Port{Name: fmt.Sprintf("p%d", p), Protocol: cluster.TCP, Port: p})
+	}
+	return s
+}
+
+// balancer is a LoadBalancer with an address, made at some time.
+func balancer(name, clusterIP, address string, created int64, ports ...uint16) *cluster.Service {
+	s := service(name, clusterIP, ports...)
+	s.Created, s.Type, s.LoadBalancerIPs = created, cluster.TypeLoadBalancer, addrsOf(address)
+	return s
+}
+
+// nodePorts gives a Service's ports node ports.
+func nodePorts(s *cluster.Service, ports ...uint16) *cluster.Service {
+	s.Type = max(s.Type, cluster.TypeNodePort)
+	for i, p := range ports {
+		s.Ports[i].NodePort = p
+	}
+	return s
+}
+
+func external(s *cluster.Service, created int64, ips ...string) *cluster.Service {
+	s.Created, s.ExternalIPs = created, addrsOf(ips...)
+	return s
+}

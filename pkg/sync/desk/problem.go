@@ -1,0 +1,64 @@
+package desk
+
+import (
+	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+)
+
+// Problem is something of a Service that is not served on this node, or not in the way that was asked for. Like the
+// Problems of package cluster it costs only itself.
+type Problem struct {
+	Reason string // one of the Reason constants, or of package cluster's
+	Text   string // one line that names the field or the frontend
+	// Here: this node has the endpoint concerned, or it is an address of its own that is not served.
+	Here bool
+	// Anywhere: no endpoint and no address decides whose business it is.
+	Anywhere bool
+	// Count is how many places in the objects this stands for; 0: one.
+	Count int
+}
+
+// The reasons of Problems, beside those of package cluster: a bounded set, fit for a metric label and for an Event.
+const (
+	ReasonNodeAddress       = "NodeAddress"         // an address of this node
+	ReasonAPIServerAddress  = "APIServerAddress"    // an address of the API server
+	ReasonProtectedAddress  = "ProtectedAddress"    // in a protected range
+	ReasonFamilyMissing     = "FamilyMissing"       // of a family that the Service does not have
+	ReasonExternalIP        = "ExternalIPForbidden" // external IPs are not served, or not from this range
+	ReasonAddressTaken      = "AddressTaken"        // it belongs to another Service
+	ReasonVirtualIPEndpoint = "VirtualIPEndpoint"   // an endpoint that is a virtual IP of ours
+	ReasonHints             = "Hints"               // they name only zones or nodes that nobody knows
+	ReasonHealthCheckPort   = "HealthCheckNodePort" // it belongs to another Service, or to another process of this node
+	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node
+	ReasonZoneMissing       = "ZoneMissing"         // hints are for zones, and the node has none; about the Node
+)
+
+// OwnNode is the ID under which the own Node has its Problems.
+var OwnNode cluster.ID
+
+// NodeProblems are those of the own Node.
+func (d *Desk) NodeProblems() (problems []Problem) {
+	if node := d.site.Node; node.Known && node.Zone == "" && len(d.zonal) > 0 {
+		problems = []Problem{{Reason: ReasonZoneMissing, Here: true, Text: "Node " + node.Name + ": metadata.labels[topology.kubernetes.io/zone]" +
+			": missing: endpoints with hints for zones serve this node as if they had none"}}
+	}
+	return d.withObjects(OwnNode, problems)
+}
+
+// withObjects adds what of a Service's objects cannot be used.
+func (d *Desk) withObjects(id cluster.ID, problems []Problem) []Problem {
+	for _, p := range d.cluster.Problems(id) {
+		here := p.Node != "" && p.Node == d.site.Node.Name || id == OwnNode
+		problems = append(problems, Problem{Reason: p.Reason, Text: p.String(), Here: here, Anywhere: p.Node == "", Count: p.Count})
+	}
+	return problems
+}
+
+// Speaks: this node has the first ready endpoint of a Service, in the canonical order that all nodes have. It speaks
+// for it, where no endpoint and no address decides whose business a Problem is.
+func (d *Desk) Speaks(id cluster.ID) bool {
+	eps := d.cluster.Endpoints(id)
+	i := slices.IndexFunc(eps, func(ep cluster.Endpoint) bool { return ep.Ready && ep.NodeName != "" })
+	return i >= 0 && eps[i].NodeName == d.site.Node.Name
+}

@@ -1,0 +1,139 @@
+package desk
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// Site is the place for which Services are compiled: this node, and what must be kept safe on it.
+type Site struct {
+	Node cluster.Node
+	// Local are the addresses of the node's interfaces other than ours, and whether it has IPv6.
+	Local ipvs.Local
+	// NodePorts are the addresses on which node ports are served, sorted.
+	NodePorts []netip.Addr
+	// APIServers are the addresses by which the API server is reached, and the endpoints of its Service, sorted.
+	APIServers []netip.Addr
+	// Lacking are the schedulers that the kernel does not have: rr serves in their place.
+	Lacking map[string]bool
+}
+
+// kubernetes is the API server's own Service.
+var kubernetes = cluster.ID{Namespace: "default", Name: "kubernetes"}
+
+// NewSite puts a Site together.
+func NewSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt Options) Site {
+	s := Site{Node: node, Local: local, APIServers: apiServers}
+	primaries := node.Addrs
+	if len(primaries) == 0 { // the Node object is not known, or gone for a moment
+		primaries = local.Sources
+	}
+	for _, a := range local.Addrs {
+		if opt.NodePorts.selects(a, primaries) {
+			s.NodePorts = append(s.NodePorts, a)
+		}
+	}
+	return s
+}
+
+// primary is the node's first address of a family; invalid: it has none.
+func (s Site) primary(ipv4 bool) netip.Addr {
+	for _, list := range [][]netip.Addr{s.Node.Addrs, s.Local.Sources} {
+		for _, a := range list {
+			if a.Is4() == ipv4 {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// equal reports whether two Sites give every Service the same Fragment.
+func (s Site) equal(o Site) bool { return s.Node.Zone == o.Node.Zone && s.equalButZone(o) }
+
+func (s Site) equalButZone(o Site) bool {
+	return s.Node.Name == o.Node.Name && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
+		s.Local.NoIPv6 == o.Local.NoIPv6 && slices.Equal(s.Local.Addrs, o.Local.Addrs) &&
+		slices.Equal(s.Local.Sources, o.Local.Sources) && maps.Equal(s.Lacking, o.Lacking) && slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
+}
+
+// isLocal reports whether an address stands on another interface of the node.
+func (s Site) isLocal(a netip.Addr) bool {
+	_, found := slices.BinarySearchFunc(s.Local.Addrs, a, netip.Addr.Compare)
+	return found
+}
+
+// isOwn reports whether an address is this node's.
+func (s Site) isOwn(a netip.Addr) bool { return s.isLocal(a) || slices.Contains(s.Node.Addrs, a) }
+
+// Site is the place for which the Desk decides. Its lists must not be changed.
+func (d *Desk) Site() Site { return d.site }
+
+// CheckAddresses are those on which healthCheckNodePorts are served.
+func (d *Desk) CheckAddresses() []netip.Addr { return d.opt.NodePorts.checkAddresses(d.site) }
+
+// Move takes what this node is by now, and by which addresses the API server is reached. It returns the Services that
+// have to be decided anew for it.
+func (d *Desk) Move(node cluster.Node, local ipvs.Local, reached []netip.Addr) (again []cluster.ID) {
+	old := d.site
+	site := NewSite(node, local, d.apiServers(reached), d.opt)
+	site.Lacking = old.Lacking
+	if d.site = site; site.equal(old) {
+		return nil
+	}
+	if old.Local.NoIPv6 != local.NoIPv6 || old.Node.Name != site.Node.Name {
+		return d.cluster.Services()
+	}
+	var affected []cluster.ID
+	if old.Node.Zone != site.Node.Zone {
+		affected = slices.Collect(maps.Keys(d.zonal))
+	}
+	if !site.equalButZone(old) {
+		affected = slices.AppendSeq(affected, maps.Keys(d.sensitive))
+	}
+	for _, addrs := range [][]netip.Addr{old.Local.Addrs, site.Local.Addrs, old.Node.Addrs, site.Node.Addrs} {
+		for _, a := range addrs { // whose ClusterIP is or was the node's own
+			affected = append(affected, d.ledger.holders(a)...)
+		}
+	}
+	slices.SortFunc(affected, cluster.ID.Compare)
+	return slices.Compact(affected)
+}
+
+// apiServers are the API server's addresses: those by which it is reached, and the endpoints of its Service, whoever
+// serves that. One that leaves it, as an API server does that is restarted, stays protected as long as this process
+// lives: with another's Service on its address it could not come back.
+func (d *Desk) apiServers(reached []netip.Addr) []netip.Addr {
+	addrs := slices.Concat(d.site.APIServers, reached)
+	for _, ep := range d.cluster.Endpoints(kubernetes) {
+		addrs = append(addrs, ep.Addr)
+	}
+	return ipvs.SortAddrs(addrs)
+}
+
+// Lack takes that the kernel does not have a scheduler: rr serves in its place from now on. It returns the Services
+// that have to be decided anew for it, and false where that was known or nothing could take its place.
+func (d *Desk) Lack(scheduler string) (again []cluster.ID, news bool) {
+	if scheduler == "" || scheduler == fallbackScheduler || d.site.Lacking[scheduler] {
+		return nil, false
+	}
+	lacking := map[string]bool{scheduler: true}
+	maps.Copy(lacking, d.site.Lacking)
+	d.site.Lacking = lacking
+	return d.cluster.Services(), true
+}
+
+// fallbackScheduler is the one that every kernel with IPVS has.
+const fallbackScheduler = "rr"
+
+// scheduler is what the kernel has of a scheduler that is asked for.
+func (s Site) scheduler(name string) string {
+	if s.Lacking[name] {
+		return fallbackScheduler
+	}
+	return name
+}

@@ -1,0 +1,193 @@
+package sync
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// fare is how the work goes, counted on the way, so that telling it costs the same however many Services there are.
+type fare struct {
+	health  *healthz.Health
+	now     func() time.Time
+	failing map[ipvs.Key]failure
+	objects [2]map[cluster.ID]int // by family: the Services with such Keys, and how many
+	counts  [2]int                // by family: such Keys
+	alone   [2]bool               // nothing but what fails could be tried
+	awaited map[ipvs.Key][]*programming
+}
+
+// failure is that of a Key's last try.
+type failure struct {
+	service cluster.ID // whose it was
+	tries   uint8      // that failed, 255 at most
+}
+
+func newFare(opt Options) *fare {
+	return &fare{health: opt.Health, now: opt.Now, failing: map[ipvs.Key]failure{},
+		objects: [2]map[cluster.ID]int{{}, {}}, awaited: map[ipvs.Key][]*programming{}}
+}
+
+// fails notes that a Key's last try failed, and counts such tries.
+func (s *fare) fails(k ipvs.Key, id cluster.ID) (tries uint8) {
+	is, known := s.failing[k]
+	if is.tries < 255 {
+		is.tries++
+	}
+	if !known {
+		is.service = id
+		f := healthz.FamilyOf(k.Addr)
+		s.objects[f][id]++
+		s.counts[f]++
+	}
+	s.failing[k] = is
+	return is.tries
+}
+
+// mended notes that it succeeded, and reports whether it had failed before.
+func (s *fare) mended(k ipvs.Key) bool {
+	is, known := s.failing[k]
+	if !known {
+		return false
+	}
+	f := healthz.FamilyOf(k.Addr)
+	delete(s.failing, k)
+	if s.objects[f][is.service]--; s.objects[f][is.service] == 0 {
+		delete(s.objects[f], is.service)
+	}
+	if s.counts[f]--; s.counts[f] == 0 {
+		s.alone[f] = false
+	}
+	return true
+}
+
+// anew counts again after the mirror was made anew.
+func (s *fare) anew(pending func(ipvs.Key) bool) {
+	for _, k := range sorted(s.failing) {
+		s.mended(k)
+	}
+	for _, k := range sorted(s.awaited) {
+		if !pending(k) {
+			s.confirmed(k) // it is gone, and so is what was to be written
+		}
+	}
+}
+
+// report is the turn in which it is told how the loop stands.
+type report struct{ shared }
+
+func (*report) due(time.Time) time.Time { return time.Time{} }
+
+func (r *report) tend(context.Context) (more bool) {
+	r.report()
+	return false
+}
+
+// wrote tells of the writes of a plan.
+func (s *fare) wrote(plan ipvs.Plan, outcomes []ipvs.Outcome, failed map[ipvs.Key]error, took time.Duration) {
+	if s.health == nil {
+		return
+	}
+	var worked, confirmed [2]bool
+	for i, step := range plan {
+		f := healthz.FamilyOf(step.Key.Addr)
+		worked[f] = true
+		// A Key counts as a whole: where the kernel takes the guard and refuses every virtual server, nothing works.
+		confirmed[f] = confirmed[f] || failed[step.Key] == nil
+		if !errors.Is(outcomes[i].Err, ipvs.ErrNotTried) {
+			s.health.Wrote(f, kinds[step.Op.Effect().Kind], outcomes[i].Err)
+		}
+	}
+	for _, f := range healthz.Families {
+		if worked[f] {
+			s.health.Round(f, took)
+		}
+		if confirmed[f] {
+			s.health.Confirmed(f)
+		}
+	}
+}
+
+// kinds are the operations as package healthz counts them.
+var kinds = [...]healthz.Op{
+	ipvs.KindAddServer: healthz.AddServer, ipvs.KindSetServer: healthz.SetServer, ipvs.KindDelServer: healthz.DeleteServer,
+	ipvs.KindAddReal: healthz.AddReal, ipvs.KindSetReal: healthz.SetReal, ipvs.KindDelReal: healthz.DeleteReal,
+	ipvs.KindBind: healthz.Bind, ipvs.KindUnbind: healthz.Unbind,
+	ipvs.KindAddElement: healthz.AddElement, ipvs.KindDelElement: healthz.RemoveElement, ipvs.KindForget: healthz.Forget,
+}
+
+// forgot tells of a look through the conntrack table, which reads each family by itself.
+func (s *fare) forgot(plan ipvs.Plan, outcomes []ipvs.Outcome, took time.Duration) {
+	var looked [2]bool
+	var deleted [2]int
+	for i, step := range plan {
+		f := healthz.FamilyOf(step.Key.Addr)
+		looked[f] = true
+		deleted[f] += outcomes[i].Deleted
+		s.health.Wrote(f, healthz.Forget, outcomes[i].Err)
+	}
+	for _, f := range healthz.Families {
+		if looked[f] {
+			s.health.Forgot(f, took, deleted[f])
+		}
+	}
+}
+
+// programming is a change of endpoints on its way into the kernel.
+type programming struct {
+	family healthz.Family
+	times  []time.Time // when the control plane dates it
+	left   int         // Keys whose confirmation is missing
+}
+
+// await has dated changes of a Service's endpoints wait for the Keys that follow from them.
+func (s *fare) await(triggers []cluster.Trigger, touched []ipvs.Key) {
+	if s.health == nil {
+		return
+	}
+	for _, f := range healthz.Families {
+		p := &programming{family: f}
+		for _, t := range triggers {
+			if t.IPv4 == (f == healthz.IPv4) {
+				p.times = append(p.times, t.At)
+			}
+		}
+		if len(p.times) == 0 {
+			continue
+		}
+		for _, k := range touched {
+			if healthz.FamilyOf(k.Addr) == f {
+				p.left++
+				s.awaited[k] = append(s.awaited[k], p)
+			}
+		}
+		if p.left == 0 {
+			s.programmed(p) // it changes nothing here, which is true at once
+		}
+	}
+}
+
+// confirmed notes that the kernel holds what is wanted of a Key.
+func (s *fare) confirmed(k ipvs.Key) {
+	ps := s.awaited[k]
+	if ps == nil {
+		return
+	}
+	delete(s.awaited, k)
+	for _, p := range ps {
+		if p.left--; p.left == 0 {
+			s.programmed(p)
+		}
+	}
+}
+
+func (s *fare) programmed(p *programming) {
+	now := s.now()
+	for _, t := range p.times {
+		s.health.Programmed(p.family, now.Sub(t))
+	}
+}

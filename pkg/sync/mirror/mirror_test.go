@@ -1,0 +1,133 @@
+package mirror
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+var (
+	key  = ipvs.Key{Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Proto: ipvs.TCP}
+	stay = ipvs.Real{Addr: netip.MustParseAddrPort("10.244.1.1:8080"), Weight: 1}
+	goes = ipvs.Real{Addr: netip.MustParseAddrPort("10.244.1.2:8080"), Weight: 1}
+	noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+)
+
+func frontend(reals ...ipvs.Real) *ipvs.Frontend {
+	return &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Reals: reals}, Guard: ipvs.Guard{Owned: true, Open: true}}
+}
+
+// drained is a mirror of a Key with a real server that drains.
+func drained(t *testing.T) *Mirror {
+	t.Helper()
+	m := New()
+	m.Settle(key, Settled{Want: frontend(stay, goes), Complete: true})
+	if !m.Settle(key, Settled{Want: frontend(stay), Complete: true, Patience: noon.Add(time.Minute)}) || m.Draining() != 1 {
+		t.Fatalf("%d real servers drain, want 1", m.Draining())
+	}
+	return m
+}
+
+// TestDrainsAreCounted: whatever becomes of a Key, its real servers drain no more.
+func TestDrainsAreCounted(t *testing.T) {
+	for name, end := range map[string]func(*Mirror){
+		"it comes back":       func(m *Mirror) { m.Settle(key, Settled{Want: frontend(stay, goes), Complete: true}) },
+		"the Service is gone": func(m *Mirror) { m.Settle(key, Settled{Complete: true}) },
+		"and it is spared":    func(m *Mirror) { m.Settle(key, Settled{Complete: true, Spared: true}) },
+		"it was removed": func(m *Mirror) {
+			if ops := m.Reap(key, frontend(stay), nil, noon, nil); len(ops) != 1 {
+				t.Fatalf("without connections: %v", ops)
+			}
+			m.Settle(key, Settled{Want: frontend(stay), Complete: true})
+		},
+		"all is read anew": func(m *Mirror) { m.Begin(nil, nil) },
+	} {
+		m := drained(t)
+		if end(m); m.Draining() != 0 {
+			t.Errorf("%s: %d drain", name, m.Draining())
+		}
+	}
+}
+
+// TestReap: a real server that drains is removed without connections, at its deadline, or when it has left the cluster
+// and was quiet for long enough.
+func TestReap(t *testing.T) {
+	busy, quiet := ipvs.Conns{Active: 1}, ipvs.Conns{Inactive: 1}
+	for _, c := range []struct {
+		name  string
+		conns ipvs.Conns
+		after time.Duration
+		left  bool
+		gone  bool
+	}{
+		{"busy", busy, time.Second, true, false},
+		{"busy at the deadline", busy, time.Minute, false, true},
+		{"idle", ipvs.Conns{}, time.Second, false, true},
+		{"quiet for a moment", quiet, time.Second, true, false},
+		{"quiet, and left", quiet, quietTime, true, true},
+		{"quiet, and still named", quiet, quietTime, false, false},
+	} {
+		m := drained(t)
+		read := map[netip.AddrPort]ipvs.Conns{goes.Addr: c.conns}
+		left := func(netip.AddrPort) bool { return c.left }
+		if c.conns != (ipvs.Conns{}) {
+			m.Reap(key, frontend(stay), read, noon, left)
+		}
+		if ops := m.Reap(key, frontend(stay), read, noon.Add(c.after), left); (len(ops) == 1) != c.gone {
+			t.Errorf("%s: %v, want it removed: %t", c.name, ops, c.gone)
+		}
+	}
+}
+
+// TestMeet: what an audit makes of a piece of the kernel.
+func TestMeet(t *testing.T) {
+	flagged := frontend(stay)
+	flagged.Server.Flags, flagged.Server.Timeout = ipvs.Persistent, 60
+	for _, c := range []struct {
+		name  string
+		known *ipvs.Frontend // nil: nothing
+		piece ipvs.Frontend
+		want  Verdict
+	}{
+		{"as it is known", frontend(stay), ipvs.Frontend{Server: frontend(stay).Server}, Same},
+		{"another real server", frontend(stay), ipvs.Frontend{Server: frontend(goes).Server}, Other},
+		{"a virtual server of nobody", nil, ipvs.Frontend{Server: frontend(stay).Server}, Stranger},
+		{"a record of nobody", nil, ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}, Other},
+		{"a record", frontend(stay), ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}, Same},
+		{"another record", frontend(stay), ipvs.Frontend{Guard: ipvs.Guard{Limited: true}}, Other},
+		{"time-outs do not show", flagged, ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Flags: ipvs.Persistent, Reals: []ipvs.Real{stay}}}, Unread},
+	} {
+		m := New()
+		if c.known != nil {
+			m.Settle(key, Settled{Want: c.known, Complete: true})
+		}
+		m.BeginPass()
+		if got := m.Meet(key, &c.piece, func(ipvs.Fact) {}); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+// TestMissed: what a pass did not meet is missed, what is doubted is so anyway, and what was written meanwhile is not.
+func TestMissed(t *testing.T) {
+	m := New()
+	var keys []ipvs.Key
+	for port := range uint16(4) {
+		k := ipvs.Key{Addr: key.Addr, Port: port + 1, Proto: ipvs.TCP}
+		m.Settle(k, Settled{Want: frontend(stay), Complete: true})
+		keys = append(keys, k)
+	}
+	m.BeginPass()
+	for _, piece := range []ipvs.Frontend{{Server: frontend(stay).Server}, {Guard: ipvs.Guard{Owned: true}}, {Guard: ipvs.Guard{Open: true}}} {
+		m.Meet(keys[0], &piece, func(ipvs.Fact) {})
+	}
+	m.Settle(keys[1], Settled{Want: frontend(goes), Complete: true})
+	m.Doubt(keys[2])
+	missed, doubted := m.Missed(func(ipvs.Key) bool { return false })
+	if !slices.Equal(missed, keys[3:]) || !slices.Equal(doubted, keys[2:3]) {
+		t.Errorf("missed %v, doubted %v; want %v and %v", missed, doubted, keys[3:], keys[2:3])
+	}
+}

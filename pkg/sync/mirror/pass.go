@@ -1,0 +1,200 @@
+package mirror
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+)
+
+// pass is how far the audit has come that holds the kernel against the Mirror, piece by piece.
+type pass struct {
+	number uint32 // 0: none was begun yet
+	busy   bool   // one is under way
+	void   bool   // and concludes nothing: the Mirror was made anew since it began
+	// facts are the shared facts that it met, or that were written meanwhile.
+	facts map[ipvs.Fact]bool
+	// adopted: so was the record of the adoption.
+	adopted bool
+}
+
+// meeting says in which pass the parts of a Key were last met as they should be, or written by us.
+type meeting struct {
+	server uint32
+	sets   [8]uint32 // of ipvs.KeySets
+	// ranges are how many of the source ranges were met in the pass; -1: all of them.
+	ranges     int
+	rangesPass uint32
+}
+
+// all is the meeting of a Key that was just written.
+func (p *pass) all() meeting {
+	s := meeting{server: p.number, ranges: -1, rangesPass: p.number}
+	for i := range s.sets {
+		s.sets[i] = p.number
+	}
+	return s
+}
+
+// meetFact notes a shared fact that the kernel holds by other evidence than the pass under way: it may have come
+// after the pass had been there.
+func (p *pass) meetFact(f ipvs.Fact) {
+	if p.busy {
+		p.facts[f] = true
+	}
+}
+
+// meetRange notes another source range.
+func (s *meeting) meetRange(pass uint32) {
+	if s.rangesPass != pass {
+		s.ranges, s.rangesPass = 0, pass
+	}
+	if s.ranges >= 0 {
+		s.ranges++
+	}
+}
+
+// missed reports whether a part that a Key should have was not met in a pass.
+func (s *meeting) missed(have *ipvs.Frontend, pass uint32) bool {
+	for i, set := range ipvs.KeySets {
+		if have.Guard.Has(set) && s.sets[i] != pass {
+			return true
+		}
+	}
+	n := len(have.Guard.Ranges)
+	return have.Server.Exists() && s.server != pass || n > 0 && (s.rangesPass != pass || s.ranges >= 0 && s.ranges != n)
+}
+
+// BeginPass begins to hold the kernel against the Mirror.
+func (m *Mirror) BeginPass() {
+	m.pass = pass{number: m.pass.number + 1, busy: true, facts: map[ipvs.Fact]bool{}}
+}
+
+// InPass reports whether a pass is under way.
+func (m *Mirror) InPass() bool { return m.pass.busy }
+
+// Passes counts the passes that were begun.
+func (m *Mirror) Passes() uint32 { return m.pass.number }
+
+// Void reports whether the pass under way must conclude nothing from what it did not meet.
+func (m *Mirror) Void() bool { return m.pass.void }
+
+// Verdict is what comes of a piece of what the kernel has, held against the Mirror.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// Same: it is as it is known.
+	Same Verdict = iota
+	// Unread: as far as it shows. Flags and time-outs show only in a proper read.
+	Unread
+	// Stranger: a virtual server of which nothing is known.
+	Stranger
+	// Other: it is not as it is known.
+	Other
+)
+
+// Meet holds a piece of what the kernel has against the Mirror. Fresh hears of each shared fact that was not known. It
+// is known from then on.
+func (m *Mirror) Meet(k ipvs.Key, piece *ipvs.Frontend, fresh func(ipvs.Fact)) (v Verdict) {
+	c := m.cells[k]
+	if piece.Server.Exists() {
+		v = m.meetServer(c, piece.Server)
+	}
+	if piece.Guard.Owned && k == ipvs.Adopted {
+		m.pass.adopted = true
+	} else if !m.meetGuard(c, &piece.Guard) {
+		v = Other
+	}
+	ipvs.FactsOf(k, piece, func(f ipvs.Fact) {
+		m.pass.facts[f] = true
+		if !m.facts[f] {
+			m.facts[f] = true
+			fresh(f)
+		}
+	})
+	return v
+}
+
+func (m *Mirror) meetServer(c *cell, s ipvs.Server) Verdict {
+	switch {
+	case c == nil:
+		return Stranger
+	case c.have == nil || !looksLike(s, c.have.Server):
+		return Other
+	}
+	c.met.server = m.pass.number
+	if c.have.Server.Flags != 0 && !c.doubted {
+		return Unread
+	}
+	return Same
+}
+
+// meetGuard holds facts of the guard that are the Key's own against the Mirror.
+func (m *Mirror) meetGuard(c *cell, piece *ipvs.Guard) (same bool) {
+	same = true
+	known := func(is func(have *ipvs.Guard) bool) bool {
+		ok := c != nil && c.have != nil && is(&c.have.Guard)
+		same = same && ok
+		return ok
+	}
+	for i, s := range ipvs.KeySets {
+		if piece.Has(s) && known(func(have *ipvs.Guard) bool {
+			return have.Has(s) && (s != ipvs.SetRedirect || have.Redirect == piece.Redirect)
+		}) {
+			c.met.sets[i] = m.pass.number
+		}
+	}
+	for _, r := range piece.Ranges {
+		if known(func(have *ipvs.Guard) bool { return slices.Contains(have.Ranges, r) }) {
+			c.met.meetRange(m.pass.number)
+		}
+	}
+	return same
+}
+
+// looksLike compares what an audit meets of a virtual server.
+func looksLike(met, have ipvs.Server) bool {
+	have.Timeout, have.Flags = 0, have.Flags&ipvs.Persistent
+	met.Timeout, met.Flags = 0, met.Flags&ipvs.Persistent
+	return (&ipvs.Frontend{Server: met}).Equal(&ipvs.Frontend{Server: have})
+}
+
+// Missed lists the Keys of which the pass did not meet all that should be there, and those that are doubted anyway; in
+// canonical order, without those that are left out.
+func (m *Mirror) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) {
+	for _, k := range slices.SortedFunc(maps.Keys(m.cells), ipvs.Key.Compare) {
+		switch c := m.cells[k]; {
+		case leave(k):
+		case c.doubted:
+			doubted = append(doubted, k)
+		case c.have != nil && c.met.missed(c.have, m.pass.number):
+			missed = append(missed, k)
+		}
+	}
+	return missed, doubted
+}
+
+// Agrees reports whether a proper read found what is known of a Key, shared facts apart.
+func (m *Mirror) Agrees(k ipvs.Key, found *ipvs.Frontend) bool {
+	own := func(f *ipvs.Frontend) *ipvs.Frontend {
+		return &ipvs.Frontend{Server: f.Server, Guard: f.Guard.Own()}
+	}
+	c := m.cells[k]
+	return found != nil && c != nil && c.have != nil && own(found).Equal(own(c.have))
+}
+
+// Conclude takes as gone what a pass did not meet of the shared facts and of the adoption, and reports whether that was
+// so with the latter.
+func (m *Mirror) Conclude() (unadopted bool) {
+	maps.DeleteFunc(m.facts, func(f ipvs.Fact, _ bool) bool { return !m.pass.facts[f] })
+	unadopted = m.adopted && !m.pass.adopted
+	m.adopted = m.adopted && m.pass.adopted
+	return unadopted
+}
+
+// Met reports whether the pass met a shared fact.
+func (m *Mirror) Met(f ipvs.Fact) bool { return m.pass.facts[f] }
+
+// EndPass ends a pass.
+func (m *Mirror) EndPass() { m.pass.busy, m.pass.facts = false, nil }
