@@ -44,6 +44,8 @@ type Reply struct {
 	Took      time.Duration
 	Err       error  // unless answered
 	LocalPort uint16 // from which was asked
+	// Again: the connection stood, and its SYN had been sent more than once.
+	Again bool
 }
 
 func (r Reply) String() string {
@@ -168,6 +170,7 @@ func (h *Host) ask(to netip.AddrPort, q *question, start time.Time) (r Reply) {
 		return r
 	}
 	defer conn.Close()
+	r.Again = q.proto == 0 && sentAgain(conn)
 	if r.Pod, r.Source, err = exchange(conn, q.request(to)); err != nil {
 		r.Err = fmt.Errorf("%s to %s, connected: %w", h.Name, to, err)
 	}

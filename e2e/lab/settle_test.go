@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -74,7 +75,27 @@ func TestRetransmissionsAreSeen(t *testing.T) {
 	if r := a.Ask(netip.AddrPortFrom(c.V4, 8080), Timeout(1500*time.Millisecond)); r.Verdict != TimedOut {
 		t.Errorf("through a node that does not forward: %s", r)
 	}
-	if n := retransmissions(t, a.Host); n == 0 {
+	before := retransmissions(t, a.Host)
+	if before == 0 {
 		t.Error("control: no retransmission of an unanswered SYN")
+	}
+	// The reply itself says so, too.
+	w.ServeHTTP(t, 8080, c)
+	reply := make(chan Reply)
+	go func() { reply <- a.Ask(netip.AddrPortFrom(c.V4, 8080), Timeout(time.Minute)) }()
+	Eventually(t, 20*time.Second, "the SYN is sent again", func() error {
+		if retransmissions(t, a.Host) == before {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err := w.Node(2).Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-reply; r.Verdict != Answered || !r.Again {
+		t.Errorf("%s, SYN sent again: %t; want an answer after one that was", r, r.Again)
+	}
+	if r := a.Ask(netip.AddrPortFrom(c.V4, 8080)); r.Verdict != Answered || r.Again && r.Took < time.Second {
+		t.Errorf("%s, SYN sent again: %t; want an answer to the first", r, r.Again)
 	}
 }

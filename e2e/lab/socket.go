@@ -189,3 +189,16 @@ func waitConnected(conn *os.File, deadline time.Time) error {
 	runtime.KeepAlive(conn)
 	return errors.Join(err, result)
 }
+
+// sentAgain tells whether a connection on which nothing was sent yet had to repeat its SYN.
+func sentAgain(conn *os.File) (again bool) {
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = rc.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		again = err == nil && info.Total_retrans > 0
+	})
+	return again
+}
