@@ -86,7 +86,7 @@ func TestNativeWay(t *testing.T) {
 				loaded = append(loaded, m)
 			}
 		}
-		if t.Logf("kernel modules loaded meanwhile: %q", loaded); len(loaded) > 0 && !strings.Contains(log.String(), "modules, which stay: ") {
+		if t.Logf("kernel modules loaded meanwhile: %q", loaded); len(loaded) > 0 && !strings.Contains(log.String(), "modules, which stay:") {
 			t.Error("and the lab did not say so")
 		}
 	})

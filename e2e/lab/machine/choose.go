@@ -28,16 +28,30 @@ type Way struct {
 	Loaded []string // kernel modules that were loaded to find out, and stay loaded
 }
 
-// String says it to a person, in a line or two.
+// String says it to a person: in a line, and the modules in lines of their own.
 func (w Way) String() string {
 	if w.Mode == VM {
 		return "in a virtual machine: " + w.Why
 	}
 	text := "on this machine's own kernel, in namespaces that end with the lab: " + w.Why
 	if len(w.Loaded) > 0 {
-		text += "\nlab: loaded kernel modules, which stay: " + strings.Join(w.Loaded, " ")
+		text += "\nlab: loaded kernel modules, which stay:" + wrapped(w.Loaded)
 	}
 	return text
+}
+
+// wrapped lays words out in lines that a terminal of 100 columns shows.
+func wrapped(words []string) string {
+	var b strings.Builder
+	column := 100
+	for _, w := range words {
+		if column += 1 + len(w); column > 98 {
+			b.WriteString("\nlab:  ")
+			column = 6 + 1 + len(w)
+		}
+		b.WriteString(" " + w)
+	}
+	return b.String()
 }
 
 // Choose says which way to a kernel this machine offers. It asks the kernel for all that the lab needs, and loads

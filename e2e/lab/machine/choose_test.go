@@ -38,7 +38,7 @@ func TestChoose(t *testing.T) {
 		says       []string // the way or the error
 		fails      bool
 	}{
-		{"", able, Native, []string{"it has all", "modules, which stay: br_netfilter"}, false},
+		{"", able, Native, []string{"it has all", "modules, which stay:\nlab:   br_netfilter"}, false},
 		{"native", able, Native, []string{"LAB=native"}, false},
 		{"vm", able, VM, []string{"LAB=vm"}, false},
 		{"", twoMissing, VM, []string{"lacks IPVS: kernel 9 has none (and 1 more"}, false},
@@ -65,8 +65,8 @@ func TestChoose(t *testing.T) {
 					t.Errorf("says %q, want %q in it", said, s)
 				}
 			}
-			if lines := strings.Count(way.String(), "\n"); lines > 1 {
-				t.Errorf("a way takes %d lines", lines+1)
+			if why := (Way{Mode: way.Mode, Why: way.Why}).String(); strings.Contains(why, "\n") {
+				t.Errorf("the reason takes more than a line: %q", why)
 			}
 		})
 	}
@@ -106,5 +106,22 @@ func TestOnceGood(t *testing.T) {
 		if got, err := f(t.Context()); err != nil || got.Loaded[0] != "2" {
 			t.Errorf("%+v, %v", got, err)
 		}
+	}
+}
+
+// Many modules take several lines, none of them too long for a terminal, and none is left out.
+func TestWayWraps(t *testing.T) {
+	way := Way{Mode: Native}
+	for i := range 60 {
+		way.Loaded = append(way.Loaded, fmt.Sprintf("module_%d", i))
+	}
+	lines := strings.Split(way.String(), "\n")
+	for _, l := range lines[1:] {
+		if len(l) > 100 || !strings.HasPrefix(l, "lab: ") {
+			t.Errorf("%d columns: %q", len(l), l)
+		}
+	}
+	if n := len(strings.Fields(strings.Join(lines[2:], " "))) - len(lines[2:]); n != 60 {
+		t.Errorf("%d modules are named", n)
 	}
 }
