@@ -112,10 +112,10 @@ func (k *Kernel) listen() (err error) {
 	if k.watch, err = watch(k.link.binding); err != nil {
 		return err
 	}
-	k.link.sock.ports, k.link.unbinding = &k.watch.link, &k.watch.unbinding
-	k.link.found = k.watch.found
+	k.link.sock.note(&k.watch.link)
+	k.link.unbinding, k.link.found = &k.watch.unbinding, k.watch.found
 	if k.nft != nil {
-		k.nft.sock.ports = &k.watch.nft
+		k.nft.sock.note(&k.watch.nft)
 	}
 	return nil
 }

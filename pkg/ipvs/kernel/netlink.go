@@ -66,6 +66,13 @@ func (s *socket) open() error {
 	return nil
 }
 
+// note has the socket's port noted, the one that it has already as well as those that it will get.
+func (s *socket) note(ports *ownPorts) {
+	if s.ports = ports; s.fd >= 0 {
+		ports.add(s.fd)
+	}
+}
+
 func (s *socket) close() {
 	if s.fd >= 0 {
 		unix.Close(s.fd)

@@ -64,7 +64,6 @@ func TestHearsTables(t *testing.T) {
 	t.Cleanup(k.link.close)
 	must(t, k.listen())
 	t.Cleanup(k.watch.close)
-	n.sock.close() // its port of before is nobody's
 	other, err := newNFT(n.cfg)
 	must(t, err)
 	t.Cleanup(other.close)
