@@ -62,11 +62,12 @@ func TestB26Matrix(t *testing.T) {
 		pod, outside string
 	}{
 		{"ClusterCIDR", nil, "own", "node"},
-		{"NodeCIDR", []string{"--detect-local-mode=NodeCIDR"}, "own", "node"},
 		{"BridgeInterface", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"}, "own", "node"},
 		{"InterfaceNamePrefix", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=cni"}, "own", "node"},
 		// The control of the two before: with another interface, pods are strangers.
 		{"BridgeInterface of another name", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni00"}, "node", "node"},
+		// Rules stay until the Node's ranges are heard: those of before, to which pods are strangers.
+		{"NodeCIDR", []string{"--detect-local-mode=NodeCIDR"}, "own", "node"},
 		{"InterfaceNamePrefix that none has", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=ni0"}, "node", "node"},
 		{"masqueradeAll", []string{"--masquerade-all"}, "node", "node"},
 	} {
