@@ -168,9 +168,11 @@ func (d *Directory) note(ev fsnotify.Event, ok bool) bool {
 func (d *Directory) update() {
 	if !d.listed && d.trouble == nil {
 		for _, name := range slices.Sorted(maps.Keys(d.touched)) {
-			d.look(name, true)
+			if !d.look(name, true) {
+				d.listed = true // what went is told apart from what only cannot be read
+			}
 		}
-		d.listed = !anyUsable(maps.Values(d.files)) // the last good file broke: say so
+		d.listed = d.listed || !anyUsable(maps.Values(d.files)) // the last good file broke: say so
 	}
 	if d.listed || d.trouble != nil {
 		d.all()
@@ -214,8 +216,7 @@ func (d *Directory) all() {
 	}
 	present := map[*file]bool{}
 	for _, e := range entries {
-		if name := e.Name(); wanted(name) {
-			d.look(name, d.touched[name])
+		if name := e.Name(); wanted(name) && d.look(name, d.touched[name]) {
 			present[d.files[name]] = true
 		}
 	}

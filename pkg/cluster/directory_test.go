@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -558,5 +559,48 @@ func TestDirectoryComplete(t *testing.T) {
 	f.trouble("bad.yaml: document 1 (line ")
 	if !f.m.Complete() {
 		t.Error("no longer complete, though the last good content stands in")
+	}
+}
+
+// A file that goes after somebody wrote to it, and before it was looked at, is gone and no trouble. A link to nowhere is
+// one.
+func TestDirectoryFileGoesMeanwhile(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		lost     func(file string) error
+		troubles int
+	}{
+		{"removed", os.Remove, 0},
+		{"a link to nowhere", func(file string) error {
+			return errors.Join(os.Remove(file), os.Symlink(file+"-that-is-not-there", file))
+		}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			var troubles []error
+			d := NewDirectory(dir, NewModel(Options{NodeName: "own"}), func(err error) { troubles = append(troubles, err) })
+			good := []byte("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: default}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n")
+			for _, name := range []string{"a.yaml", "b.yaml"} {
+				if err := os.WriteFile(filepath.Join(dir, name), good, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d.listed = true
+			d.update()
+			troubles = nil // that two files have one object is said
+			file := filepath.Join(dir, "b.yaml")
+			if err := c.lost(file); err != nil {
+				t.Fatal(err)
+			}
+			d.note(fsnotify.Event{Name: file, Op: fsnotify.Write}, true)
+			d.update()
+			bad := slices.DeleteFunc(troubles, func(err error) bool { return !strings.Contains(err.Error(), "no such file") })
+			if len(bad) != c.troubles {
+				t.Errorf("%d troubles, want %d: %v", len(bad), c.troubles, troubles)
+			}
+			if _, there := d.files["b.yaml"]; there != (c.troubles > 0) {
+				t.Errorf("the file is known: %t", there)
+			}
+		})
 	}
 }

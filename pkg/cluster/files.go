@@ -62,9 +62,11 @@ func wanted(name string) bool {
 	return false
 }
 
-// look brings one file up to date. Force reads it even if it looks unchanged:
-// two writes may fall into one tick of the file system's clock.
-func (d *Directory) look(name string, force bool) {
+// look brings one file up to date and reports whether it is there: one may go
+// after it was listed, which is no trouble. A link to nowhere is. Force reads
+// it even if it looks unchanged: two writes may fall into one tick of the file
+// system's clock.
+func (d *Directory) look(name string, force bool) (there bool) {
 	f := d.files[name]
 	if f == nil {
 		f = &file{name: name, reports: reporter{tell: d.report}}
@@ -72,10 +74,13 @@ func (d *Directory) look(name string, force bool) {
 	}
 	path := filepath.Join(d.path, name)
 	if info, err := os.Stat(path); err == nil && !force && f.info != nil && unchanged(f.info, info) {
-		return
+		return true
+	}
+	data, info, err := readFile(path, d.maxSize)
+	if errors.Is(err, fs.ErrNotExist) && isGone(path) {
+		return false
 	}
 	d.stale[f] = true
-	data, info, err := readFile(path, d.maxSize)
 	f.info = nil
 	if err != nil {
 		reason := TroubleUnreadable
@@ -83,20 +88,27 @@ func (d *Directory) look(name string, force bool) {
 			reason = TroubleTooLarge
 		}
 		f.access = &Trouble{File: name, Reason: reason, Message: oneLine(err.Error()) + "; its last objects stay"}
-		return
+		return true
 	}
 	if time.Since(info.ModTime()) > time.Second {
 		f.info = info // else the clock's tick may not be over
 	}
 	if len(f.objects) > 0 && len(bytes.TrimSpace(data)) == 0 {
 		f.access = &Trouble{File: name, Reason: TroubleEmptied, Message: "the file is empty; its last objects stay"}
-		return
+		return true
 	}
 	f.access = nil
 	if hash := maphash.Bytes(d.seed, data); !f.parsed || hash != f.hash {
 		f.hash, f.parsed = hash, true
 		d.take(f, parseFile(name, data, d.model.opt))
 	}
+	return true
+}
+
+// isGone: the directory has no such entry.
+func isGone(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 func unchanged(a, b fs.FileInfo) bool {
