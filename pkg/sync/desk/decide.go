@@ -41,7 +41,7 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	also = append(also, d.checkedAt(touched, id)...)
 	var unchecked []Problem
 	is.Check, unchecked = d.check(id, frag.Local)
-	problems = append(problems, unchecked...)
+	problems = noteAll(problems, unchecked)
 	is.Freed = slices.DeleteFunc(d.ledger.freed, func(a netip.Addr) bool { return d.ledger.needs[a][ipvs.FactHairpin] > 0 })
 	for a, was := range watch {
 		if is := d.ledger.isVIP(a); is != was {
@@ -49,10 +49,11 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 		}
 	}
 	for _, b := range beaten {
-		own := d.site.isOwn(b.key.Addr)
-		problems = append(problems, Problem{Reason: ReasonAddressTaken, Text: b.key.String() + " belongs to Service " + b.owner.String(), Here: own, Anywhere: !own})
+		own := slices.Contains(d.site.Node.Addrs, b.key.Addr) // one that is not in the Node object may stand on every node
+		problems = note(problems, Problem{Reason: ReasonAddressTaken, Here: own, Anywhere: !own},
+			func() string { return b.key.String() + " belongs to Service " + b.owner.String() })
 	}
-	is.Problems = d.withObjects(id, problems)
+	is.Problems = counted(d.withObjects(id, problems))
 	slices.SortFunc(also, cluster.ID.Compare)
 	is.Also = slices.Compact(also)
 	return is
@@ -83,16 +84,22 @@ func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 	}
 	svc, eps := d.cluster.Get(id)
 	frag, bad := d.withoutVIPs(svc, eps)
+	here, unknown := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	if len(bad) > 0 {
+		for _, ep := range eps {
+			here[ep.Addr] = here[ep.Addr] || ep.NodeName == d.site.Node.Name
+			unknown[ep.Addr] = unknown[ep.Addr] || ep.NodeName == ""
+		}
+	}
 	for _, a := range bad {
 		if d.refused[a] == nil {
 			d.refused[a] = map[cluster.ID]struct{}{}
 		}
 		d.refused[a][id] = struct{}{}
-		here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == d.site.Node.Name })
-		unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
-		problems = append(problems, Problem{Reason: ReasonVirtualIPEndpoint, Text: "endpoint " + a.String() + " is a virtual IP of a Service: left out", Here: here, Anywhere: unknown})
+		problems = note(problems, Problem{Reason: ReasonVirtualIPEndpoint, Here: here[a], Anywhere: unknown[a]},
+			func() string { return "endpoint " + a.String() + " is a virtual IP of a Service: left out" })
 	}
-	return frag, append(problems, frag.Problems...)
+	return frag, noteAll(problems, frag.Problems)
 }
 
 // withoutVIPs compiles a Service without those of its endpoints that are virtual IPs, and lists these.
@@ -106,7 +113,7 @@ func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag F
 		vips = append(vips, bad...)
 		var good []cluster.Endpoint
 		for _, ep := range eps {
-			if !slices.Contains(bad, ep.Addr) {
+			if _, is := slices.BinarySearchFunc(bad, ep.Addr, netip.Addr.Compare); !is {
 				good = append(good, ep)
 			}
 		}
@@ -120,8 +127,14 @@ func (d *Desk) vipsAmong(f Fragment) (vips []netip.Addr) {
 		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
 		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP
 	}
+	seen := map[*ipvs.Real]bool{} // frontends share their real servers
 	for _, c := range f.Claims {
-		for _, r := range c.Claim.Want.Server.Reals {
+		reals := c.Claim.Want.Server.Reals
+		if len(reals) == 0 || seen[&reals[0]] {
+			continue
+		}
+		seen[&reals[0]] = true
+		for _, r := range reals {
 			if a := r.Addr.Addr(); d.ledger.isVIP(a) || own(a) {
 				vips = append(vips, a)
 			}

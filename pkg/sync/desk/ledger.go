@@ -141,6 +141,9 @@ func (l *ledger) replace(id cluster.ID, f Fragment) (touched []ipvs.Key, beaten 
 		if o := l.owner(c.Key); o == nil || o.Service != id {
 			owner := l.claims[c.Key][0].Service
 			if h := l.holder(c.Key.Addr); h != (holder{}) {
+				if c.Claim.Rank == RankNodePort {
+					continue // nobody asked for node ports on a ClusterIP that stands on an interface (NodeLocal DNSCache)
+				}
 				owner = h.service
 			}
 			beaten = append(beaten, lost{c.Key, id, owner})
@@ -185,24 +188,19 @@ func (l *ledger) concerned(id cluster.ID, f Fragment) []ipvs.Key {
 
 // clusterIPs lists the addresses that a Service has as its ClusterIPs, and those that it gets.
 func (l *ledger) clusterIPs(id cluster.ID, f Fragment) (addrs []netip.Addr) {
-	note := func(a netip.Addr) {
-		if !slices.Contains(addrs, a) {
-			addrs = append(addrs, a)
-		}
-	}
 	var last netip.Addr // the Keys are sorted by address
 	for _, k := range l.byService[id] {
 		if k.Addr != last && slices.ContainsFunc(l.holding[k.Addr], func(h holder) bool { return h.service == id }) {
-			note(k.Addr)
+			addrs = append(addrs, k.Addr)
 		}
 		last = k.Addr
 	}
 	for _, c := range f.Claims {
-		if c.Claim.Rank == RankClusterIP {
-			note(c.Key.Addr)
+		if c.Claim.Rank == RankClusterIP && (len(addrs) == 0 || addrs[len(addrs)-1] != c.Key.Addr) {
+			addrs = append(addrs, c.Key.Addr)
 		}
 	}
-	return addrs
+	return ipvs.SortAddrs(addrs)
 }
 
 // write puts a Service's claims in the place of its old ones.

@@ -67,9 +67,6 @@ func (s Site) isLocal(a netip.Addr) bool {
 	return found
 }
 
-// isOwn reports whether an address is this node's.
-func (s Site) isOwn(a netip.Addr) bool { return s.isLocal(a) || slices.Contains(s.Node.Addrs, a) }
-
 // Site is the place for which the Desk decides. Its lists must not be changed.
 func (d *Desk) Site() Site { return d.site }
 
