@@ -76,14 +76,16 @@ func (d *Desk) isUrgent(id cluster.ID) bool {
 // compile says what a Service wants. Endpoints that are virtual IPs of ours are left out: IPVS would send the
 // connection to itself.
 func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
-	for a, ids := range d.refused {
-		delete(ids, id)
-		if len(ids) == 0 {
+	for _, a := range d.refusedOf[id] {
+		if delete(d.refused[a], id); len(d.refused[a]) == 0 {
 			delete(d.refused, a)
 		}
 	}
 	svc, eps := d.cluster.Get(id)
 	frag, bad := d.withoutVIPs(svc, eps)
+	if d.refusedOf[id] = bad; len(bad) == 0 {
+		delete(d.refusedOf, id)
+	}
 	here, unknown := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	if len(bad) > 0 {
 		for _, ep := range eps {
@@ -162,33 +164,13 @@ func (d *Desk) vipsBefore(id cluster.ID, f Fragment) map[netip.Addr]bool {
 }
 
 // servicesWithEndpoint finds the Services for which it matters that an address became a virtual IP or is
-// one no more. Only where there are any does it look at more than a map entry.
+// one no more.
 func (d *Desk) servicesWithEndpoint(a netip.Addr, isVIP bool) (ids []cluster.ID) {
-	if !isVIP {
-		for id := range d.refused[a] {
-			ids = append(ids, id)
-		}
-		return ids
+	if isVIP {
+		return d.ledger.users[a].ids()
 	}
-	if d.ledger.reals[a] == 0 {
-		return nil
-	}
-	found := map[cluster.ID]bool{}
-	for id, addrs := range d.ledger.considered {
-		if _, is := slices.BinarySearchFunc(addrs, a, netip.Addr.Compare); is {
-			found[id] = true
-			ids = append(ids, id)
-		}
-	}
-	for _, claims := range d.ledger.claims {
-		for _, c := range claims {
-			for _, r := range c.Want.Server.Reals {
-				if r.Addr.Addr() == a && !found[c.Service] {
-					found[c.Service] = true
-					ids = append(ids, c.Service)
-				}
-			}
-		}
+	for id := range d.refused[a] {
+		ids = append(ids, id)
 	}
 	return ids
 }

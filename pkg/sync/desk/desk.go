@@ -37,6 +37,7 @@ type Desk struct {
 	urgent    map[cluster.ID]struct{} // those that nothing in the cluster works without
 	// refused are the Services with an endpoint that is a virtual IP.
 	refused    map[netip.Addr]map[cluster.ID]struct{}
+	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
 	checkPorts checkPorts
 }
 
@@ -52,6 +53,7 @@ func New(c Cluster, opt Options) *Desk {
 		zonal:      map[cluster.ID]struct{}{},
 		urgent:     map[cluster.ID]struct{}{},
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
+		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"unique"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -53,7 +54,8 @@ type ledger struct {
 	// external are the Keys of an address that are claimed as anything but a ClusterIP.
 	external map[netip.Addr]map[ipvs.Key]struct{}
 	needs    map[netip.Addr]needs
-	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim, or is considered
+	// users are the Services to which an address is a real server's, in any claim, or is considered.
+	users map[netip.Addr]users
 	// considered are the addresses of endpoints that matter to a Service beside its real servers.
 	considered map[cluster.ID][]netip.Addr
 	// sizes counts the claimed Keys by family, IPv4 and IPv6.
@@ -69,7 +71,7 @@ func newLedger() *ledger {
 		holding:   map[netip.Addr][]holder{},
 		external:  map[netip.Addr]map[ipvs.Key]struct{}{},
 		needs:     map[netip.Addr]needs{},
-		reals:     map[netip.Addr]int{},
+		users:     map[netip.Addr]users{},
 
 		considered: map[cluster.ID][]netip.Addr{},
 	}
@@ -224,10 +226,10 @@ func (l *ledger) write(id cluster.ID, f Fragment) {
 		}
 	}
 	for _, a := range l.considered[id] {
-		l.countReal(a, -1)
+		l.countUse(id, a, -1)
 	}
 	for _, a := range f.Considered {
-		l.countReal(a, +1)
+		l.countUse(id, a, +1)
 	}
 	if l.considered[id] = f.Considered; len(f.Considered) == 0 {
 		delete(l.considered, id)
@@ -263,14 +265,14 @@ func (l *ledger) release(id cluster.ID, a netip.Addr) {
 func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 	cs := l.claims[k]
 	if i := slices.IndexFunc(cs, func(c Claim) bool { return c.Service == id }); i >= 0 {
-		l.countReals(cs[i].Want, -1)
+		l.countReals(id, cs[i].Want, -1)
 		if c != nil && c.Want.Equal(cs[i].Want) {
 			c.Want = cs[i].Want // one copy of equal content, which the mirror may share
 		}
 		cs = slices.Delete(slices.Clone(cs), i, i+1)
 	}
 	if c != nil {
-		l.countReals(c.Want, +1)
+		l.countReals(id, c.Want, +1)
 		at, _ := slices.BinarySearchFunc(cs, *c, Claim.compare)
 		cs = slices.Insert(slices.Clone(cs), at, *c)
 	}
@@ -311,15 +313,18 @@ func (l *ledger) count(f ipvs.Fact, by int) {
 	}
 }
 
-func (l *ledger) countReals(fe *ipvs.Frontend, by int) {
+func (l *ledger) countReals(id cluster.ID, fe *ipvs.Frontend, by int) {
 	for _, r := range fe.Server.Reals {
-		l.countReal(r.Addr.Addr(), by)
+		l.countUse(id, r.Addr.Addr(), by)
 	}
 }
 
-func (l *ledger) countReal(a netip.Addr, by int) {
-	if l.reals[a] += by; l.reals[a] == 0 {
-		delete(l.reals, a)
+func (l *ledger) countUse(id cluster.ID, a netip.Addr, by int) {
+	u := l.users[a]
+	if u.count(unique.Make(id), by); u.n == 0 {
+		delete(l.users, a)
+	} else {
+		l.users[a] = u
 	}
 }
 

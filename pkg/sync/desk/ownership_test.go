@@ -101,10 +101,10 @@ func ownersOf(owner map[string]string) map[string]bool {
 func isEmpty(t *testing.T, d *Desk) {
 	t.Helper()
 	l, c := d.ledger, d.checkPorts
-	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.reals)+len(l.considered) > 0 {
+	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.users)+len(l.considered) > 0 {
 		t.Errorf("all gone, and the ledger holds %+v", l)
 	}
-	if len(d.sensitive)+len(d.zonal)+len(d.urgent)+len(d.refused)+len(c.of)+len(c.asking) > 0 {
+	if len(d.sensitive)+len(d.zonal)+len(d.urgent)+len(d.refused)+len(d.refusedOf)+len(c.of)+len(c.asking) > 0 {
 		t.Errorf("all gone, and the desk holds %+v", d)
 	}
 }
