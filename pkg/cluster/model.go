@@ -123,7 +123,8 @@ func (m *Model) SetNode(obj *corev1.Node) []Problem {
 	return probs
 }
 
-// DeleteNode forgets what the Node object said; only the own one counts.
+// DeleteNode takes that the Node object is gone; only the own one counts. Its
+// addresses hold until there are others.
 func (m *Model) DeleteNode(name string) {
 	if name == m.opt.NodeName {
 		m.setNode(Node{Name: name}, nil)
@@ -333,11 +334,22 @@ func (m *Model) detach(id ID, sl *slice) {
 func (m *Model) setNode(node Node, probs []Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	node = lasting(node, m.node)
 	if m.node.equal(node) && slices.Equal(m.nodeProbs, probs) {
 		return
 	}
 	m.node, m.nodeProbs, m.nodeChanged = node, probs, true
 	m.signal()
+}
+
+// lasting is a Node with the addresses that it had before where it has none:
+// its object is deleted and registered anew, or registered and not filled in
+// yet (B84).
+func lasting(node, before Node) Node {
+	if len(node.Addrs) == 0 {
+		node.Addrs = before.Addrs
+	}
+	return node
 }
 
 // service returns the place of a Service, made if need be.

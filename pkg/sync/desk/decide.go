@@ -31,9 +31,10 @@ type Decision struct {
 func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	d.ledger.freed = d.ledger.freed[:0]
 	frag, problems := d.compile(id)
+	frag.Claims = slices.DeleteFunc(frag.Claims, func(c KeyClaim) bool { return d.isLate(id, c) })
 	watch := d.vipsBefore(id, frag)
 	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
-	is.Touched, is.NoLocal, is.Urgent = touched, frag.NoLocal, d.isUrgent(id)
+	is.NoLocal, is.Urgent = frag.NoLocal, d.isUrgent(id)
 	mark(d.sensitive, id, frag.Sensitive)
 	mark(d.zonal, id, frag.Zonal)
 	mark(d.urgent, id, is.Urgent)
@@ -45,6 +46,7 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	is.Freed = slices.DeleteFunc(d.ledger.freed, func(a netip.Addr) bool { return d.ledger.needs[a][ipvs.FactHairpin] > 0 })
 	for a, was := range watch {
 		if is := d.ledger.isVIP(a); is != was {
+			touched = d.withHeld(touched, d.KeysAt(a))
 			also = append(also, d.servicesWithEndpoint(a, is)...)
 		}
 	}
@@ -53,6 +55,7 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 		problems = note(problems, Problem{Reason: ReasonAddressTaken, Here: own, Anywhere: !own},
 			func() string { return b.key.String() + " belongs to Service " + b.owner.String() })
 	}
+	is.Touched = d.withHeld(touched, slices.Values(d.ledger.byService[id]))
 	is.Problems = counted(d.withObjects(id, problems))
 	slices.SortFunc(also, cluster.ID.Compare)
 	is.Also = slices.Compact(also)

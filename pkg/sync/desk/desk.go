@@ -39,6 +39,8 @@ type Desk struct {
 	refused    map[netip.Addr]map[cluster.ID]struct{}
 	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
 	checkPorts checkPorts
+	// away are addresses of the node with node ports that are gone, or were a moment ago.
+	away map[netip.Addr]absence
 }
 
 // New makes a Desk at which nothing was decided yet. Before the first Decide it must know its site, see Move.
@@ -55,6 +57,7 @@ func New(c Cluster, opt Options) *Desk {
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
+		away:       map[netip.Addr]absence{},
 	}
 }
 
@@ -79,9 +82,15 @@ type Wish struct {
 func (w Wish) Needs(kind ipvs.FactKind) bool { return int(kind) < len(w.needs) && w.needs[kind] > 0 }
 
 // Want says what is wanted of a Key now. It is the only passage from what Services want to what the kernel has.
-func (d *Desk) Want(k ipvs.Key, _ time.Time) Wish {
+func (d *Desk) Want(k ipvs.Key, now time.Time) Wish {
 	w := Wish{needs: d.ledger.needs[k.Addr], Spared: len(d.opt.Spared) > 0 && k != ipvs.Adopted && inAny(d.opt.Spared, k.Addr)}
 	if c := d.ledger.owner(k); c != nil {
+		if gap := d.away[k.Addr]; gap.lasts && c.Rank == RankNodePort {
+			if !now.Before(gap.until) || d.ledger.isVIP(k.Addr) {
+				return w
+			}
+			w.Until = gap.until
+		}
 		w.Frontend, w.Service = c.Want, c.Service
 		_, w.Urgent = d.urgent[c.Service]
 	}

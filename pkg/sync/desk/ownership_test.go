@@ -48,7 +48,7 @@ func TestOwnership(t *testing.T) {
 			for _, order := range [][]int{{0, 1}, {1, 0}} {
 				m := objects{}
 				d := New(m, opt)
-				d.Move(nodeNamed("192.0.2.1"), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil)
+				d.Move(nodeNamed("192.0.2.1"), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil, time.Time{})
 				for _, i := range order {
 					if i < len(c.svcs) {
 						m[c.svcs[i].ID] = object{svc: c.svcs[i]}
