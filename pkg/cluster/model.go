@@ -212,6 +212,15 @@ func (m *Model) Endpoints(id ID) []Endpoint {
 	return expand(contents, portless, m.opt.NodeName)
 }
 
+// Lists reports whether a slice of a Service names an address, ready or not,
+// with a port of that number, whether the Service still has that port or not.
+func (m *Model) Lists(id ID, addr netip.AddrPort) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.services[id]
+	return s != nil && slices.ContainsFunc(s.slices, func(sl *slice) bool { return sl.content.lists(addr) })
+}
+
 // Problems returns the Problems that an ID has now: those of the Service
 // itself and, while it is ours, of its slices, by slice name. The zero ID has
 // those of the own Node.

@@ -117,3 +117,15 @@ func TestB84NodeObjectGone(t *testing.T) {
 		t.Errorf("%s, by now the Node's own address, is served", key)
 	}
 }
+
+// B30: an endpoint has not left the cluster while a slice of its Service names it, though the Service has renamed the port.
+func TestB30RenamedPortIsListed(t *testing.T) {
+	s, web, _, _ := onAway()
+	renamed := nodePorts(service("web", "10.96.0.1", 81), 30080)
+	s.model.SetService(renamed)
+	s.pass(time.Second)
+	addr := netip.AddrPortFrom(netip.MustParseAddr("10.244.2.10"), uint16(*slice(web, "10.244.2.10").Ports[0].Port))
+	if !s.loop.desk.Lists(idOf("web"), addr) || s.loop.desk.Lists(idOf("web"), netip.AddrPortFrom(addr.Addr(), 1)) {
+		t.Errorf("listed: %t, another port %t", s.loop.desk.Lists(idOf("web"), addr), s.loop.desk.Lists(idOf("web"), netip.AddrPortFrom(addr.Addr(), 1)))
+	}
+}

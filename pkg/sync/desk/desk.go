@@ -19,6 +19,8 @@ type Cluster interface {
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	// Endpoints gives the endpoints of a Service, whoever serves it.
 	Endpoints(cluster.ID) []cluster.Endpoint
+	// Lists reports whether a slice of a Service names an address, ready or not, with a port of that number.
+	Lists(cluster.ID, netip.AddrPort) bool
 	// Problems gives what of a Service's objects cannot be used; for the zero ID of the own Node.
 	Problems(cluster.ID) []cluster.Problem
 	// Services lists those that are ours, sorted.
@@ -126,13 +128,7 @@ func (d *Desk) KeysAt(a netip.Addr) iter.Seq[ipvs.Key] {
 
 // Lists reports whether a slice of a Service names an endpoint, ready or not.
 func (d *Desk) Lists(id cluster.ID, addr netip.AddrPort) bool {
-	_, eps := d.cluster.Get(id)
-	for _, ep := range eps {
-		if ep.Addr == addr.Addr() && ep.Port == addr.Port() {
-			return true
-		}
-	}
-	return false
+	return d.cluster.Lists(id, addr)
 }
 
 // IsNodePort reports whether a Key on one of the node's own addresses has the port of a node port: the proxy before may
