@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"unique"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -321,7 +320,7 @@ func (l *ledger) countReals(id cluster.ID, fe *ipvs.Frontend, by int) {
 
 func (l *ledger) countUse(id cluster.ID, a netip.Addr, by int) {
 	u := l.users[a]
-	if u.count(unique.Make(id), by); u.n == 0 {
+	if u.count(id, by); u.n == 0 {
 		delete(l.users, a)
 	} else {
 		l.users[a] = u

@@ -1,26 +1,24 @@
 package desk
 
 import (
-	"unique"
-
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 )
 
 // users are the Services that use an address, and how many times each. Nearly always it is one, which takes no map.
 type users struct {
-	one  unique.Handle[cluster.ID]
+	one  cluster.ID
 	n    int // how many times one does; 0: nobody does
-	more map[unique.Handle[cluster.ID]]int
+	more map[cluster.ID]int
 }
 
 // count counts a Service's uses up or down.
-func (u *users) count(id unique.Handle[cluster.ID], by int) {
+func (u *users) count(id cluster.ID, by int) {
 	if u.n == 0 {
 		u.one = id
 	}
 	if u.one != id {
 		if u.more == nil {
-			u.more = map[unique.Handle[cluster.ID]]int{}
+			u.more = map[cluster.ID]int{}
 		}
 		if u.more[id] += by; u.more[id] == 0 {
 			delete(u.more, id)
@@ -42,9 +40,9 @@ func (u users) ids() (ids []cluster.ID) {
 	if u.n == 0 {
 		return nil
 	}
-	ids = append(ids, u.one.Value())
+	ids = append(ids, u.one)
 	for id := range u.more {
-		ids = append(ids, id.Value())
+		ids = append(ids, id)
 	}
 	return ids
 }
