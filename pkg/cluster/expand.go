@@ -49,15 +49,9 @@ func served(svc *Service) func(*sliceContent) []slicePort {
 	slices.SortFunc(names, compareNames)
 	return func(c *sliceContent) []slicePort {
 		var common []slicePort
-		for rest, i := names, 0; i < len(c.ports) && len(rest) > 0; {
-			switch order := compareNames(c.ports[i], rest[0]); {
-			case order < 0:
-				i++
-			case order > 0:
-				rest = rest[1:]
-			default:
-				common = append(common, c.ports[i])
-				i++
+		for _, p := range c.ports { // a Service of many ports may have a slice for each
+			if _, has := slices.BinarySearchFunc(names, p, compareNames); has {
+				common = append(common, p)
 			}
 		}
 		return common

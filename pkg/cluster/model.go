@@ -123,7 +123,8 @@ func (m *Model) SetNode(obj *corev1.Node) []Problem {
 	return probs
 }
 
-// DeleteNode forgets what the Node object said; only the own one counts.
+// DeleteNode takes that the Node object is gone; only the own one counts. Its
+// addresses hold until there are others.
 func (m *Model) DeleteNode(name string) {
 	if name == m.opt.NodeName {
 		m.setNode(Node{Name: name}, nil)
@@ -209,6 +210,15 @@ func (m *Model) Endpoints(id ID) []Endpoint {
 	contents := s.contents()
 	m.mu.Unlock()
 	return expand(contents, portless, m.opt.NodeName)
+}
+
+// Lists reports whether a slice of a Service names an address, ready or not,
+// with a port of that number, whether the Service still has that port or not.
+func (m *Model) Lists(id ID, addr netip.AddrPort) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.services[id]
+	return s != nil && slices.ContainsFunc(s.slices, func(sl *slice) bool { return sl.content.lists(addr) })
 }
 
 // Problems returns the Problems that an ID has now: those of the Service
@@ -333,11 +343,22 @@ func (m *Model) detach(id ID, sl *slice) {
 func (m *Model) setNode(node Node, probs []Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	node = lasting(node, m.node)
 	if m.node.equal(node) && slices.Equal(m.nodeProbs, probs) {
 		return
 	}
 	m.node, m.nodeProbs, m.nodeChanged = node, probs, true
 	m.signal()
+}
+
+// lasting is a Node with the addresses that it had before where it has none:
+// its object is deleted and registered anew, or registered and not filled in
+// yet (B84).
+func lasting(node, before Node) Node {
+	if len(node.Addrs) == 0 {
+		node.Addrs = before.Addrs
+	}
+	return node
 }
 
 // service returns the place of a Service, made if need be.

@@ -50,12 +50,14 @@ const (
 
 // String gives the Problem as one line.
 func (p Problem) String() string {
-	more := ""
 	if p.Count > 1 {
-		more = fmt.Sprintf(" (and %d more like it)", p.Count-1)
+		return fmt.Sprintf("%s (and %d more like it)", p.One(), p.Count-1)
 	}
-	return p.Object + ": " + p.Field + ": " + p.Message + more
+	return p.One()
 }
+
+// One is the line without the number of those that it stands for.
+func (p Problem) One() string { return p.Object + ": " + p.Field + ": " + p.Message }
 
 // listedPerReason is how many Problems of one object and reason are listed
 // before the rest are counted.

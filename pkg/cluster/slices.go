@@ -58,6 +58,11 @@ func (c *sliceContent) equal(o *sliceContent) bool {
 		slices.Equal(c.records, o.records) && slices.Equal(c.problems, o.problems)
 }
 
+func (c *sliceContent) lists(addr netip.AddrPort) bool {
+	_, found := slices.BinarySearchFunc(c.records, addr.Addr(), func(r record, a netip.Addr) int { return r.addr.Compare(a) })
+	return found && slices.ContainsFunc(c.ports, func(p slicePort) bool { return p.port == addr.Port() })
+}
+
 // sanitiseSlice reads an EndpointSlice; nil when it has no Service or its
 // Service is headless.
 func sanitiseSlice(obj *discoveryv1.EndpointSlice) *sliceContent {

@@ -351,7 +351,7 @@ func TestB51NodeObject(t *testing.T) {
 func TestB22Addresses(t *testing.T) {
 	at := func(nodePorts desk.NodePortAddresses, local ipvs.Local) []netip.Addr {
 		d := desk.New(newModel(), desk.Options{NodePorts: nodePorts})
-		d.Move(cluster.Node{Name: thisNode}, local, nil)
+		d.Move(cluster.Node{Name: thisNode}, local, nil, time.Time{})
 		return d.CheckAddresses()
 	}
 	local := ipvs.Local{Addrs: addrsOf("192.0.2.1", "192.0.2.2"), Sources: addrsOf("192.0.2.1")}

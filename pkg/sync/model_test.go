@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -145,6 +146,7 @@ func sequence(seed uint64) (program []event) {
 
 // walker is a node on its way through a history.
 type walker struct {
+	lastNode *corev1.Node // that this process heard of
 	*stepper
 	*world
 	say   func(string, ...any)
@@ -225,6 +227,7 @@ var (
 func (w *walker) begin(complete bool) {
 	m := newModel(w.objects()...)
 	m.SetSynced()
+	w.lastNode, w.want = w.node, nil
 	if complete {
 		m.SetComplete()
 	}
@@ -335,7 +338,13 @@ func (w *walker) claimed(k ipvs.Key) bool {
 
 func (w *walker) expected() *expected {
 	if w.want == nil {
-		w.want = expect(newModel(w.objects()...), w.kernel.Node, w.opt)
+		objs := w.objects()
+		if w.node == nil && w.lastNode != nil { // its addresses hold (B84)
+			last := w.lastNode.DeepCopy()
+			last.Labels = nil
+			objs = append(objs, last)
+		}
+		w.want = expect(newModel(objs...), w.kernel.Node, w.opt)
 	}
 	return w.want
 }
@@ -411,6 +420,7 @@ func (w *walker) rest() {
 
 // restartInPeace starts a new process on a node that is right.
 func (w *walker) restartInPeace() {
+	w.node = cmp.Or(w.node, w.lastNode) // a new process knows nothing of a Node that is gone
 	told := maps.Clone(w.loop.tell.told)
 	w.kernel.Log = nil
 	w.begin(true)
@@ -451,7 +461,9 @@ func (w *walker) happen(e event) {
 		w.model.DeleteSlice("default", name)
 		w.say("%s", name)
 	case "node":
-		w.node = randomNode(r)
+		if w.node = randomNode(r); w.node != nil {
+			w.lastNode = w.node
+		}
 		if w.node == nil {
 			w.model.DeleteNode(thisNode)
 		} else {

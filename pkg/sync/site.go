@@ -79,7 +79,7 @@ func (s *site) move(local ipvs.Local) {
 		}
 		s.base.next = s.now()
 	}
-	again := s.desk.Move(node, local, s.where.APIServers())
+	again := s.desk.Move(node, local, s.where.APIServers(), s.now())
 	s.opt.Health.SetCheckAddresses(s.desk.CheckAddresses())
 	s.dirty.again(again)
 }

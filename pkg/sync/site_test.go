@@ -293,7 +293,7 @@ func TestZoneChange(t *testing.T) {
 	}
 	moved := s.loop.desk.Site()
 	moved.Node.Zone = "b"
-	if again := s.loop.desk.Move(moved.Node, moved.Local, nil); !slices.Equal(again, []cluster.ID{idOf("web")}) {
+	if again := s.loop.desk.Move(moved.Node, moved.Local, nil, s.now); !slices.Equal(again, []cluster.ID{idOf("web")}) {
 		t.Errorf("another zone has %v decided anew, want web alone", again)
 	}
 }

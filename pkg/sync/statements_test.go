@@ -76,11 +76,23 @@ func eventsToCount() (es []countedEvent) {
 	for _, c := range changes {
 		es = append(es, countedEvent{name: c.name, do: c.do}, countedEvent{name: c.name + ", taken back", do: c.undo})
 	}
+	onEndpoint := service("onendpoint", "10.95.0.9", 80)
+	es = append(es,
+		countedEvent{name: "an endpoint's address becomes a virtual IP", do: func(s *stepper) { give(s.model, onEndpoint) }},
+		countedEvent{name: "and is none any more", do: func(s *stepper) { s.model.DeleteService("default", "onendpoint") }})
 	return append(es, countedEvent{name: "a walk through all Services", walks: true, do: func(s *stepper) {
 		for _, id := range s.model.Services() {
 			s.model.Get(id)
 		}
 	}})
+}
+
+// liars are a Service with a virtual IP of each of so many others, up to 999, as its endpoint (see crowd), and one with an endpoint on
+// an address that is yet to become one.
+func liars(n int) (objs []any) {
+	many, one := service("liar", "10.95.1.1", 80), service("early", "10.95.1.2", 80)
+	objs = slicesOf(many, min(n-1, 999), func(i int) string { return fmt.Sprintf("10.96.%d.%d", i/250, i%250+1) })
+	return append(objs, many, one, slice(one, "10.244.2.20", "10.95.0.9"))
 }
 
 func countsDir(dir string, services, event int) string {
@@ -128,7 +140,7 @@ func TestMain(m *testing.M) {
 func countStatements(dir string) error {
 	there, _ := changesAtRest()
 	for _, n := range countedSizes {
-		s := crowded(n, there...)
+		s := crowded(n, append(there, liars(n)...)...)
 		for i, e := range eventsToCount() {
 			into := countsDir(dir, n, i)
 			if err := os.Mkdir(into, 0o755); err != nil {

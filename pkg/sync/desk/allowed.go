@@ -17,7 +17,8 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 		case why != allowed:
 			c.asked.refuse(Refused{Addr: a, Field: field, Why: why.code})
 			own := why.code == NodeAddress
-			c.f.Problems = append(c.f.Problems, Problem{Reason: why.code.name(), Text: fmt.Sprintf("%s: %s %s: not served", field, a, why.text), Here: own, Anywhere: !own})
+			c.f.Problems = note(c.f.Problems, Problem{Reason: why.code.name(), Here: own, Anywhere: !own},
+				func() string { return fmt.Sprintf("%s: %s %s: not served", field, a, why.text) })
 		case ok == nil && len(addrs) == 1:
 			return addrs
 		default:

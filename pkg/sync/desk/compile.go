@@ -116,6 +116,8 @@ type compiler struct {
 	site Site
 	opt  Options
 	f    Fragment
+	// warned are the texts of Problems that were noted already.
+	warned map[string]bool
 	// asked is where reasons go; nil: nobody asks, and none is made.
 	asked *Explanation
 	// virtual are the endpoints that were left out before, for who asks.

@@ -31,9 +31,10 @@ type Decision struct {
 func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	d.ledger.freed = d.ledger.freed[:0]
 	frag, problems := d.compile(id)
+	frag.Claims = slices.DeleteFunc(frag.Claims, func(c KeyClaim) bool { return d.isLate(id, c) })
 	watch := d.vipsBefore(id, frag)
 	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
-	is.Touched, is.NoLocal, is.Urgent = touched, frag.NoLocal, d.isUrgent(id)
+	is.NoLocal, is.Urgent = frag.NoLocal, d.isUrgent(id)
 	mark(d.sensitive, id, frag.Sensitive)
 	mark(d.zonal, id, frag.Zonal)
 	mark(d.urgent, id, is.Urgent)
@@ -41,18 +42,21 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	also = append(also, d.checkedAt(touched, id)...)
 	var unchecked []Problem
 	is.Check, unchecked = d.check(id, frag.Local)
-	problems = append(problems, unchecked...)
+	problems = noteAll(problems, unchecked)
 	is.Freed = slices.DeleteFunc(d.ledger.freed, func(a netip.Addr) bool { return d.ledger.needs[a][ipvs.FactHairpin] > 0 })
 	for a, was := range watch {
 		if is := d.ledger.isVIP(a); is != was {
+			touched = d.withHeld(touched, d.KeysAt(a))
 			also = append(also, d.servicesWithEndpoint(a, is)...)
 		}
 	}
 	for _, b := range beaten {
-		own := d.site.isOwn(b.key.Addr)
-		problems = append(problems, Problem{Reason: ReasonAddressTaken, Text: b.key.String() + " belongs to Service " + b.owner.String(), Here: own, Anywhere: !own})
+		own := slices.Contains(d.site.Node.Addrs, b.key.Addr) // one that is not in the Node object may stand on every node
+		problems = note(problems, Problem{Reason: ReasonAddressTaken, Here: own, Anywhere: !own},
+			func() string { return b.key.String() + " belongs to Service " + b.owner.String() })
 	}
-	is.Problems = d.withObjects(id, problems)
+	is.Touched = d.withHeld(touched, slices.Values(d.ledger.byService[id]))
+	is.Problems = counted(d.withObjects(id, problems))
 	slices.SortFunc(also, cluster.ID.Compare)
 	is.Also = slices.Compact(also)
 	return is
@@ -75,24 +79,32 @@ func (d *Desk) isUrgent(id cluster.ID) bool {
 // compile says what a Service wants. Endpoints that are virtual IPs of ours are left out: IPVS would send the
 // connection to itself.
 func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
-	for a, ids := range d.refused {
-		delete(ids, id)
-		if len(ids) == 0 {
+	for _, a := range d.refusedOf[id] {
+		if delete(d.refused[a], id); len(d.refused[a]) == 0 {
 			delete(d.refused, a)
 		}
 	}
 	svc, eps := d.cluster.Get(id)
 	frag, bad := d.withoutVIPs(svc, eps)
+	if d.refusedOf[id] = bad; len(bad) == 0 {
+		delete(d.refusedOf, id)
+	}
+	here, unknown := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	if len(bad) > 0 {
+		for _, ep := range eps {
+			here[ep.Addr] = here[ep.Addr] || ep.NodeName == d.site.Node.Name
+			unknown[ep.Addr] = unknown[ep.Addr] || ep.NodeName == ""
+		}
+	}
 	for _, a := range bad {
 		if d.refused[a] == nil {
 			d.refused[a] = map[cluster.ID]struct{}{}
 		}
 		d.refused[a][id] = struct{}{}
-		here := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == d.site.Node.Name })
-		unknown := slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return ep.Addr == a && ep.NodeName == "" })
-		problems = append(problems, Problem{Reason: ReasonVirtualIPEndpoint, Text: "endpoint " + a.String() + " is a virtual IP of a Service: left out", Here: here, Anywhere: unknown})
+		problems = note(problems, Problem{Reason: ReasonVirtualIPEndpoint, Here: here[a], Anywhere: unknown[a]},
+			func() string { return "endpoint " + a.String() + " is a virtual IP of a Service: left out" })
 	}
-	return frag, append(problems, frag.Problems...)
+	return frag, noteAll(problems, frag.Problems)
 }
 
 // withoutVIPs compiles a Service without those of its endpoints that are virtual IPs, and lists these.
@@ -106,7 +118,7 @@ func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag F
 		vips = append(vips, bad...)
 		var good []cluster.Endpoint
 		for _, ep := range eps {
-			if !slices.Contains(bad, ep.Addr) {
+			if _, is := slices.BinarySearchFunc(bad, ep.Addr, netip.Addr.Compare); !is {
 				good = append(good, ep)
 			}
 		}
@@ -120,8 +132,14 @@ func (d *Desk) vipsAmong(f Fragment) (vips []netip.Addr) {
 		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
 		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP
 	}
+	seen := map[*ipvs.Real]bool{} // frontends share their real servers
 	for _, c := range f.Claims {
-		for _, r := range c.Claim.Want.Server.Reals {
+		reals := c.Claim.Want.Server.Reals
+		if len(reals) == 0 || seen[&reals[0]] {
+			continue
+		}
+		seen[&reals[0]] = true
+		for _, r := range reals {
 			if a := r.Addr.Addr(); d.ledger.isVIP(a) || own(a) {
 				vips = append(vips, a)
 			}
@@ -149,33 +167,13 @@ func (d *Desk) vipsBefore(id cluster.ID, f Fragment) map[netip.Addr]bool {
 }
 
 // servicesWithEndpoint finds the Services for which it matters that an address became a virtual IP or is
-// one no more. Only where there are any does it look at more than a map entry.
+// one no more.
 func (d *Desk) servicesWithEndpoint(a netip.Addr, isVIP bool) (ids []cluster.ID) {
-	if !isVIP {
-		for id := range d.refused[a] {
-			ids = append(ids, id)
-		}
-		return ids
+	if isVIP {
+		return d.ledger.users[a].ids()
 	}
-	if d.ledger.reals[a] == 0 {
-		return nil
-	}
-	found := map[cluster.ID]bool{}
-	for id, addrs := range d.ledger.considered {
-		if _, is := slices.BinarySearchFunc(addrs, a, netip.Addr.Compare); is {
-			found[id] = true
-			ids = append(ids, id)
-		}
-	}
-	for _, claims := range d.ledger.claims {
-		for _, c := range claims {
-			for _, r := range c.Want.Server.Reals {
-				if r.Addr.Addr() == a && !found[c.Service] {
-					found[c.Service] = true
-					ids = append(ids, c.Service)
-				}
-			}
-		}
+	for id := range d.refused[a] {
+		ids = append(ids, id)
 	}
 	return ids
 }

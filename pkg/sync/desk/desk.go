@@ -19,6 +19,8 @@ type Cluster interface {
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	// Endpoints gives the endpoints of a Service, whoever serves it.
 	Endpoints(cluster.ID) []cluster.Endpoint
+	// Lists reports whether a slice of a Service names an address, ready or not, with a port of that number.
+	Lists(cluster.ID, netip.AddrPort) bool
 	// Problems gives what of a Service's objects cannot be used; for the zero ID of the own Node.
 	Problems(cluster.ID) []cluster.Problem
 	// Services lists those that are ours, sorted.
@@ -37,7 +39,10 @@ type Desk struct {
 	urgent    map[cluster.ID]struct{} // those that nothing in the cluster works without
 	// refused are the Services with an endpoint that is a virtual IP.
 	refused    map[netip.Addr]map[cluster.ID]struct{}
+	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
 	checkPorts checkPorts
+	// away are addresses of the node with node ports that are gone, or were a moment ago.
+	away map[netip.Addr]absence
 }
 
 // New makes a Desk at which nothing was decided yet. Before the first Decide it must know its site, see Move.
@@ -52,7 +57,9 @@ func New(c Cluster, opt Options) *Desk {
 		zonal:      map[cluster.ID]struct{}{},
 		urgent:     map[cluster.ID]struct{}{},
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
+		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
+		away:       map[netip.Addr]absence{},
 	}
 }
 
@@ -77,9 +84,15 @@ type Wish struct {
 func (w Wish) Needs(kind ipvs.FactKind) bool { return int(kind) < len(w.needs) && w.needs[kind] > 0 }
 
 // Want says what is wanted of a Key now. It is the only passage from what Services want to what the kernel has.
-func (d *Desk) Want(k ipvs.Key, _ time.Time) Wish {
+func (d *Desk) Want(k ipvs.Key, now time.Time) Wish {
 	w := Wish{needs: d.ledger.needs[k.Addr], Spared: len(d.opt.Spared) > 0 && k != ipvs.Adopted && inAny(d.opt.Spared, k.Addr)}
 	if c := d.ledger.owner(k); c != nil {
+		if gap := d.away[k.Addr]; gap.lasts && c.Rank == RankNodePort {
+			if !now.Before(gap.until) || d.ledger.isVIP(k.Addr) {
+				return w
+			}
+			w.Until = gap.until
+		}
 		w.Frontend, w.Service = c.Want, c.Service
 		_, w.Urgent = d.urgent[c.Service]
 	}
@@ -115,13 +128,7 @@ func (d *Desk) KeysAt(a netip.Addr) iter.Seq[ipvs.Key] {
 
 // Lists reports whether a slice of a Service names an endpoint, ready or not.
 func (d *Desk) Lists(id cluster.ID, addr netip.AddrPort) bool {
-	_, eps := d.cluster.Get(id)
-	for _, ep := range eps {
-		if ep.Addr == addr.Addr() && ep.Port == addr.Port() {
-			return true
-		}
-	}
-	return false
+	return d.cluster.Lists(id, addr)
 }
 
 // IsNodePort reports whether a Key on one of the node's own addresses has the port of a node port: the proxy before may

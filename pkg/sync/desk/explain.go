@@ -114,9 +114,10 @@ func (s Snapshot) Explain() (e Explanation) {
 		return e
 	}
 	c := compiler{svc: s.Service, site: s.Site, opt: s.Options, asked: &e}
+	virtual := ipvs.SortAddrs(slices.Clone(s.Virtual))
 	var rest []cluster.Endpoint
 	for _, ep := range s.Endpoints {
-		if slices.Contains(s.Virtual, ep.Addr) {
+		if _, is := slices.BinarySearchFunc(virtual, ep.Addr, netip.Addr.Compare); is {
 			c.virtual = append(c.virtual, ep)
 		} else {
 			rest = append(rest, ep)

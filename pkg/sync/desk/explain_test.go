@@ -18,7 +18,7 @@ import (
 // decided is a desk at which all Services were decided, as without an agent.
 func decided(c objects, opt Options, local ipvs.Local) *Desk {
 	d := New(c, opt)
-	d.Move(nodeNamed("192.0.2.7"), local, addrsOf("192.0.2.100"))
+	d.Move(nodeNamed("192.0.2.7"), local, addrsOf("192.0.2.100"), time.Time{})
 	for next := c.Services(); len(next) > 0; next = next[1:] {
 		next = append(next, d.Decide(next[0]).Also...)
 	}
@@ -135,7 +135,7 @@ func TestExplain(t *testing.T) {
 			if c.zone != "" {
 				node := nodeNamed("192.0.2.7")
 				node.Zone = c.zone
-				for _, again := range d.Move(node, ipvs.Local{}, nil) {
+				for _, again := range d.Move(node, ipvs.Local{}, nil, time.Time{}) {
 					d.Decide(again)
 				}
 			}

@@ -53,7 +53,8 @@ type ledger struct {
 	// external are the Keys of an address that are claimed as anything but a ClusterIP.
 	external map[netip.Addr]map[ipvs.Key]struct{}
 	needs    map[netip.Addr]needs
-	reals    map[netip.Addr]int // how many times an address is a real server's, in any claim, or is considered
+	// users are the Services to which an address is a real server's, in any claim, or is considered.
+	users map[netip.Addr]users
 	// considered are the addresses of endpoints that matter to a Service beside its real servers.
 	considered map[cluster.ID][]netip.Addr
 	// sizes counts the claimed Keys by family, IPv4 and IPv6.
@@ -69,7 +70,7 @@ func newLedger() *ledger {
 		holding:   map[netip.Addr][]holder{},
 		external:  map[netip.Addr]map[ipvs.Key]struct{}{},
 		needs:     map[netip.Addr]needs{},
-		reals:     map[netip.Addr]int{},
+		users:     map[netip.Addr]users{},
 
 		considered: map[cluster.ID][]netip.Addr{},
 	}
@@ -141,6 +142,9 @@ func (l *ledger) replace(id cluster.ID, f Fragment) (touched []ipvs.Key, beaten 
 		if o := l.owner(c.Key); o == nil || o.Service != id {
 			owner := l.claims[c.Key][0].Service
 			if h := l.holder(c.Key.Addr); h != (holder{}) {
+				if c.Claim.Rank == RankNodePort {
+					continue // nobody asked for node ports on a ClusterIP that stands on an interface (NodeLocal DNSCache)
+				}
 				owner = h.service
 			}
 			beaten = append(beaten, lost{c.Key, id, owner})
@@ -185,24 +189,19 @@ func (l *ledger) concerned(id cluster.ID, f Fragment) []ipvs.Key {
 
 // clusterIPs lists the addresses that a Service has as its ClusterIPs, and those that it gets.
 func (l *ledger) clusterIPs(id cluster.ID, f Fragment) (addrs []netip.Addr) {
-	note := func(a netip.Addr) {
-		if !slices.Contains(addrs, a) {
-			addrs = append(addrs, a)
-		}
-	}
 	var last netip.Addr // the Keys are sorted by address
 	for _, k := range l.byService[id] {
 		if k.Addr != last && slices.ContainsFunc(l.holding[k.Addr], func(h holder) bool { return h.service == id }) {
-			note(k.Addr)
+			addrs = append(addrs, k.Addr)
 		}
 		last = k.Addr
 	}
 	for _, c := range f.Claims {
-		if c.Claim.Rank == RankClusterIP {
-			note(c.Key.Addr)
+		if c.Claim.Rank == RankClusterIP && (len(addrs) == 0 || addrs[len(addrs)-1] != c.Key.Addr) {
+			addrs = append(addrs, c.Key.Addr)
 		}
 	}
-	return addrs
+	return ipvs.SortAddrs(addrs)
 }
 
 // write puts a Service's claims in the place of its old ones.
@@ -226,10 +225,10 @@ func (l *ledger) write(id cluster.ID, f Fragment) {
 		}
 	}
 	for _, a := range l.considered[id] {
-		l.countReal(a, -1)
+		l.countUse(id, a, -1)
 	}
 	for _, a := range f.Considered {
-		l.countReal(a, +1)
+		l.countUse(id, a, +1)
 	}
 	if l.considered[id] = f.Considered; len(f.Considered) == 0 {
 		delete(l.considered, id)
@@ -265,14 +264,14 @@ func (l *ledger) release(id cluster.ID, a netip.Addr) {
 func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 	cs := l.claims[k]
 	if i := slices.IndexFunc(cs, func(c Claim) bool { return c.Service == id }); i >= 0 {
-		l.countReals(cs[i].Want, -1)
+		l.countReals(id, cs[i].Want, -1)
 		if c != nil && c.Want.Equal(cs[i].Want) {
 			c.Want = cs[i].Want // one copy of equal content, which the mirror may share
 		}
 		cs = slices.Delete(slices.Clone(cs), i, i+1)
 	}
 	if c != nil {
-		l.countReals(c.Want, +1)
+		l.countReals(id, c.Want, +1)
 		at, _ := slices.BinarySearchFunc(cs, *c, Claim.compare)
 		cs = slices.Insert(slices.Clone(cs), at, *c)
 	}
@@ -313,15 +312,18 @@ func (l *ledger) count(f ipvs.Fact, by int) {
 	}
 }
 
-func (l *ledger) countReals(fe *ipvs.Frontend, by int) {
+func (l *ledger) countReals(id cluster.ID, fe *ipvs.Frontend, by int) {
 	for _, r := range fe.Server.Reals {
-		l.countReal(r.Addr.Addr(), by)
+		l.countUse(id, r.Addr.Addr(), by)
 	}
 }
 
-func (l *ledger) countReal(a netip.Addr, by int) {
-	if l.reals[a] += by; l.reals[a] == 0 {
-		delete(l.reals, a)
+func (l *ledger) countUse(id cluster.ID, a netip.Addr, by int) {
+	u := l.users[a]
+	if u.count(id, by); u.n == 0 {
+		delete(l.users, a)
+	} else {
+		l.users[a] = u
 	}
 }
 

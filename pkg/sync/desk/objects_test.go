@@ -26,6 +26,10 @@ func (o objects) Get(id cluster.ID) (*cluster.Service, []cluster.Endpoint) {
 
 func (o objects) Endpoints(id cluster.ID) []cluster.Endpoint { return o[id].eps }
 
+func (o objects) Lists(id cluster.ID, addr netip.AddrPort) bool {
+	return slices.ContainsFunc(o[id].eps, func(ep cluster.Endpoint) bool { return netip.AddrPortFrom(ep.Addr, ep.Port) == addr })
+}
+
 func (objects) Problems(cluster.ID) []cluster.Problem { return nil }
 
 func (o objects) Services() []cluster.ID { return slices.SortedFunc(maps.Keys(o), cluster.ID.Compare) }

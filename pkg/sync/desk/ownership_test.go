@@ -48,7 +48,7 @@ func TestOwnership(t *testing.T) {
 			for _, order := range [][]int{{0, 1}, {1, 0}} {
 				m := objects{}
 				d := New(m, opt)
-				d.Move(nodeNamed("192.0.2.1"), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil)
+				d.Move(nodeNamed("192.0.2.1"), ipvs.Local{Addrs: addrsOf(nodeIP)}, nil, time.Time{})
 				for _, i := range order {
 					if i < len(c.svcs) {
 						m[c.svcs[i].ID] = object{svc: c.svcs[i]}
@@ -101,10 +101,10 @@ func ownersOf(owner map[string]string) map[string]bool {
 func isEmpty(t *testing.T, d *Desk) {
 	t.Helper()
 	l, c := d.ledger, d.checkPorts
-	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.reals)+len(l.considered) > 0 {
+	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.users)+len(l.considered) > 0 {
 		t.Errorf("all gone, and the ledger holds %+v", l)
 	}
-	if len(d.sensitive)+len(d.zonal)+len(d.urgent)+len(d.refused)+len(c.of)+len(c.asking) > 0 {
+	if len(d.sensitive)+len(d.zonal)+len(d.urgent)+len(d.refused)+len(d.refusedOf)+len(c.of)+len(c.asking) > 0 {
 		t.Errorf("all gone, and the desk holds %+v", d)
 	}
 }

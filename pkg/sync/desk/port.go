@@ -124,7 +124,7 @@ func (c *portCompiler) scopes(ipv4 bool) *scopes {
 		s := scopesOf(c.svc, c.external, ofFamily, c.site.Node)
 		c.f.Zonal = c.f.Zonal || s.zonal
 		for _, text := range s.stray {
-			c.warn(Problem{Reason: ReasonHints, Text: text, Anywhere: true})
+			c.warn(ReasonHints, text)
 		}
 		for _, ep := range ofFamily {
 			if s.partial && (ep.Ready || lingers(ep)) {
@@ -136,11 +136,16 @@ func (c *portCompiler) scopes(ipv4 bool) *scopes {
 	return *at
 }
 
-// warn notes a Problem, once for all ports and families.
-func (c *compiler) warn(p Problem) {
-	if !slices.Contains(c.f.Problems, p) {
-		c.f.Problems = append(c.f.Problems, p)
+// warn notes a Problem that is nobody's in particular, once for all ports and families.
+func (c *compiler) warn(reason, text string) {
+	if c.warned[text] {
+		return
 	}
+	if c.warned == nil {
+		c.warned = map[string]bool{}
+	}
+	c.warned[text] = true
+	c.f.Problems = note(c.f.Problems, Problem{Reason: reason, Anywhere: true}, func() string { return text })
 }
 
 // backends are the real servers of one family for a way.

@@ -1,6 +1,7 @@
 package desk
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -15,8 +16,48 @@ type Problem struct {
 	Here bool
 	// Anywhere: no endpoint and no address decides whose business it is.
 	Anywhere bool
-	// Count is how many places in the objects this stands for; 0: one.
+	// Count is how many places in the objects this stands for; 0: one. Those beyond the first few of a kind are not
+	// listed: see note.
 	Count int
+}
+
+// listedPerKind is how many Problems of a reason are listed, of each of those who speak of them. The API server takes
+// 20,000 addresses in one Service, and each may be a Problem.
+const listedPerKind = 4
+
+// note adds a Problem to a list. Where there are enough of its kind, the last of them stands for it as well, and its text
+// is not asked for.
+func note(list []Problem, p Problem, text func() string) []Problem {
+	listed, last := 0, 0
+	for i, o := range list {
+		if o.Reason == p.Reason && o.Here == p.Here && o.Anywhere == p.Anywhere {
+			listed, last = listed+1, i
+		}
+	}
+	if listed == listedPerKind {
+		list[last].Count = max(list[last].Count, 1) + max(p.Count, 1)
+		return list
+	}
+	p.Text = text()
+	return append(list, p)
+}
+
+// noteAll adds Problems to a list as note does.
+func noteAll(list, more []Problem) []Problem {
+	for _, p := range more {
+		list = note(list, p, func() string { return p.Text })
+	}
+	return list
+}
+
+// counted has each Problem say for how many others it stands.
+func counted(list []Problem) []Problem {
+	for i, p := range list {
+		if p.Count > 1 {
+			list[i].Text = fmt.Sprintf("%s (and %d more like it)", p.Text, p.Count-1)
+		}
+	}
+	return list
 }
 
 // The reasons of Problems, beside those of package cluster: a bounded set, fit for a metric label and for an Event.
@@ -43,14 +84,14 @@ func (d *Desk) NodeProblems() (problems []Problem) {
 		problems = []Problem{{Reason: ReasonZoneMissing, Here: true, Text: "Node " + node.Name + ": metadata.labels[topology.kubernetes.io/zone]" +
 			": missing: endpoints with hints for zones serve this node as if they had none"}}
 	}
-	return d.withObjects(OwnNode, problems)
+	return counted(d.withObjects(OwnNode, problems))
 }
 
 // withObjects adds what of a Service's objects cannot be used.
 func (d *Desk) withObjects(id cluster.ID, problems []Problem) []Problem {
 	for _, p := range d.cluster.Problems(id) {
 		here := p.Node != "" && p.Node == d.site.Node.Name || id == OwnNode
-		problems = append(problems, Problem{Reason: p.Reason, Text: p.String(), Here: here, Anywhere: p.Node == "", Count: p.Count})
+		problems = note(problems, Problem{Reason: p.Reason, Here: here, Anywhere: p.Node == "", Count: p.Count}, p.One)
 	}
 	return problems
 }

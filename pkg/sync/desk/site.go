@@ -1,9 +1,11 @@
 package desk
 
 import (
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -67,20 +69,72 @@ func (s Site) isLocal(a netip.Addr) bool {
 	return found
 }
 
-// isOwn reports whether an address is this node's.
-func (s Site) isOwn(a netip.Addr) bool { return s.isLocal(a) || slices.Contains(s.Node.Addrs, a) }
-
 // Site is the place for which the Desk decides. Its lists must not be changed.
 func (d *Desk) Site() Site { return d.site }
 
 // CheckAddresses are those on which healthCheckNodePorts are served.
 func (d *Desk) CheckAddresses() []netip.Addr { return d.opt.NodePorts.checkAddresses(d.site) }
 
+// awayTime is how long node ports are held on an address that the node does not have any more: netplan, a DHCP client and
+// keepalived take addresses away and put them back, and a virtual server that is deleted takes its connections with it
+// (B84).
+const awayTime = 10 * time.Second
+
+// absence is that of an address with node ports from the node.
+type absence struct {
+	lasts bool // false: it is back, and its Keys have to be asked for again
+	until time.Time
+}
+
+// leave notes which addresses with node ports the node does not have any more, and has again.
+func (d *Desk) leave(local ipvs.Local, now time.Time) {
+	next := Site{Local: local}
+	maps.DeleteFunc(d.away, func(_ netip.Addr, gap absence) bool { return !now.Before(gap.until) })
+	for _, a := range d.site.NodePorts {
+		switch gap, noted := d.away[a]; {
+		case d.site.isLocal(a) && !next.isLocal(a):
+			d.away[a] = absence{true, now.Add(awayTime)}
+		case noted && gap.lasts && next.isLocal(a), !noted && !d.site.isLocal(a) && next.isLocal(a): // the latter after its time
+			d.away[a] = absence{false, now.Add(awayTime)}
+		}
+	}
+}
+
+// isLate: a node port is new on an address that is away. Only what was there is held.
+func (d *Desk) isLate(id cluster.ID, c KeyClaim) bool {
+	if !d.away[c.Key.Addr].lasts || c.Claim.Rank != RankNodePort {
+		return false
+	}
+	_, there := slices.BinarySearchFunc(d.ledger.byService[id], c.Key, ipvs.Key.Compare)
+	return !there
+}
+
+// withHeld adds those of some Keys whose address is away, or was: until when their wish holds has to be asked.
+func (d *Desk) withHeld(touched []ipvs.Key, keys iter.Seq[ipvs.Key]) []ipvs.Key {
+	if len(d.away) == 0 {
+		return touched
+	}
+	for k := range keys {
+		if _, away := d.away[k.Addr]; away {
+			touched = append(touched, k)
+		}
+	}
+	slices.SortFunc(touched, ipvs.Key.Compare)
+	return slices.Compact(touched)
+}
+
 // Move takes what this node is by now, and by which addresses the API server is reached. It returns the Services that
 // have to be decided anew for it.
-func (d *Desk) Move(node cluster.Node, local ipvs.Local, reached []netip.Addr) (again []cluster.ID) {
+func (d *Desk) Move(node cluster.Node, local ipvs.Local, reached []netip.Addr, now time.Time) (again []cluster.ID) {
 	old := d.site
+	d.leave(local, now)
 	site := NewSite(node, local, d.apiServers(reached), d.opt)
+	for a, gap := range d.away {
+		if gap.lasts {
+			site.NodePorts = append(site.NodePorts, a)
+		}
+	}
+	site.NodePorts = ipvs.SortAddrs(site.NodePorts)
 	site.Lacking = old.Lacking
 	if d.site = site; site.equal(old) {
 		return nil
