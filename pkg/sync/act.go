@@ -35,25 +35,26 @@ func (a *act) due(now time.Time) time.Time { return a.queue.next(now) }
 
 // tend works on those Keys whose time has come.
 func (a *act) tend(ctx context.Context) (more bool) {
-	keys := a.queue.pop(a.now(), sliceKeys)
-	if len(keys) > 0 {
-		a.act(ctx, keys)
+	turns := a.queue.pop(a.now(), sliceKeys)
+	if len(turns) > 0 {
+		a.act(ctx, turns)
 	}
-	return len(keys) > 0
+	return len(turns) > 0
 }
 
 // job is a Key that has its turn, and what is wanted of it.
 type job struct {
-	key  ipvs.Key
-	wish desk.Wish
+	key   ipvs.Key
+	class class // that it had in the queue
+	wish  desk.Wish
 }
 
 // act brings some Keys to what is wanted of them.
-func (a *act) act(ctx context.Context, keys []ipvs.Key) {
+func (a *act) act(ctx context.Context, turns []turn) {
 	began := a.now()
 	jobs := a.jobs[:0]
-	for _, k := range keys {
-		jobs = append(jobs, job{k, a.want(k)})
+	for _, t := range turns {
+		jobs = append(jobs, job{t.key, t.class, a.want(t.key)})
 	}
 	a.jobs = jobs
 	read, unread := a.observe(ctx, jobs)
@@ -134,7 +135,7 @@ func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed,
 			case !there:
 				gone[f] = true
 			case !a.want(k).Needs(f.Kind):
-				a.queue.add(k, classBulk) // somebody else made it: no other Key would take it away
+				a.again(k) // somebody else made it: no other Key would take it away
 			}
 		})
 	}
@@ -220,7 +221,7 @@ func (a *act) learnLacking(op ipvs.Op, err error) {
 		return
 	}
 	a.tell.lacks(scheduler, err)
-	a.dirty.again(again)
+	a.dirty.add(again)
 }
 
 // settle brings the mirror of a Key up to date after its plan was carried out.
@@ -239,20 +240,20 @@ func (a *act) settle(j job, err error) {
 	a.fare.confirmed(k)
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(a.opt.DrainDeadline)})
 	if drains {
-		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll))
+		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll), classBulk)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
-		a.queue.addAt(k, a.now().Add(time.Second))
+		a.queue.addAt(k, a.now().Add(time.Second), classBulk)
 	}
 	if !j.wish.Until.IsZero() {
-		a.queue.addAt(k, j.wish.Until)
+		a.queue.addAt(k, j.wish.Until, classBulk)
 	}
 }
 
 // retry puts a Key back with its own backoff, and counts the tries that failed.
 func (a *act) retry(j job) (tries uint8) {
 	tries = a.fare.fails(j.key, j.wish.Service)
-	a.queue.addAt(j.key, a.now().Add(backoff(tries-1)))
+	a.queue.addAt(j.key, a.now().Add(backoff(tries-1)), classOf(j.wish))
 	return tries
 }
 

@@ -43,7 +43,7 @@ func (e *ear) tend(context.Context) (more bool) {
 		e.opt.Health.Heard(e.feed.Changes())
 	}
 	for _, name := range e.opt.Health.TakeCheckNews() {
-		e.dirty.again([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}})
+		e.dirty.add([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}})
 	}
 	if !e.site.known {
 		return false // nothing can be decided before the node's addresses are known
@@ -59,7 +59,7 @@ func (e *ear) tend(context.Context) (more bool) {
 		}
 	}
 	e.tell.tell(desk.OwnNode, e.desk.NodeProblems(), e.desk)
-	return len(e.dirty.ids) > 0
+	return e.dirty.len() > 0
 }
 
 // decide has a Service decided anew and queues the Keys whose wanted state changed. It returns the Services that must be

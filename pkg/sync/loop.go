@@ -78,7 +78,7 @@ func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
 	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), dirty: &dirty{}, stage: &stage{},
 		tell: newTeller(log, opt), fare: newFare(opt), opt: opt}
-	s.want = s.ask
+	s.want, s.dirty.urgent = s.ask, s.desk.Urgent
 	return newLoop(s, kernel, model)
 }
 

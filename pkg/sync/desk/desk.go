@@ -34,7 +34,7 @@ type Desk struct {
 	// sensitive are the Services for which it matters which addresses the node has.
 	sensitive map[cluster.ID]struct{}
 	zonal     map[cluster.ID]struct{} // and those for which it matters in which zone it is
-	urgent    map[cluster.ID]struct{} // those that nothing in the cluster works without
+	dns       map[cluster.ID]struct{} // those that are the cluster's DNS by their label
 	// refused are the Services with an endpoint that is a virtual IP.
 	refused    map[netip.Addr]map[cluster.ID]struct{}
 	checkPorts checkPorts
@@ -50,7 +50,7 @@ func New(c Cluster, opt Options) *Desk {
 		ledger:     newLedger(),
 		sensitive:  map[cluster.ID]struct{}{},
 		zonal:      map[cluster.ID]struct{}{},
-		urgent:     map[cluster.ID]struct{}{},
+		dns:        map[cluster.ID]struct{}{},
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 		checkPorts: newCheckPorts(),
 	}
@@ -81,7 +81,7 @@ func (d *Desk) Want(k ipvs.Key, _ time.Time) Wish {
 	w := Wish{needs: d.ledger.needs[k.Addr], Spared: len(d.opt.Spared) > 0 && k != ipvs.Adopted && inAny(d.opt.Spared, k.Addr)}
 	if c := d.ledger.owner(k); c != nil {
 		w.Frontend, w.Service = c.Want, c.Service
-		_, w.Urgent = d.urgent[c.Service]
+		w.Urgent = d.Urgent(c.Service)
 	}
 	return w
 }
