@@ -17,12 +17,13 @@ const (
 	classUrgent class = iota // the API server's and the cluster's DNS: everything else waits for them
 	classChange              // something changed
 	classBulk                // the rest of a start or of an audit, and what failed
+	classDear                // what costs the kernel far more than others: by itself, behind them
 	classes
 )
 
 // patience is how many slices of work a class lets others go first, however much those have: a Service that changes
 // without end is in nobody's way for longer.
-const patience = 4
+var patience = [classes]int{classUrgent: 4, classChange: 4, classBulk: 4, classDear: 64}
 
 // queue holds the Keys that need work: those that are ready, by class and then in the order of their
 // arrival, and those that wait for their time.
@@ -134,15 +135,16 @@ func (q *queue) pop(now time.Time, n int) (turns []turn) {
 	if q.ripen(now); q.due == [2]int{} {
 		return nil
 	}
-	first := slices.IndexFunc(q.passed[:], func(slices int) bool { return slices >= patience })
-	if first >= 0 {
-		turns = q.take(nil, class(first), n)
+	for c := range classes {
+		if q.passed[c] >= patience[c] && len(turns) == 0 {
+			turns = q.take(turns, c, n)
+		}
 	}
 	for c := range classes {
-		if c == classUrgent+1 && len(turns) > 0 && turns[0].class == classUrgent {
-			break // by themselves: filled up with others, they would wait for those as well
+		// Urgent ones by themselves: filled up with others, they would wait for those as well. So do others for dear ones.
+		if len(turns) == 0 || turns[0].class != classUrgent && turns[0].class != classDear && c != classDear {
+			turns = q.take(turns, c, n)
 		}
-		turns = q.take(turns, c, n)
 	}
 	q.pass(turns)
 	return turns
