@@ -298,3 +298,67 @@ func TestB90RangesAreInNobodysWay(t *testing.T) {
 		t.Errorf("not as it should be: %d differences, %s", len(diffs), diffs[0])
 	}
 }
+
+// TestB93AwaitedIsBounded: while a Key fails, what waits for it is bounded, however often its Service changes; and what
+// waits is told of in the end.
+func TestB93AwaitedIsBounded(t *testing.T) {
+	web, key := service("web", "10.96.0.1", 80), tcp("10.96.0.1")
+	r := newHealthRig(t, web)
+	r.pass(3 * time.Second)
+	r.refuseIPVS(key)
+	change := func(i int) {
+		sl := slice(web, fmt.Sprintf("10.244.2.%d", 1+i%200))
+		sl.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: time.Now().Add(time.Hour + time.Duration(i)*time.Second).Format(time.RFC3339Nano)}
+		give(r.model, sl)
+		r.settle()
+		r.now = r.now.Add(time.Second)
+	}
+	for i := range 1000 {
+		change(i)
+	}
+	n := len(r.loop.fare.awaited[key])
+	t.Logf("1,000 changes of a Service whose frontend fails: %d wait", n)
+	if n == 0 || n > 16 {
+		t.Errorf("1,000 changes of a Service whose frontend fails: %d wait, want a few", n)
+	}
+	r.door.fault = nil
+	r.pass(5 * time.Second)
+	if len(r.loop.fare.awaited) > 0 {
+		t.Errorf("it is in order, and %d frontends are waited for", len(r.loop.fare.awaited))
+	}
+	r.wantValue("in order again", float64(n), "kubeproxy_network_programming_duration_seconds")
+	change(1001)
+	r.wantValue("and one more change", float64(n+1), "kubeproxy_network_programming_duration_seconds")
+}
+
+// TestB93ForgetIsBounded: while conntrack entries cannot be deleted, what is collected is as much as there is, however
+// often endpoints come back.
+func TestB93ForgetIsBounded(t *testing.T) {
+	s := newStepper()
+	dns := service("dns", "10.96.0.53", 53)
+	dns.Spec.Ports[0].Protocol = corev1.ProtocolUDP
+	s.start(completeModel(dns, slice(dns, "10.244.2.1")))
+	s.pass(3 * time.Second)
+	s.door.fault = func(op ipvs.Op) fault {
+		if _, is := op.(ipvs.Forget); is {
+			return fault{err: errTimeout, unknown: true}
+		}
+		return fault{}
+	}
+	for i := range 1000 {
+		give(s.model, slice(dns, fmt.Sprintf("10.244.2.%d", 1+i%2)))
+		s.pass(100 * time.Millisecond)
+	}
+	late := 0
+	for _, tender := range s.loop.rounds {
+		if f, is := tender.(*forget); is {
+			for _, of := range f.late {
+				late += len(of)
+			}
+		}
+	}
+	t.Logf("two endpoints that came and went 1,000 times: %d wait", late)
+	if late != 2 {
+		t.Errorf("two endpoints that came and went 1,000 times: %d wait, want 2", late)
+	}
+}

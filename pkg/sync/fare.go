@@ -3,6 +3,7 @@ package sync
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -144,6 +145,10 @@ type programming struct {
 	left   int         // Keys whose confirmation is missing
 }
 
+// awaitedMost is how many changes may wait for one Key. While it fails, what comes on top of them is not measured: the
+// oldest ones say how long it takes.
+const awaitedMost = 8
+
 // await has dated changes of a Service's endpoints wait for the Keys that follow from them.
 func (s *fare) await(triggers []cluster.Trigger, touched []ipvs.Key) {
 	if s.health == nil {
@@ -156,7 +161,9 @@ func (s *fare) await(triggers []cluster.Trigger, touched []ipvs.Key) {
 				p.times = append(p.times, t.At)
 			}
 		}
-		if len(p.times) == 0 {
+		if len(p.times) == 0 || slices.ContainsFunc(touched, func(k ipvs.Key) bool {
+			return healthz.FamilyOf(k.Addr) == f && len(s.awaited[k]) >= awaitedMost
+		}) {
 			continue
 		}
 		for _, k := range touched {
