@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/mirror"
@@ -58,6 +59,8 @@ type job struct {
 	key   ipvs.Key
 	class class // that it had in the queue
 	wish  desk.Wish
+	// service is whose the Key is, or was.
+	service cluster.ID
 	// partly is what the Key has when its steps are done, where those are not all that it needs.
 	partly *ipvs.Frontend
 }
@@ -67,7 +70,9 @@ func (a *act) act(ctx context.Context, turns []turn) {
 	began := a.now()
 	jobs := a.jobs[:0]
 	for _, t := range turns {
-		jobs = append(jobs, job{key: t.key, class: t.class, wish: a.want(t.key)})
+		j := job{key: t.key, class: t.class, wish: a.want(t.key)}
+		j.service = a.fare.whose(t.key, j.wish.Service)
+		jobs = append(jobs, j)
 	}
 	a.jobs = jobs
 	read, unread := a.observe(ctx, jobs)
@@ -84,7 +89,7 @@ func (a *act) act(ctx context.Context, turns []turn) {
 	if len(plan) > 0 {
 		took := a.now().Sub(began)
 		a.fare.wrote(plan, outcomes, failed, took)
-		a.tell.programmed(plan, len(jobs), len(failed), took, a.queue.len())
+		a.tell.programmed(plan, jobs, failed, took, a.queue.len())
 	}
 }
 
@@ -339,6 +344,7 @@ func (a *act) settle(j job, err error) {
 		a.tell.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
 	}
 	a.fare.confirmed(k)
+	delete(a.fare.was, k)
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(a.opt.DrainDeadline)})
 	if drains {
 		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll), classBulk)

@@ -76,6 +76,9 @@ func (e *ear) decide(id cluster.ID) []cluster.ID {
 	if e.stage.started {
 		for _, k := range is.Touched {
 			e.queue.add(k, class)
+			if e.want(k).Service == (cluster.ID{}) {
+				e.fare.was[k] = id
+			}
 		}
 		for _, a := range is.Freed {
 			// What hangs on the frontend's own address goes with its Key; a pod's fact has no Key of its own.
