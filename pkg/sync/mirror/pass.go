@@ -184,6 +184,14 @@ func (m *Mirror) Agrees(k ipvs.Key, found *ipvs.Frontend) bool {
 	return found != nil && c != nil && c.have != nil && own(found).Equal(own(c.have))
 }
 
+// Reals is how many real servers are known of a Key.
+func (m *Mirror) Reals(k ipvs.Key) int {
+	if c := m.cells[k]; c != nil && c.have != nil {
+		return len(c.have.Server.Reals)
+	}
+	return 0
+}
+
 // Conclude takes as gone what a pass did not meet of the shared facts and of the adoption, and reports whether that was
 // so with the latter.
 func (m *Mirror) Conclude() (unadopted bool) {
