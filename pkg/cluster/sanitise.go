@@ -32,6 +32,7 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	if t := obj.CreationTimestamp; !t.IsZero() {
 		s.Created = t.Unix()
 	}
+	s.DNSLabel = obj.Labels["k8s-app"] == "kube-dns"
 	r.distribution()
 	s.ClusterIPs = r.addrs(clusterIPs(obj), "spec.clusterIPs")
 	s.ExternalIPs = r.addrs(obj.Spec.ExternalIPs, "spec.externalIPs")

@@ -115,6 +115,9 @@ type Service struct {
 	// TrafficDistribution is spec.trafficDistribution as it stands, "" when
 	// absent. Endpoint hints already follow it.
 	TrafficDistribution string
+	// DNSLabel: it has the label by which the cluster's DNS is known,
+	// k8s-app: kube-dns.
+	DNSLabel bool
 }
 
 // Port is a port of a Service.
@@ -172,7 +175,7 @@ func (s *Service) equal(o *Service) bool {
 		slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
 		slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.SourceRangesGiven == o.SourceRangesGiven &&
-		s.TrafficDistribution == o.TrafficDistribution
+		s.TrafficDistribution == o.TrafficDistribution && s.DNSLabel == o.DNSLabel
 }
 
 func (n Node) equal(o Node) bool {

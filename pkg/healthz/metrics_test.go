@@ -210,7 +210,7 @@ var how = map[string]string{
 	"kubeproxy_sync_partial_proxy_rules_duration_seconds":        "The same as the duration of all rounds.",
 	"kubeproxy_sync_proxy_rules_last_timestamp_seconds":          "The last time that the kernel confirmed a frontend, or that all was found to be right.",
 	"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds":   "The last time that the cluster changed. Much newer than the timestamp before: something hangs.",
-	"kubeproxy_network_programming_duration_seconds":             "Until the kernel has confirmed every frontend that the change concerns. Changes from before the start do not count.",
+	"kubeproxy_network_programming_duration_seconds":             "Until the kernel has confirmed every frontend that the change concerns. Changes from before the start do not count, and of those that wait for one frontend, because it fails, the first eight do.",
 	"kubeproxy_sync_proxy_rules_iptables_restore_failures_total": "Stays 0: the agent has no iptables.",
 	"kubeproxy_sync_proxy_rules_nftables_sync_failures_total":    "Set elements that could not be added.",
 	"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total": "Set elements that could not be removed.",

@@ -49,6 +49,8 @@ type Op interface {
 	Phase() Phase
 	// Effect is what it does.
 	Effect() Effect
+	// change notes what it does in what is known of its Key.
+	change(*after)
 }
 
 // Step is an Op and the Key for whose sake it is done.

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/mirror"
@@ -25,48 +26,61 @@ type act struct {
 	base   *base
 	forget *forget
 	jobs   []job // those under way, kept for the next
+	// together is how many Keys are read at a time: fewer after a read that hung.
+	together int
 }
 
-// sliceKeys is how many Keys are worked on at a time, about 16 KB of commands: between two slices
-// priorities are looked at again, so that an urgent change waits for one slice at most.
-const sliceKeys = 64
+// Between two slices of work priorities are looked at again, so that an urgent change waits for one slice at most.
+const (
+	// sliceKeys is how many Keys are worked on at a time.
+	sliceKeys = 64
+	// sliceSteps is how many operations are. A Key that needs more has several turns: the first steps of its plan are
+	// safe to stop after.
+	sliceSteps = 512
+	// dearSteps is how many of a Key whose source ranges change: they belong in one transaction, as far as that has room.
+	dearSteps = 1024
+	// hungTime is for how long reads that fail may hold up a slice. One that hangs takes longer, and is the last.
+	hungTime = 250 * time.Millisecond
+)
 
 func (a *act) due(now time.Time) time.Time { return a.queue.next(now) }
 
 // tend works on those Keys whose time has come.
 func (a *act) tend(ctx context.Context) (more bool) {
-	keys := a.queue.pop(a.now(), sliceKeys)
-	if len(keys) > 0 {
-		a.act(ctx, keys)
+	turns := a.queue.pop(a.now(), sliceKeys)
+	if len(turns) > 0 {
+		a.act(ctx, turns)
 	}
-	return len(keys) > 0
+	return len(turns) > 0
 }
 
 // job is a Key that has its turn, and what is wanted of it.
 type job struct {
-	key  ipvs.Key
-	wish desk.Wish
+	key   ipvs.Key
+	class class // that it had in the queue
+	wish  desk.Wish
+	// service is whose the Key is, or was.
+	service cluster.ID
+	// partly is what the Key has when its steps are done, where those are not all that it needs.
+	partly *ipvs.Frontend
 }
 
 // act brings some Keys to what is wanted of them.
-func (a *act) act(ctx context.Context, keys []ipvs.Key) {
+func (a *act) act(ctx context.Context, turns []turn) {
 	began := a.now()
 	jobs := a.jobs[:0]
-	for _, k := range keys {
-		jobs = append(jobs, job{k, a.want(k)})
+	for _, t := range turns {
+		j := job{key: t.key, class: t.class, wish: a.want(t.key)}
+		j.service = a.fare.whose(t.key, j.wish.Service)
+		jobs = append(jobs, j)
 	}
 	a.jobs = jobs
 	read, unread := a.observe(ctx, jobs)
 	if ctx.Err() != nil {
 		return
 	}
-	var plan ipvs.Plan
 	jobs = slices.DeleteFunc(jobs, func(j job) bool { return unread[j.key] })
-	for _, j := range jobs {
-		for _, op := range a.steps(j, read) {
-			plan = append(plan, ipvs.Step{Key: j.key, Op: op})
-		}
-	}
+	plan, jobs := a.plan(jobs, read)
 	outcomes := a.writer.Do(ctx, plan)
 	failed := a.learn(plan, outcomes)
 	for _, j := range jobs {
@@ -75,12 +89,78 @@ func (a *act) act(ctx context.Context, keys []ipvs.Key) {
 	if len(plan) > 0 {
 		took := a.now().Sub(began)
 		a.fare.wrote(plan, outcomes, failed, took)
-		a.tell.programmed(plan, len(jobs), len(failed), took, a.queue.len())
+		a.tell.programmed(plan, jobs, failed, took, a.queue.len())
 	}
 }
 
+// plan takes the steps of jobs until they are a slice, and gives the jobs that it has steps of. The others go back into
+// the queue, and so does later what is left of a Key that needs more steps than a slice has. What is dear in the kernel
+// comes by itself, behind all others.
+func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan, planned []job) {
+	planned = jobs[:0]
+	for i, j := range jobs {
+		ops, have := a.steps(j)
+		most := sliceSteps
+		if dear(ops) {
+			if j.class != classDear {
+				a.queue.add(j.key, classDear)
+				continue
+			}
+			most = dearSteps
+		}
+		if len(plan) > 0 && len(plan)+len(ops) > most {
+			a.giveBack(jobs[i:])
+			break
+		}
+		if len(ops) > most {
+			ops = firstOf(ops, most)
+			j.partly = ipvs.After(have, ops)
+		} else {
+			ops = append(ops, a.reap(j, read, most-len(plan)-len(ops))...)
+		}
+		for _, op := range ops {
+			plan = append(plan, ipvs.Step{Key: j.key, Op: op})
+		}
+		planned = append(planned, j)
+	}
+	return plan, planned
+}
+
+// giveBack puts Keys back to where they were in the queue.
+func (a *act) giveBack(jobs []job) {
+	turns := make([]turn, len(jobs))
+	for i, j := range jobs {
+		turns[i] = turn{j.key, j.class}
+	}
+	a.queue.back(turns)
+}
+
+// dear reports whether steps cost the kernel a copy of what all Keys have of their kind.
+func dear(ops []ipvs.Op) bool {
+	return slices.ContainsFunc(ops, func(op ipvs.Op) bool { return op.Effect().Set == ipvs.SetRanges })
+}
+
+// firstOf are so many of the steps of a Key. One redirection takes the place of another in one transaction.
+func firstOf(ops []ipvs.Op, n int) []ipvs.Op {
+	redirects := func(op ipvs.Op) bool { return op.Effect().Set == ipvs.SetRedirect }
+	if redirects(ops[n-1]) && redirects(ops[n]) {
+		n--
+	}
+	return ops[:n:n]
+}
+
+// reap are the removals of a Key's real servers that have drained, by what was read now.
+func (a *act) reap(j job, read map[ipvs.Key]ipvs.Observed, most int) []ipvs.Op {
+	o, ok := read[j.key]
+	if !ok || j.wish.Frontend == nil || !a.stage.complete {
+		return nil
+	}
+	return a.mirror.Reap(j.key, j.wish.Frontend, o.Conns, a.now(), most, func(r netip.AddrPort) bool { return !a.desk.Lists(j.wish.Service, r) })
+}
+
 // observe asks the kernel about those Keys of which the mirror may be wrong, and about connections of
-// draining real servers. Keys that could not be read go back into the queue.
+// draining real servers. Keys that could not be read go back into the queue. Reads that hang do not add up: after one
+// the rest is for another slice, and fewer are read together, until it is known which Key it is.
 func (a *act) observe(ctx context.Context, jobs []job) (read map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool) {
 	var doubted []job
 	for _, j := range jobs {
@@ -91,28 +171,55 @@ func (a *act) observe(ctx context.Context, jobs []job) (read map[ipvs.Key]ipvs.O
 	if len(doubted) == 0 {
 		return nil, nil
 	}
-	read, err := a.read(ctx, doubted)
+	began := a.now()
+	done := doubted[:min(len(doubted), a.together)]
+	read, err := a.read(ctx, done)
 	if err == nil {
-		return read, nil
+		a.together = min(2*a.together, sliceKeys)
+	} else {
+		read, unread, done = a.readEach(ctx, done, began, err)
 	}
-	// One Key that cannot be read must not hold up the others.
-	read, unread = map[ipvs.Key]ipvs.Observed{}, map[ipvs.Key]bool{}
-	for i, j := range doubted {
-		if ctx.Err() != nil {
-			break
-		}
-		found, err := a.read(ctx, doubted[i:i+1])
-		if err != nil {
-			unread[j.key] = true
-			a.retry(j)
-			continue
-		}
-		maps.Copy(read, found)
+	if len(done) < len(doubted) && unread == nil {
+		unread = map[ipvs.Key]bool{}
 	}
-	if len(unread) > 0 && ctx.Err() == nil {
-		a.tell.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(unread)), zap.Error(err))
+	for _, j := range doubted[len(done):] {
+		unread[j.key] = true
+		a.queue.add(j.key, j.class)
 	}
 	return read, unread
+}
+
+// readEach reads one by one what could not be read together: one Key that cannot be read must not hold up the others.
+// It gives those that had their turn so. Where reading them together hung, that is none of several.
+func (a *act) readEach(ctx context.Context, jobs []job, began time.Time, err error) (read map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool, done []job) {
+	read, unread = map[ipvs.Key]ipvs.Observed{}, map[ipvs.Key]bool{}
+	hung := func() bool { return a.now().Sub(began) >= hungTime }
+	fail := func(j job) {
+		unread[j.key] = true
+		a.retry(j)
+	}
+	switch {
+	case len(jobs) == 1 && ctx.Err() == nil:
+		fail(jobs[0])
+		done = jobs
+	case hung():
+		a.together = max(len(jobs)/2, 1)
+	default:
+		for len(done) < len(jobs) && ctx.Err() == nil && !hung() {
+			j := jobs[len(done)]
+			done = jobs[:len(done)+1]
+			found, readErr := a.read(ctx, done[len(done)-1:])
+			if readErr != nil {
+				fail(j)
+				continue
+			}
+			maps.Copy(read, found)
+		}
+	}
+	if ctx.Err() == nil {
+		a.tell.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(jobs)-len(done)+len(unread)), zap.Error(err))
+	}
+	return read, unread, done
 }
 
 // read asks the kernel about Keys and has the mirror learn what it says.
@@ -134,7 +241,7 @@ func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed,
 			case !there:
 				gone[f] = true
 			case !a.want(k).Needs(f.Kind):
-				a.queue.add(k, classBulk) // somebody else made it: no other Key would take it away
+				a.again(k) // somebody else made it: no other Key would take it away
 			}
 		})
 	}
@@ -144,33 +251,28 @@ func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed,
 	return found, nil
 }
 
-// steps are the operations that a Key needs now.
-func (a *act) steps(j job, read map[ipvs.Key]ipvs.Observed) []ipvs.Op {
+// steps are the operations that a Key needs now, but for what has drained, and what it has without them.
+func (a *act) steps(j job) (ops []ipvs.Op, have *ipvs.Frontend) {
 	k, want := j.key, j.wish.Frontend
 	if k == ipvs.Adopted && !a.adoptionIsOver() {
-		return nil
+		return nil, nil
 	}
-	have := a.mirror.View(k, want, j.wish.Needs)
+	have = a.mirror.View(k, want, j.wish.Needs)
 	if want == nil && j.wish.Spared {
 		return slices.DeleteFunc(ipvs.Diff(k, have, nil), func(op ipvs.Op) bool {
 			return op.Effect().Set != ipvs.SetHairpin // a fact about a pod, not about a virtual server
-		})
+		}), have
 	}
 	if !a.stage.complete {
-		return withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) })
+		return withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) }), have
 	}
-	var ops []ipvs.Op
 	if want == nil && have.Server.Exists() && !have.Guard.Owned {
 		// Found at the first start, by its address alone. Without a record, a process that dies once the address
 		// is gone would leave it for good.
 		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k})
 		have.Guard.Owned = true
 	}
-	ops = append(ops, ipvs.Diff(k, have, want)...)
-	if o, ok := read[k]; ok && want != nil {
-		ops = append(ops, a.mirror.Reap(k, want, o.Conns, a.now(), func(r netip.AddrPort) bool { return !a.desk.Lists(j.wish.Service, r) })...)
-	}
-	return ops
+	return append(ops, ipvs.Diff(k, have, want)...), have
 }
 
 // withheld leaves out what must not be done while parts of the cluster are not known. Where outside clients must not
@@ -220,7 +322,7 @@ func (a *act) learnLacking(op ipvs.Op, err error) {
 		return
 	}
 	a.tell.lacks(scheduler, err)
-	a.dirty.again(again)
+	a.dirty.add(again)
 }
 
 // settle brings the mirror of a Key up to date after its plan was carried out.
@@ -233,26 +335,32 @@ func (a *act) settle(j job, err error) {
 		}
 		return
 	}
+	if j.partly != nil {
+		a.mirror.Advance(k, j.partly)
+		a.queue.add(k, j.class)
+		return
+	}
 	if a.fare.mended(k) {
 		a.tell.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
 	}
 	a.fare.confirmed(k)
+	delete(a.fare.was, k)
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(a.opt.DrainDeadline)})
 	if drains {
-		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll))
+		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll), classBulk)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
-		a.queue.addAt(k, a.now().Add(time.Second))
+		a.queue.addAt(k, a.now().Add(time.Second), classBulk)
 	}
 	if !j.wish.Until.IsZero() {
-		a.queue.addAt(k, j.wish.Until)
+		a.queue.addAt(k, j.wish.Until, classBulk)
 	}
 }
 
 // retry puts a Key back with its own backoff, and counts the tries that failed.
 func (a *act) retry(j job) (tries uint8) {
 	tries = a.fare.fails(j.key, j.wish.Service)
-	a.queue.addAt(j.key, a.now().Add(backoff(tries-1)))
+	a.queue.addAt(j.key, a.now().Add(backoff(tries-1)), classOf(j.wish))
 	return tries
 }
 

@@ -23,6 +23,10 @@ type audit struct {
 	cost   time.Duration
 	found  int
 	first  string // of what was found
+	// unsure are the Keys that have to be read properly: what the pass met of them does not show all.
+	unsure []ipvs.Key
+	// met: all of the kernel was, and what was missed is among the unsure.
+	met bool
 }
 
 func (a *audit) due(time.Time) time.Time { return sooner(a.planned(), a.heal.keys.due(a.heal.apart)) }
@@ -45,12 +49,9 @@ func (a *audit) tend(ctx context.Context) (more bool) {
 		}
 		a.heal.keys.took(began, a.heal.apart, tampered)
 		a.mirror.BeginPass()
-		a.cost, a.found, a.first = 0, 0, ""
+		a.cost, a.found, a.first, a.unsure, a.met = 0, 0, "", nil, false
 	}
-	done, err := a.reader.Detect(ctx, a.compare)
-	if err == nil && done && !a.mirror.Void() {
-		a.conclude(ctx)
-	}
+	done, err := a.part(ctx)
 	a.cost += a.now().Sub(began)
 	if err == nil && !done {
 		return true
@@ -69,6 +70,21 @@ func (a *audit) tend(ctx context.Context) (more bool) {
 	return false
 }
 
+// part does a part of a pass, and says whether it was the last.
+func (a *audit) part(ctx context.Context) (done bool, err error) {
+	if len(a.unsure) >= askAtMost || a.met && len(a.unsure) > 0 {
+		a.confirm(ctx)
+		return a.met && len(a.unsure) == 0, nil
+	}
+	if a.met, err = a.reader.Detect(ctx, a.compare); err != nil || !a.met {
+		return false, err
+	}
+	if !a.mirror.Void() {
+		a.conclude()
+	}
+	return len(a.unsure) == 0, nil
+}
+
 // compare holds a piece of what the kernel has against the mirror.
 func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	verdict := a.mirror.Meet(k, piece, func(f ipvs.Fact) {
@@ -79,19 +95,25 @@ func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	})
 	switch {
 	case verdict == mirror.Unread:
-		a.doubt(k)
+		a.unsure = append(a.unsure, k)
 	case verdict == mirror.Other, verdict == mirror.Stranger && a.want(k).Frontend != nil:
 		a.tampered(k)
 	}
 }
 
-// conclude ends a pass: what should have been met and was not, is gone.
-func (a *audit) conclude(ctx context.Context) {
+// conclude looks for what should have been met and was not. Up to Linux 7.0 the list of virtual servers
+// (ip_vs_info_seq_next in net/netfilter/ipvs/ip_vs_ctl.c) leaves some out where another network namespace has IPVS, too:
+// read on after a page, it counts those of all namespaces and skips as many of ours. Of many missed ones some are gone
+// for certain, and each is read at its turn anyway; few are read first.
+func (a *audit) conclude() {
 	missed, doubted := a.mirror.Missed(a.queue.pending)
 	for _, k := range doubted {
 		a.doubt(k)
 	}
-	for _, k := range a.confirm(ctx, missed) {
+	if len(missed) <= askAtMost {
+		a.unsure, missed = append(a.unsure, missed...), nil
+	}
+	for _, k := range missed {
 		a.tampered(k)
 	}
 	if a.mirror.Conclude() {
@@ -101,22 +123,37 @@ func (a *audit) conclude(ctx context.Context) {
 	a.found += a.queueNeeding(func(f ipvs.Fact) bool { return !a.mirror.Met(f) })
 }
 
-// askAtMost is how many missed Keys are asked for at once: about what one slice of work reads.
-const askAtMost = 64
+const (
+	// askAtMost is how many Keys may wait to be read by the audit, and how many missed ones are.
+	askAtMost = 64
+	// confirmKeys and confirmReals are how many of them are read at a time, and how many real servers they may have,
+	// unless a single Key has more: about 2 ms.
+	confirmKeys  = 32
+	confirmReals = 1000
+)
 
-// confirm leaves out of missed Keys those that the kernel holds all the same. Up to Linux 7.0 its list of virtual servers
-// (ip_vs_info_seq_next in net/netfilter/ipvs/ip_vs_ctl.c) leaves some out where another network namespace has IPVS, too:
-// read on after a page, it counts those of all namespaces and skips as many of ours. Of many missed ones some are gone
-// for certain, and each is read at its turn anyway.
-func (a *audit) confirm(ctx context.Context, missed []ipvs.Key) []ipvs.Key {
-	if len(missed) == 0 || len(missed) > askAtMost {
-		return missed
+// confirm reads some of the Keys of which the audit is not sure. It is the audit's own work, and counts as such. What is
+// known of those that had their turn meanwhile, or will have it, is not the audit's affair.
+func (a *audit) confirm(ctx context.Context) {
+	n, reals := 0, 0
+	for n < min(len(a.unsure), confirmKeys) && reals < confirmReals {
+		reals += a.mirror.Reals(a.unsure[n])
+		n++
 	}
-	found, err := a.reader.Observe(ctx, missed)
-	if err != nil {
-		return missed // their turn will say why
+	ask := slices.DeleteFunc(a.unsure[:n:n], a.queue.pending)
+	a.unsure = a.unsure[n:]
+	if len(ask) == 0 {
+		return
 	}
-	return slices.DeleteFunc(missed, func(k ipvs.Key) bool { return a.mirror.Agrees(k, found[k].Have) })
+	found, err := a.reader.Observe(ctx, ask)
+	if ctx.Err() != nil {
+		return
+	}
+	for _, k := range ask {
+		if err != nil || !a.mirror.Agrees(k, found[k].Have) {
+			a.tampered(k) // where it cannot be read, its turn will say why
+		}
+	}
 }
 
 // tampered queues a Key of which the kernel does not hold what it should. Where the mirror may be wrong itself, as about

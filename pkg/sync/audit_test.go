@@ -1,6 +1,8 @@
 package sync
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -212,5 +214,55 @@ func TestAuditWhenTheInterfaceGoes(t *testing.T) {
 	}
 	if binds != 20 || s.loop.mirror.Passes() < 3 {
 		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.mirror.Passes())
+	}
+}
+
+// slowly is a kernel that takes time to read Keys.
+type slowly struct {
+	Kernel
+	took        func(time.Duration)
+	reads, most int
+}
+
+func (s *slowly) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	s.reads, s.most = s.reads+len(keys), max(s.most, len(keys))
+	s.took(time.Duration(len(keys)) * time.Millisecond)
+	return s.Kernel.Observe(ctx, keys)
+}
+
+// TestB93AuditCounts: what the audit costs is all that it costs, the reading of Keys with affinity included: they cost
+// no more than auditCPU says, are read a few at a time, and are read.
+func TestB93AuditCounts(t *testing.T) {
+	s := newStepper()
+	var objs []any
+	for i := range 200 {
+		svc := service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.0.%d", i+1), 80)
+		svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		objs = append(objs, svc, slice(svc, "10.244.2.1"))
+	}
+	s.start(completeModel(objs...))
+	s.pass(5 * time.Second)
+	k := &slowly{Kernel: s.door, took: func(d time.Duration) { s.now = s.now.Add(d) }}
+	s.audit().reader = k
+	for _, tender := range s.loop.rounds {
+		if a, is := tender.(*act); is {
+			a.reader = k
+		}
+	}
+	passes := s.loop.mirror.Passes()
+	s.pass(10 * time.Minute)
+	passes = s.loop.mirror.Passes() - passes
+	t.Logf("10 min: %d passes, %d reads of Keys, %d at a time", passes, k.reads, k.most)
+	// At 1 ms each, 1 % of the time is 6,000 reads. The first pass comes before its cost is known.
+	if k.reads > 7000 || passes < 3 || k.most > 32 {
+		t.Errorf("%d passes, %d reads in 10 min, want 7,000 at most, and %d at a time, want 32 at most", passes, k.reads, k.most)
+	}
+	key := tcp("10.96.0.7")
+	server := s.kernel.Servers[key]
+	server.Timeout = 1
+	s.kernel.Servers[key] = server
+	s.pass(5 * time.Minute)
+	if got := s.kernel.Servers[key].Timeout; got != 10800 {
+		t.Errorf("another program changed the timeout of %s, and it is %d s", key, got)
 	}
 }

@@ -3,6 +3,8 @@ package sync
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -19,6 +21,8 @@ type fare struct {
 	counts  [2]int                // by family: such Keys
 	alone   [2]bool               // nothing but what fails could be tried
 	awaited map[ipvs.Key][]*programming
+	// was says whose a Key was of which nobody wants anything any more, until that is so.
+	was map[ipvs.Key]cluster.ID
 }
 
 // failure is that of a Key's last try.
@@ -29,7 +33,7 @@ type failure struct {
 
 func newFare(opt Options) *fare {
 	return &fare{health: opt.Health, now: opt.Now, failing: map[ipvs.Key]failure{},
-		objects: [2]map[cluster.ID]int{{}, {}}, awaited: map[ipvs.Key][]*programming{}}
+		objects: [2]map[cluster.ID]int{{}, {}}, awaited: map[ipvs.Key][]*programming{}, was: map[ipvs.Key]cluster.ID{}}
 }
 
 // fails notes that a Key's last try failed, and counts such tries.
@@ -75,6 +79,15 @@ func (s *fare) anew(pending func(ipvs.Key) bool) {
 			s.confirmed(k) // it is gone, and so is what was to be written
 		}
 	}
+	maps.DeleteFunc(s.was, func(k ipvs.Key, _ cluster.ID) bool { return !pending(k) })
+}
+
+// whose says whose a Key is, or was.
+func (s *fare) whose(k ipvs.Key, is cluster.ID) cluster.ID {
+	if is == (cluster.ID{}) {
+		return s.was[k]
+	}
+	return is
 }
 
 // report is the turn in which it is told how the loop stands.
@@ -144,6 +157,10 @@ type programming struct {
 	left   int         // Keys whose confirmation is missing
 }
 
+// awaitedMost is how many changes may wait for one Key. While it fails, what comes on top of them is not measured: the
+// oldest ones say how long it takes.
+const awaitedMost = 8
+
 // await has dated changes of a Service's endpoints wait for the Keys that follow from them.
 func (s *fare) await(triggers []cluster.Trigger, touched []ipvs.Key) {
 	if s.health == nil {
@@ -156,7 +173,9 @@ func (s *fare) await(triggers []cluster.Trigger, touched []ipvs.Key) {
 				p.times = append(p.times, t.At)
 			}
 		}
-		if len(p.times) == 0 {
+		if len(p.times) == 0 || slices.ContainsFunc(touched, func(k ipvs.Key) bool {
+			return healthz.FamilyOf(k.Addr) == f && len(s.awaited[k]) >= awaitedMost
+		}) {
 			continue
 		}
 		for _, k := range touched {

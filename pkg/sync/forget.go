@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,8 +26,8 @@ type forget struct {
 	redirected map[ipvs.Key]bool
 	// left says of UDP real servers that left until when a late answer of theirs may be in the way if they come back.
 	left map[netip.AddrPort]time.Time
-	tidy int                           // how many of them there may be before those of long ago are dropped
-	late map[ipvs.Key][]netip.AddrPort // those that came back, for the next look
+	tidy int                                  // how many of them there may be before those of long ago are dropped
+	late map[ipvs.Key]map[netip.AddrPort]bool // those that came back, for the next look
 }
 
 // lateAnswers: within 30 s an answer may come after its real server has left, and its entry lives for 30 s more
@@ -51,9 +52,12 @@ func (f *forget) comes(k ipvs.Key, to netip.AddrPort, now time.Time) {
 		return
 	}
 	if f.late == nil {
-		f.late = map[ipvs.Key][]netip.AddrPort{}
+		f.late = map[ipvs.Key]map[netip.AddrPort]bool{}
 	}
-	f.late[k] = append(f.late[k], to)
+	if f.late[k] == nil {
+		f.late[k] = map[netip.AddrPort]bool{}
+	}
+	f.late[k][to] = true
 	f.add(k)
 }
 
@@ -151,7 +155,7 @@ func (f *forget) due(time.Time) time.Time {
 // opOf is what is to be deleted for a frontend; false: nothing.
 func (f *forget) opOf(k ipvs.Key) (op ipvs.Forget, some bool) {
 	want := f.want(k).Frontend
-	op = ipvs.Forget{Key: k, Directed: f.redirected[k], Own: want, Late: f.late[k]}
+	op = ipvs.Forget{Key: k, Directed: f.redirected[k], Own: want, Late: slices.SortedFunc(maps.Keys(f.late[k]), netip.AddrPort.Compare)}
 	if want == nil {
 		return op, op.Directed || len(op.Late) > 0
 	}

@@ -43,7 +43,7 @@ func (e *ear) tend(context.Context) (more bool) {
 		e.opt.Health.Heard(e.feed.Changes())
 	}
 	for _, name := range e.opt.Health.TakeCheckNews() {
-		e.dirty.again([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}})
+		e.dirty.add([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}})
 	}
 	if !e.site.known {
 		return false // nothing can be decided before the node's addresses are known
@@ -59,7 +59,7 @@ func (e *ear) tend(context.Context) (more bool) {
 		}
 	}
 	e.tell.tell(desk.OwnNode, e.desk.NodeProblems(), e.desk)
-	return len(e.dirty.ids) > 0
+	return e.dirty.len() > 0
 }
 
 // decide has a Service decided anew and queues the Keys whose wanted state changed. It returns the Services that must be
@@ -76,6 +76,9 @@ func (e *ear) decide(id cluster.ID) []cluster.ID {
 	if e.stage.started {
 		for _, k := range is.Touched {
 			e.queue.add(k, class)
+			if e.want(k).Service == (cluster.ID{}) {
+				e.fare.was[k] = id
+			}
 		}
 		for _, a := range is.Freed {
 			// What hangs on the frontend's own address goes with its Key; a pod's fact has no Key of its own.

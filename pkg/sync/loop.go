@@ -78,7 +78,7 @@ func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
 	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), dirty: &dirty{}, stage: &stage{},
 		tell: newTeller(log, opt), fare: newFare(opt), opt: opt}
-	s.want = s.ask
+	s.want, s.dirty.urgent = s.ask, s.desk.Urgent
 	return newLoop(s, kernel, model)
 }
 
@@ -92,7 +92,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	forget := &forget{shared: s, writer: kernel}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
 		ground: agenda{site, ear, &report{shared: s}, heal, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site}},
-		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget}, &probe{shared: s, writer: kernel},
+		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal}}}
 }
 

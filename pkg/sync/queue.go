@@ -14,30 +14,46 @@ import (
 type class uint8
 
 const (
-	classUrgent class = iota // the API server's and DNS Services: everything else waits for them
+	classUrgent class = iota // the API server's and the cluster's DNS: everything else waits for them
 	classChange              // something changed
-	classBulk                // the rest of a start or of an audit
+	classBulk                // the rest of a start or of an audit, and what failed
+	classDear                // what costs the kernel far more than others: by itself, behind them
 	classes
 )
+
+// patience is how many slices of work a class lets others go first, however much those have: a Service that changes
+// without end is in nobody's way for longer.
+var patience = [classes]int{classUrgent: 4, classChange: 4, classBulk: 4, classDear: 64}
 
 // queue holds the Keys that need work: those that are ready, by class and then in the order of their
 // arrival, and those that wait for their time.
 type queue struct {
-	ready   [classes][]ipvs.Key
+	ready   [classes]line
 	waiting waitingHeap
-	// where says how each queued Key stands; a Key is queued once.
+	// where says how each queued Key stands; a Key is queued once. An entry that has another number than its place
+	// is passed over.
 	where map[ipvs.Key]place
+	last  uint64 // number given
+	// passed counts the slices in a row in which Keys of a class were ready and none was taken.
+	passed [classes]int
 	// due counts the Keys that are ready, by family.
 	due [2]int
 }
 
 type place struct {
-	class class
-	due   time.Time // zero when ready
+	class  class
+	number uint64
+	due    time.Time // zero when ready
+}
+
+// entry is a Key in a line.
+type entry struct {
+	key    ipvs.Key
+	number uint64
 }
 
 type waitingKey struct {
-	key ipvs.Key
+	entry
 	due time.Time
 }
 
@@ -55,65 +71,118 @@ func (h *waitingHeap) Pop() any {
 
 func newQueue() *queue { return &queue{where: map[ipvs.Key]place{}} }
 
+// turn is a Key whose time has come, and the class that it had.
+type turn struct {
+	key   ipvs.Key
+	class class
+}
+
 // add makes a Key ready now, or moves it up to a more urgent class.
 func (q *queue) add(k ipvs.Key, c class) {
-	p, queued := q.where[k]
-	if queued && p.due.IsZero() && p.class <= c {
+	if p, queued := q.where[k]; queued && p.due.IsZero() && p.class <= c {
 		return
 	}
-	// An entry in a lower class or in the heap stays where it is and is passed over when it comes up.
-	if !queued || !p.due.IsZero() {
+	q.stand(k, c)
+	q.ready[c].push(entry{k, q.last}, q.good, len(q.where))
+}
+
+// stand gives a Key a place among those that are ready. An entry of it in a lower class or in the heap stays where it
+// is.
+func (q *queue) stand(k ipvs.Key, c class) {
+	if p, queued := q.where[k]; !queued || !p.due.IsZero() {
 		q.due[healthz.FamilyOf(k.Addr)]++
 	}
-	q.where[k] = place{class: c}
-	q.ready[c] = append(q.ready[c], k)
+	q.last++
+	q.where[k] = place{class: c, number: q.last}
+}
+
+// back puts Keys back that were taken and not worked on, to where they were.
+func (q *queue) back(turns []turn) {
+	for _, t := range slices.Backward(turns) {
+		q.stand(t.key, t.class)
+		q.ready[t.class].unshift(entry{t.key, q.last})
+	}
 }
 
 // addAt makes a Key ready at a later time, unless it is ready or due earlier anyway.
-func (q *queue) addAt(k ipvs.Key, due time.Time) {
+func (q *queue) addAt(k ipvs.Key, due time.Time, c class) {
 	if p, queued := q.where[k]; queued && (p.due.IsZero() || !due.Before(p.due)) {
 		return
 	}
-	q.where[k] = place{class: classBulk, due: due}
-	heap.Push(&q.waiting, waitingKey{k, due})
+	q.last++
+	q.where[k] = place{class: c, number: q.last, due: due}
+	if len(q.waiting) > 2*len(q.where)+few {
+		q.waiting = slices.DeleteFunc(q.waiting, func(w waitingKey) bool { return !q.good(w.entry) })
+		heap.Init(&q.waiting)
+	}
+	heap.Push(&q.waiting, waitingKey{entry{k, q.last}, due})
 }
 
-// pop takes up to n Keys that are ready, the most urgent first.
-func (q *queue) pop(now time.Time, n int) (keys []ipvs.Key) {
+// good reports whether an entry is its Key's place.
+func (q *queue) good(e entry) bool { return q.where[e.key].number == e.number }
+
+// ripen makes those ready whose time has come.
+func (q *queue) ripen(now time.Time) {
 	for len(q.waiting) > 0 && !q.waiting[0].due.After(now) {
-		w := heap.Pop(&q.waiting).(waitingKey)
-		if p := q.where[w.key]; p.due.Equal(w.due) && !p.due.IsZero() {
-			q.due[healthz.FamilyOf(w.key.Addr)]++
-			q.where[w.key] = place{class: p.class}
-			q.ready[p.class] = append(q.ready[p.class], w.key)
+		if e := heap.Pop(&q.waiting).(waitingKey).entry; q.good(e) {
+			q.add(e.key, q.where[e.key].class)
 		}
 	}
+}
+
+// pop takes up to n Keys that are ready, the most urgent first, but for a class that has waited for long enough.
+func (q *queue) pop(now time.Time, n int) (turns []turn) {
+	if q.ripen(now); q.due == [2]int{} {
+		return nil
+	}
+	for c := range classes {
+		if q.passed[c] >= patience[c] && len(turns) == 0 {
+			turns = q.take(turns, c, n)
+		}
+	}
+	for c := range classes {
+		// Urgent ones by themselves: filled up with others, they would wait for those as well. So do others for dear ones.
+		if len(turns) == 0 || turns[0].class != classUrgent && turns[0].class != classDear && c != classDear {
+			turns = q.take(turns, c, n)
+		}
+	}
+	q.pass(turns)
+	return turns
+}
+
+// pass notes whose turn it was not.
+func (q *queue) pass(turns []turn) {
 	for c := range q.ready {
-		for len(q.ready[c]) > 0 && len(keys) < n {
-			k := q.ready[c][0]
-			q.ready[c] = q.ready[c][1:]
-			if p, ok := q.where[k]; ok && p.due.IsZero() && p.class == class(c) {
-				q.due[healthz.FamilyOf(k.Addr)]--
-				delete(q.where, k)
-				keys = append(keys, k)
-			}
-		}
-		if len(q.ready[c]) == 0 {
-			q.ready[c] = nil
-		}
-		if class(c) == classUrgent && len(keys) > 0 {
-			break // by themselves: filled up with others, they would wait for those as well
+		if q.passed[c]++; q.ready[c].len() == 0 {
+			q.passed[c] = 0
 		}
 	}
-	return keys
+	for _, t := range turns {
+		q.passed[t.class] = 0
+	}
+}
+
+// take takes Keys of a class, until there are n.
+func (q *queue) take(turns []turn, c class, n int) []turn {
+	for len(turns) < n {
+		e, some := q.ready[c].shift()
+		if !some {
+			break
+		}
+		if !q.good(e) {
+			continue
+		}
+		q.due[healthz.FamilyOf(e.key.Addr)]--
+		delete(q.where, e.key)
+		turns = append(turns, turn{e.key, c})
+	}
+	return turns
 }
 
 // next is when the queue wants attention: now when something is ready, zero when it is empty.
 func (q *queue) next(now time.Time) time.Time {
-	for _, r := range q.ready {
-		if len(r) > 0 {
-			return now
-		}
+	if q.due != [2]int{} {
+		return now
 	}
 	if len(q.waiting) > 0 {
 		return q.waiting[0].due
@@ -129,6 +198,49 @@ func (q *queue) pending(k ipvs.Key) bool {
 
 // len counts the queued Keys.
 func (q *queue) len() int { return len(q.where) }
+
+// line is entries in the order of their turn. Those that have had it lie before the head.
+type line struct {
+	entries []entry
+	head    int
+}
+
+// few is how many entries beside those that count are not worth the work of leaving them out.
+const few = 64
+
+func (l *line) len() int { return len(l.entries) - l.head }
+
+// push puts an entry last. Where most of the line does not count any more, beside so many Keys that are queued at all,
+// that is left out.
+func (l *line) push(e entry, good func(entry) bool, queued int) {
+	if len(l.entries) > 2*queued+few {
+		rest := slices.DeleteFunc(l.entries[l.head:], func(e entry) bool { return !good(e) })
+		l.entries, l.head = append([]entry(nil), rest...), 0
+	}
+	l.entries = append(l.entries, e)
+}
+
+// shift takes the first entry.
+func (l *line) shift() (e entry, some bool) {
+	if l.len() == 0 {
+		return e, false
+	}
+	e = l.entries[l.head]
+	if l.head++; l.len() == 0 {
+		*l = line{}
+	}
+	return e, true
+}
+
+// unshift puts an entry first.
+func (l *line) unshift(e entry) {
+	if l.head == 0 {
+		l.entries = slices.Insert(l.entries, 0, e)
+		return
+	}
+	l.head--
+	l.entries[l.head] = e
+}
 
 // sorted gives the Keys of a map in their canonical order, so that every start does the same.
 func sorted[V any](m map[ipvs.Key]V) []ipvs.Key {

@@ -54,7 +54,18 @@ var adoption = &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}
 // doubt has a Key read properly at its next turn.
 func (s shared) doubt(k ipvs.Key) {
 	s.mirror.Doubt(k)
-	s.queue.add(k, classBulk)
+	s.again(k)
+}
+
+// again gives a Key a turn of which nothing else is wanted than before.
+func (s shared) again(k ipvs.Key) { s.queue.add(k, classOf(s.want(k))) }
+
+// classOf is the place of a Key that has another turn without a change: what is urgent is so then, too.
+func classOf(w desk.Wish) class {
+	if w.Urgent {
+		return classUrgent
+	}
+	return classBulk
 }
 
 // queueNeeding queues the Keys that need one of some shared facts, which the kernel does not hold, and counts them.
@@ -72,7 +83,7 @@ func (s shared) queueNeeding(gone func(ipvs.Fact) bool) int {
 	}
 	slices.SortFunc(needing, ipvs.Key.Compare)
 	for _, k := range needing {
-		s.queue.add(k, classBulk)
+		s.again(k)
 	}
 	return len(needing)
 }
@@ -84,7 +95,7 @@ func (s shared) report() {
 	}
 	is := healthz.Standing{Queued: s.queue.len(), Draining: s.mirror.Draining(), Frontends: s.desk.Sizes(), Failing: s.fare.counts}
 	is.Absent[healthz.IPv6] = s.desk.Site().Local.NoIPv6
-	undecided := len(s.dirty.ids) > 0 || s.stage.synced && !s.stage.stands()
+	undecided := s.dirty.len() > 0 || s.stage.synced && !s.stage.stands()
 	for _, f := range healthz.Families {
 		// One object that fails is no reason to take the node out of service. It is not told apart from a kernel
 		// that refuses everything where there is nothing else to try.
@@ -94,31 +105,51 @@ func (s shared) report() {
 	s.opt.Health.Stands(is)
 }
 
-// dirty are the Services to decide anew, the first ones first.
-type dirty struct{ ids []cluster.ID }
+// dirty are the Services to decide anew. Each waits once, however often it changes: the urgent ones first, and then the
+// first ones. The zero value has none.
+type dirty struct {
+	urgent func(cluster.ID) bool
+	// lines are the urgent ones and the others.
+	lines   [2][]cluster.ID
+	waiting map[cluster.ID]struct{}
+}
 
-// add adds Services, whatever waits already.
-func (d *dirty) add(ids []cluster.ID) { d.ids = append(d.ids, ids...) }
-
-// again adds those that do not wait already.
-func (d *dirty) again(ids []cluster.ID) {
-	waiting := make(map[cluster.ID]bool, len(d.ids))
-	for _, id := range d.ids {
-		waiting[id] = true
-	}
+// add adds those that do not wait already.
+func (d *dirty) add(ids []cluster.ID) {
 	for _, id := range ids {
-		if !waiting[id] {
-			d.ids = append(d.ids, id)
+		if _, waits := d.waiting[id]; waits {
+			continue
 		}
+		if d.waiting == nil {
+			d.waiting = map[cluster.ID]struct{}{}
+		}
+		d.waiting[id] = struct{}{}
+		l := &d.lines[1]
+		if d.urgent(id) {
+			l = &d.lines[0]
+		}
+		*l = append(*l, id)
 	}
 }
 
+// len counts them.
+func (d *dirty) len() int { return len(d.waiting) }
+
 // take takes up to n of them.
 func (d *dirty) take(n int) (ids []cluster.ID) {
-	n = min(n, len(d.ids))
-	ids = d.ids[:n]
-	if d.ids = d.ids[n:]; len(d.ids) == 0 {
-		d.ids = nil
+	for i, l := range d.lines {
+		some := l[:min(n-len(ids), len(l))]
+		if d.lines[i] = l[len(some):]; len(d.lines[i]) == 0 {
+			d.lines[i] = nil
+		}
+		if ids == nil {
+			ids = some
+		} else {
+			ids = append(slices.Clip(ids), some...)
+		}
+	}
+	for _, id := range ids {
+		delete(d.waiting, id)
 	}
 	return ids
 }

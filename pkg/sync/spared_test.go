@@ -50,3 +50,24 @@ func TestB56Spared(t *testing.T) {
 		want("without the Service", map[ipvs.Key]bool{stale: false, spared: true, wanted: true})
 	})
 }
+
+// TestB56SparedDrainsNoMore: a Service on a spared address that goes while a real server drains leaves none to count,
+// though what stands there stays.
+func TestB56SparedDrainsNoMore(t *testing.T) {
+	web, key := service("web", "10.96.0.1", 80), tcp("10.96.0.1")
+	s := newStepper()
+	s.opt.Desk.Spared = prefixes("10.96.0.1/32")
+	s.start(completeModel(web, slice(web, "10.244.2.1", "10.244.2.2")))
+	s.pass(3 * time.Second)
+	s.kernel.Conns[key] = map[netip.AddrPort]ipvs.Conns{netip.MustParseAddrPort("10.244.2.2:8080"): {Active: 3}}
+	give(s.model, slice(web, "10.244.2.1"))
+	s.pass(time.Second)
+	if n := s.loop.mirror.Draining(); n != 1 {
+		t.Fatalf("%d real servers drain, want 1", n)
+	}
+	s.model.DeleteService("default", "web")
+	s.pass(time.Minute)
+	if n := s.loop.mirror.Draining(); n != 0 || len(s.kernel.Servers[key].Reals) != 2 {
+		t.Errorf("the Service is gone: %d real servers drain, want none; %d stand there, want 2", n, len(s.kernel.Servers[key].Reals))
+	}
+}

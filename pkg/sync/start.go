@@ -25,7 +25,7 @@ func (*start) due(time.Time) time.Time { return time.Time{} } // it follows from
 
 // tend reads it, when it is not known.
 func (s *start) tend(ctx context.Context) (more bool) {
-	if s.stage.started || !s.stage.based || !s.stage.synced || !s.site.known || len(s.dirty.ids) > 0 {
+	if s.stage.started || !s.stage.based || !s.stage.synced || !s.site.known || s.dirty.len() > 0 {
 		return false
 	}
 	s.heal.keys.asked = time.Time{} // everything is read now
@@ -84,11 +84,7 @@ func (s *start) queueDifferences() {
 		if wish.Frontend == nil {
 			continue
 		}
-		class := classBulk
-		if wish.Urgent {
-			class = classUrgent
-		}
-		s.queue.add(k, class)
+		s.queue.add(k, classOf(wish))
 		if k.Proto == ipvs.UDP {
 			s.forget.add(k) // what an earlier run may have left undone
 		}

@@ -199,13 +199,20 @@ func (t *teller) lacks(scheduler string, err error) {
 }
 
 // programmed tells of a plan that was carried out for some Keys.
-func (t *teller) programmed(plan ipvs.Plan, keys, failed int, took time.Duration, queued int) {
+func (t *teller) programmed(plan ipvs.Plan, jobs []job, failed map[ipvs.Key]error, took time.Duration, queued int) {
 	level := zap.InfoLevel
-	if failed == keys {
+	if len(failed) == len(jobs) {
 		level = zap.DebugLevel // each has said so, and will be tried again and again
 	}
-	t.log.Log(level, "programmed", zap.Int("frontends", keys), zap.Int("writes", len(plan)), zap.Int("failed", failed),
-		zap.Duration("took", took), zap.Int("queued", queued))
+	if ce := t.log.Check(level, "programmed"); ce != nil {
+		lines, services := summary(plan, jobs, failed)
+		what := zap.Strings("what", lines)
+		if lines == nil {
+			what = zap.Int("services", services)
+		}
+		ce.Write(what, zap.Int("frontends", len(jobs)), zap.Int("writes", len(plan)), zap.Int("failed", len(failed)),
+			zap.Duration("took", took), zap.Int("queued", queued))
+	}
 	if ce := t.log.Check(zap.DebugLevel, "plan"); ce != nil {
 		lines := make([]string, len(plan))
 		slices.SortStableFunc(plan, func(a, b ipvs.Step) int { return int(a.Op.Phase()) - int(b.Op.Phase()) })

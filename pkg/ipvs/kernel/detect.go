@@ -23,9 +23,10 @@ type detector struct {
 	parser procParser
 	buf    []byte
 	part   int // 0: virtual servers; then each set; then the addresses
+	walk   *setWalk
 }
 
-func newDetector() *detector { return &detector{fd: -1} }
+func newDetector() *detector { return &detector{fd: -1, walk: newSetWalk()} }
 
 // reset makes the next part the first of a new pass, and lets go of a file that may be in any state.
 func (d *detector) reset() {
@@ -35,6 +36,7 @@ func (d *detector) reset() {
 	}
 	d.part = 0
 	d.parser.reset()
+	d.walk.close()
 }
 
 // servers reads a part of the list and says whether it was the last one.
@@ -82,8 +84,8 @@ func (d *detector) rewind() error {
 	return nil
 }
 
-// Detect delivers the next part: about 64 KB of the list of virtual servers, one of our sets, or the
-// addresses of the interface. After an error the next call begins anew.
+// Detect delivers the next part: about 64 KB of the list of virtual servers, 1,000 to 2,000 elements of one of
+// our sets, or the addresses of the interface. After an error the next call begins anew.
 func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
 	d := k.detector
 	if err := ctx.Err(); err != nil {
@@ -95,7 +97,7 @@ func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (
 	case d.part == 0:
 		end, err = d.servers(f, k.canary.saw)
 	case d.part <= len(ipvs.Sets):
-		err = k.detectSet(ctx, ipvs.Sets[d.part-1], f)
+		end, err = k.detectSet(ctx, ipvs.Sets[d.part-1], f)
 	default:
 		done, err = true, k.detectAddresses(ctx, f)
 	}
@@ -111,18 +113,25 @@ func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (
 	return done, nil
 }
 
-func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f func(ipvs.Key, *ipvs.Frontend)) error {
+// detectSet reads on in a set. What is in it is delivered at once, with the last part: what we write ourselves in the
+// middle of it interrupts it, and is not taken for another's work.
+func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+	found, done, err := k.detector.walk.part(ctx, k.nft, s)
+	if !done {
+		return false, err
+	}
 	if s == ipvs.SetRanges {
 		clear(k.ranged) // what still has some is found now
 	}
-	return k.nft.all(ctx, s, func(e ipvs.Element) {
+	for _, e := range found {
 		if s == ipvs.SetRanges {
 			k.mayHaveRanges(e.Key)
 		}
 		piece := &ipvs.Frontend{}
 		piece.Guard.Put(e)
 		f(e.Key, piece)
-	})
+	}
+	return true, nil
 }
 
 func (k *Kernel) detectAddresses(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) error {

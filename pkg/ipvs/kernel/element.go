@@ -185,17 +185,27 @@ func (n *nftDoor) all(ctx context.Context, s ipvs.Set, f func(ipvs.Element)) err
 // list appends the elements of one set.
 func (n *nftDoor) list(ctx context.Context, s ipvs.Set, fm fam, to []ipvs.Element) ([]ipvs.Element, error) {
 	n.b.reset()
-	n.b.begin(nftType(unix.NFT_MSG_GETSETELEM), unix.NLM_F_DUMP, nfgen(unix.NFPROTO_INET, 0))
-	n.b.attrString(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
-	n.b.attrString(unix.NFTA_SET_ELEM_LIST_SET, fm.set(s))
-	err := n.sock.dump(ctx, &n.b, func(msg []byte) error {
+	putListing(&n.b, s, fm)
+	err := n.sock.dump(ctx, &n.b, collect(s, fm, &to))
+	return to, err
+}
+
+// putListing appends the request to list a set.
+func putListing(b *batch, s ipvs.Set, fm fam) {
+	b.begin(nftType(unix.NFT_MSG_GETSETELEM), unix.NLM_F_DUMP, nfgen(unix.NFPROTO_INET, 0))
+	b.attrString(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
+	b.attrString(unix.NFTA_SET_ELEM_LIST_SET, fm.set(s))
+}
+
+// collect appends the elements of the messages that it is given.
+func collect(s ipvs.Set, fm fam, to *[]ipvs.Element) func(msg []byte) error {
+	return func(msg []byte) error {
 		return eachElement(msg, func(r rawElement) error {
 			e, err := r.parse(s, fm)
-			to = append(to, e)
+			*to = append(*to, e)
 			return err
 		})
-	})
-	return to, err
+	}
 }
 
 // eachElement calls f with each element of a message.

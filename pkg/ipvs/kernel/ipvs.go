@@ -43,7 +43,8 @@ func (v *ipvsDoor) close() {
 	v.canary.close()
 }
 
-// write sends operations on virtual and real servers in order and returns how each ended.
+// write sends operations on virtual and real servers in order and returns how each ended. After a batch without an
+// answer none is sent.
 func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 	out := make([]ipvs.Outcome, 0, len(ops))
 	for len(ops) > 0 {
@@ -66,7 +67,12 @@ func (v *ipvsDoor) write(ctx context.Context, ops []ipvs.Op) []ipvs.Outcome {
 			v.canary.wrote(op, o)
 			out = append(out, o)
 		}
-		ops = ops[n:]
+		if ops = ops[n:]; slices.ContainsFunc(out, unknown) {
+			break
+		}
+	}
+	for _, op := range ops {
+		out = append(out, ipvs.Outcome{Err: fmt.Errorf("%s: %w", op, errSilent)})
 	}
 	return out
 }

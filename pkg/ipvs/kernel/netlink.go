@@ -153,45 +153,55 @@ func (s *socket) receiveReplies(ctx context.Context, deadline time.Time, b *batc
 
 // dump sends one request with NLM_F_DUMP and calls f for each message of the answer.
 func (s *socket) dump(ctx context.Context, b *batch, f func(body []byte) error) error {
-	b.finish()
-	first, err := s.send(ctx, b)
+	first, err := s.ask(ctx, b)
 	if err != nil {
 		return err
 	}
 	deadline := deadlineOf(ctx)
 	for {
-		data, err := s.receive(ctx, deadline)
-		if err != nil {
-			s.close()
+		if _, done, err := s.dumped(ctx, deadline, first, f); err != nil || done {
 			return err
-		}
-		done, failed := false, error(nil)
-		err = eachMessage(data, func(typ, flags uint16, seq uint32, body []byte) {
-			switch {
-			case seq != first || done:
-				return
-			case flags&unix.NLM_F_DUMP_INTR != 0:
-				// The kernel's table changed under the dump: entries may be missing or repeated.
-				failed = errors.Join(failed, unix.EINTR)
-			}
-			switch typ {
-			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-				done = true
-				failed = errors.Join(failed, errnoOf(body))
-			default:
-				if failed == nil {
-					failed = f(body)
-				}
-			}
-		})
-		if err = errors.Join(err, failed); err != nil {
-			s.close() // the rest of the dump may still come
-			return err
-		}
-		if done {
-			return nil
 		}
 	}
+}
+
+// ask sends one request with NLM_F_DUMP and gives the number by which its answers are known.
+func (s *socket) ask(ctx context.Context, b *batch) (first uint32, err error) {
+	b.finish()
+	return s.send(ctx, b)
+}
+
+// dumped takes the next datagram of a dump, calls f for each message in it, and says how many bytes it had and whether
+// it was the last. After an error the socket is closed: the rest may still come.
+func (s *socket) dumped(ctx context.Context, deadline time.Time, first uint32, f func(body []byte) error) (size int, done bool, err error) {
+	data, err := s.receive(ctx, deadline)
+	if err != nil {
+		s.close()
+		return 0, false, err
+	}
+	var failed error
+	err = eachMessage(data, func(typ, flags uint16, seq uint32, body []byte) {
+		switch {
+		case seq != first || done:
+			return
+		case flags&unix.NLM_F_DUMP_INTR != 0:
+			// The kernel's table changed under the dump: entries may be missing or repeated.
+			failed = errors.Join(failed, unix.EINTR)
+		}
+		switch typ {
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			done = true
+			failed = errors.Join(failed, errnoOf(body))
+		default:
+			if failed == nil {
+				failed = f(body)
+			}
+		}
+	})
+	if err = errors.Join(err, failed); err != nil {
+		s.close()
+	}
+	return len(data), done, err
 }
 
 // again repeats a dump that was interrupted because something changed under it: it may have gaps.

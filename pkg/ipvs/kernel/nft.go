@@ -28,6 +28,8 @@ type nftDoor struct {
 	table *nftables.Table
 	cfg   Config
 	rules []rule
+	// commits counts our transactions.
+	commits uint64
 }
 
 func newNFT(cfg Config) (*nftDoor, error) {
@@ -234,6 +236,7 @@ func nfgen(family byte, resource uint16) []byte {
 // transaction sends messages as one transaction: all or nothing. The replies are those of the messages
 // that fill put in.
 func (n *nftDoor) transaction(ctx context.Context, fill func(b *batch)) ([]reply, error) {
+	n.commits++
 	n.b.reset()
 	n.b.transaction = true
 	defer func() { n.b.transaction = false }()

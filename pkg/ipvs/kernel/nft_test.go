@@ -166,8 +166,8 @@ func TestStrayRanges(t *testing.T) {
 		}
 		return len(as.at(vip).Guard.Ranges)
 	}
-	if err := k.detectSet(t.Context(), ipvs.SetRanges, func(ipvs.Key, *ipvs.Frontend) {}); err != nil {
-		t.Fatal(err)
+	if done, err := k.detectSet(t.Context(), ipvs.SetRanges, func(ipvs.Key, *ipvs.Frontend) {}); err != nil || !done {
+		t.Fatal(done, err)
 	}
 	if n := seen(); n != 1 {
 		t.Errorf("%d ranges seen, want 1", n)

@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -35,14 +37,17 @@ func (n *nftDoor) room() int {
 // writeElements writes elements in order, in as few transactions as there is room for.
 func (k *Kernel) writeElements(ctx context.Context, steps []ipvs.Step) []ipvs.Outcome {
 	out := make([]ipvs.Outcome, 0, len(steps))
-	failed := map[bearer]bool{}
+	failed, silent := map[bearer]bool{}, false
 	for _, part := range cut(steps, k.nft.room()) {
 		outcomes := make([]ipvs.Outcome, len(part))
 		var rest []int
 		for i, s := range part {
-			if failed[bearerOf(s)] {
+			switch {
+			case silent:
+				outcomes[i].Err = fmt.Errorf("%s: %w", s.Op, errSilent)
+			case failed[bearerOf(s)]:
 				outcomes[i].Err = ipvs.ErrNotTried
-			} else {
+			default:
 				rest = append(rest, i)
 			}
 		}
@@ -52,6 +57,7 @@ func (k *Kernel) writeElements(ctx context.Context, steps []ipvs.Step) []ipvs.Ou
 		for i, o := range outcomes {
 			if o.Err != nil {
 				failed[bearerOf(part[i])] = true
+				silent = silent || o.Unknown
 			}
 		}
 		out = append(out, outcomes...)
@@ -73,11 +79,14 @@ func bearerOf(s ipvs.Step) bearer {
 	return bearer{s.Key, false}
 }
 
-// writeTransaction writes all in one transaction; one that fails is tried again bearer by bearer, so that what the
-// kernel refuses of one frontend costs no other, not even on the same address.
+// errSilent: the kernel did not answer what was asked just before, and is not asked for more: each would wait as long.
+var errSilent = errors.New("not tried: the kernel gave no answer to what was before")
+
+// writeTransaction writes all in one transaction; one that is refused is tried again bearer by bearer, so that what the
+// kernel refuses of one frontend costs no other, not even on the same address. One that it does not answer is not.
 func (k *Kernel) writeTransaction(ctx context.Context, steps []ipvs.Step) []ipvs.Outcome {
 	out := k.nft.write(ctx, elementsOf(steps))
-	if !slices.ContainsFunc(out, func(o ipvs.Outcome) bool { return o.Err != nil }) {
+	if !slices.ContainsFunc(out, func(o ipvs.Outcome) bool { return o.Err != nil }) || slices.ContainsFunc(out, unknown) {
 		return out
 	}
 	byBearer := map[bearer][]int{}
@@ -92,12 +101,23 @@ func (k *Kernel) writeTransaction(ctx context.Context, steps []ipvs.Step) []ipvs
 	if len(order) == 1 {
 		return out
 	}
+	silent := false
 	for _, b := range order {
 		mine := byBearer[b]
-		assign(out, mine, k.nft.write(ctx, elementsOf(at(steps, mine))))
+		if silent {
+			for _, i := range mine {
+				out[i] = ipvs.Outcome{Err: fmt.Errorf("%s: %w", steps[i].Op, errSilent)}
+			}
+			continue
+		}
+		outcomes := k.nft.write(ctx, elementsOf(at(steps, mine)))
+		silent = slices.ContainsFunc(outcomes, unknown)
+		assign(out, mine, outcomes)
 	}
 	return out
 }
+
+func unknown(o ipvs.Outcome) bool { return o.Unknown }
 
 // cut parts steps into what goes into one transaction each, of so many bytes at most.
 func cut(steps []ipvs.Step, room int) (parts [][]ipvs.Step) {

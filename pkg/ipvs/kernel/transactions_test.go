@@ -1,10 +1,12 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -237,5 +239,40 @@ func TestB91ManyElements(t *testing.T) {
 				t.Errorf("%s: %d elements of set %s, want %d; %v", vip, n, set, want, err)
 			}
 		}
+	}
+}
+
+// TestB90SilentKernel: where the kernel gives no answer, it is not asked again and again in one go: each question would
+// wait for as long.
+func TestB90SilentKernel(t *testing.T) {
+	var sent atomic.Int32
+	door := func() *socket {
+		return faultyRaw(t, func(_ int, _ []byte, send func([]byte)) {
+			sent.Add(1)
+			send(bytes.Repeat([]byte{1}, 20)) // as good as no answer, and at once
+		})
+	}
+	var elements []ipvs.Step
+	var servers []ipvs.Op
+	for port := range uint16(2000) {
+		k := key("203.0.113.10", port+1)
+		elements = append(elements, ipvs.Step{Key: k, Op: ipvs.Element{Set: ipvs.SetOwned, Key: k}})
+		servers = append(servers, ipvs.AddServer{Key: k, Scheduler: "rr"})
+	}
+	k := &Kernel{nft: &nftDoor{sock: door()}}
+	out := k.writeElements(t.Context(), elements)
+	v := &ipvsDoor{sock: door()}
+	outcomes := v.write(t.Context(), servers)
+	t.Logf("%d requests sent for %d elements and %d virtual servers", sent.Load(), len(elements), len(servers))
+	if n := sent.Load(); n > 2 {
+		t.Errorf("%d requests sent, want one of each kind", n)
+	}
+	for i, o := range append(out, outcomes...) {
+		if o.Err == nil {
+			t.Fatalf("operation %d of %d: no error", i, len(out)+len(outcomes))
+		}
+	}
+	if len(out) != len(elements) || len(outcomes) != len(servers) || !out[0].Unknown || !outcomes[0].Unknown || out[1999].Unknown || outcomes[1999].Unknown {
+		t.Errorf("%d and %d outcomes, of which the first must be unknown and the last not tried", len(out), len(outcomes))
 	}
 }

@@ -22,6 +22,8 @@ type Fragment struct {
 	Sensitive bool
 	// Zonal: which zone the node is in may decide it.
 	Zonal bool
+	// DNS: it is the cluster's, by its label.
+	DNS bool
 	// Considered are addresses of endpoints that decided something without being real servers everywhere. Sorted.
 	Considered []netip.Addr
 	// Local is what the balancer in front of the cluster wants to know of this node.
@@ -102,6 +104,7 @@ func (c *compiler) compile(eps []cluster.Endpoint) {
 		}
 	}
 	c.countReady(eps)
+	c.f.DNS = isDNS(svc)
 	c.f.Considered = ipvs.SortAddrs(c.f.Considered)
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0
 	slices.SortFunc(c.f.Claims, func(a, b KeyClaim) int {

@@ -34,10 +34,11 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	frag.Claims = slices.DeleteFunc(frag.Claims, func(c KeyClaim) bool { return d.isLate(id, c) })
 	watch := d.vipsBefore(id, frag)
 	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
-	is.NoLocal, is.Urgent = frag.NoLocal, d.isUrgent(id)
+	is.NoLocal = frag.NoLocal
 	mark(d.sensitive, id, frag.Sensitive)
 	mark(d.zonal, id, frag.Zonal)
-	mark(d.urgent, id, is.Urgent)
+	mark(d.dns, id, frag.DNS)
+	is.Urgent = d.Urgent(id)
 	also = append(also, d.checkPorts.replace(id, frag.Local)...)
 	also = append(also, d.checkedAt(touched, id)...)
 	var unchecked []Problem
@@ -71,9 +72,21 @@ func mark(set map[cluster.ID]struct{}, id cluster.ID, in bool) {
 	}
 }
 
-// isUrgent: the API server's and DNS Services, without which nothing in the cluster works.
-func (d *Desk) isUrgent(id cluster.ID) bool {
-	return id == kubernetes || slices.ContainsFunc(d.ledger.byService[id], func(k ipvs.Key) bool { return k.Port == 53 })
+// dnsNames are those of the cluster's DNS: kubeadm, kops and the clouds call the Service kube-dns, whatever serves it.
+var dnsNames = map[cluster.ID]bool{{Namespace: systemNamespace, Name: "kube-dns"}: true, {Namespace: systemNamespace, Name: "coredns"}: true}
+
+// systemNamespace is where what every cluster needs is kept. Its users are not the cluster's users: none of those may
+// come before the others.
+const systemNamespace = "kube-system"
+
+// isDNS: a Service is the cluster's DNS by the label that charts set who name it after their release.
+func isDNS(svc *cluster.Service) bool { return svc.DNSLabel && svc.ID.Namespace == systemNamespace }
+
+// Urgent reports whether nothing in the cluster works without a Service: it is the API server's or the cluster's DNS. A
+// DNS Service that is known by its label alone is not before it was decided once.
+func (d *Desk) Urgent(id cluster.ID) bool {
+	_, labelled := d.dns[id]
+	return id == kubernetes || dnsNames[id] || labelled
 }
 
 // compile says what a Service wants. Endpoints that are virtual IPs of ours are left out: IPVS would send the

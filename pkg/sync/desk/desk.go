@@ -36,7 +36,7 @@ type Desk struct {
 	// sensitive are the Services for which it matters which addresses the node has.
 	sensitive map[cluster.ID]struct{}
 	zonal     map[cluster.ID]struct{} // and those for which it matters in which zone it is
-	urgent    map[cluster.ID]struct{} // those that nothing in the cluster works without
+	dns       map[cluster.ID]struct{} // those that are the cluster's DNS by their label
 	// refused are the Services with an endpoint that is a virtual IP.
 	refused    map[netip.Addr]map[cluster.ID]struct{}
 	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
@@ -55,7 +55,7 @@ func New(c Cluster, opt Options) *Desk {
 		ledger:     newLedger(),
 		sensitive:  map[cluster.ID]struct{}{},
 		zonal:      map[cluster.ID]struct{}{},
-		urgent:     map[cluster.ID]struct{}{},
+		dns:        map[cluster.ID]struct{}{},
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
@@ -94,7 +94,7 @@ func (d *Desk) Want(k ipvs.Key, now time.Time) Wish {
 			w.Until = gap.until
 		}
 		w.Frontend, w.Service = c.Want, c.Service
-		_, w.Urgent = d.urgent[c.Service]
+		w.Urgent = d.Urgent(c.Service)
 	}
 	return w
 }

@@ -104,7 +104,7 @@ func isEmpty(t *testing.T, d *Desk) {
 	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.users)+len(l.considered) > 0 {
 		t.Errorf("all gone, and the ledger holds %+v", l)
 	}
-	if len(d.sensitive)+len(d.zonal)+len(d.urgent)+len(d.refused)+len(d.refusedOf)+len(c.of)+len(c.asking) > 0 {
+	if len(d.sensitive)+len(d.zonal)+len(d.dns)+len(d.refused)+len(d.refusedOf)+len(c.of)+len(c.asking) > 0 {
 		t.Errorf("all gone, and the desk holds %+v", d)
 	}
 }

@@ -19,8 +19,8 @@ const quietTime = 10 * time.Second
 
 // Reap lists the removals of a Key's real servers whose drain is over, by the connections that were read now. Left says
 // whether a real server has left the cluster altogether: while it has not, its pod may still be finishing what it has
-// half closed.
-func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]ipvs.Conns, now time.Time, left func(netip.AddrPort) bool) (ops []ipvs.Op) {
+// half closed. It lists so many at most.
+func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]ipvs.Conns, now time.Time, most int, left func(netip.AddrPort) bool) (ops []ipvs.Op) {
 	c := m.cells[k]
 	if c == nil {
 		return nil
@@ -40,7 +40,7 @@ func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]
 		c.drains[r.Addr] = d
 		quiet := !d.quiet.IsZero() && now.Sub(d.quiet) >= quietTime
 		over := conns == ipvs.Conns{} || !now.Before(d.deadline) || quiet && left(r.Addr)
-		if !over || !m.trash.take(now) {
+		if !over || len(ops) >= most || !m.trash.take(now) {
 			continue
 		}
 		ops = append(ops, ipvs.DelReal{Key: k, Addr: r.Addr})

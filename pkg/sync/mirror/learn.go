@@ -116,6 +116,12 @@ func (m *Mirror) Failed(k ipvs.Key) {
 	c.doubted, c.reaped = true, nil
 }
 
+// Advance takes that the beginning of a plan for a Key was carried out, and what the Key has now, shared facts apart.
+func (m *Mirror) Advance(k ipvs.Key, have *ipvs.Frontend) {
+	c := m.cell(k)
+	c.have, c.met = have, m.pass.all()
+}
+
 // Settled is what a plan that was carried out was for.
 type Settled struct {
 	Want *ipvs.Frontend

@@ -38,7 +38,7 @@ func TestDrainsAreCounted(t *testing.T) {
 		"the Service is gone": func(m *Mirror) { m.Settle(key, Settled{Complete: true}) },
 		"and it is spared":    func(m *Mirror) { m.Settle(key, Settled{Complete: true, Spared: true}) },
 		"it was removed": func(m *Mirror) {
-			if ops := m.Reap(key, frontend(stay), nil, noon, nil); len(ops) != 1 {
+			if ops := m.Reap(key, frontend(stay), nil, noon, 9, nil); len(ops) != 1 {
 				t.Fatalf("without connections: %v", ops)
 			}
 			m.Settle(key, Settled{Want: frontend(stay), Complete: true})
@@ -74,9 +74,9 @@ func TestReap(t *testing.T) {
 		read := map[netip.AddrPort]ipvs.Conns{goes.Addr: c.conns}
 		left := func(netip.AddrPort) bool { return c.left }
 		if c.conns != (ipvs.Conns{}) {
-			m.Reap(key, frontend(stay), read, noon, left)
+			m.Reap(key, frontend(stay), read, noon, 9, left)
 		}
-		if ops := m.Reap(key, frontend(stay), read, noon.Add(c.after), left); (len(ops) == 1) != c.gone {
+		if ops := m.Reap(key, frontend(stay), read, noon.Add(c.after), 9, left); (len(ops) == 1) != c.gone {
 			t.Errorf("%s: %v, want it removed: %t", c.name, ops, c.gone)
 		}
 	}

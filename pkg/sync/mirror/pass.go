@@ -163,8 +163,8 @@ func looksLike(met, have ipvs.Server) bool {
 // Missed lists the Keys of which the pass did not meet all that should be there, and those that are doubted anyway; in
 // canonical order, without those that are left out.
 func (m *Mirror) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) {
-	for _, k := range slices.SortedFunc(maps.Keys(m.cells), ipvs.Key.Compare) {
-		switch c := m.cells[k]; {
+	for k, c := range m.cells {
+		switch {
 		case leave(k):
 		case c.doubted:
 			doubted = append(doubted, k)
@@ -172,6 +172,8 @@ func (m *Mirror) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) 
 			missed = append(missed, k)
 		}
 	}
+	slices.SortFunc(missed, ipvs.Key.Compare) // few, where all are many
+	slices.SortFunc(doubted, ipvs.Key.Compare)
 	return missed, doubted
 }
 
@@ -182,6 +184,14 @@ func (m *Mirror) Agrees(k ipvs.Key, found *ipvs.Frontend) bool {
 	}
 	c := m.cells[k]
 	return found != nil && c != nil && c.have != nil && own(found).Equal(own(c.have))
+}
+
+// Reals is how many real servers are known of a Key.
+func (m *Mirror) Reals(k ipvs.Key) int {
+	if c := m.cells[k]; c != nil && c.have != nil {
+		return len(c.have.Server.Reals)
+	}
+	return 0
 }
 
 // Conclude takes as gone what a pass did not meet of the shared facts and of the adoption, and reports whether that was
