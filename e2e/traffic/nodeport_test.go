@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -278,4 +279,55 @@ func TestB31UDPNodePortFromZero(t *testing.T) {
 	for _, f := range flows {
 		reaches(t, f, "pod-c", 5)
 	}
+}
+
+// B84: an address of the node that goes and is back in a moment, as when DHCP or keepalived takes it off and puts it on
+// again, cuts no connection of a node port on it. The control: one that stays away takes its virtual server with it.
+func TestB84AddressGone(t *testing.T) {
+	s := newStage(t).start()
+	n := s.w.Node(1)
+	svc := nodePort(84)
+	s.apply(svc, s.w.Pod("pod-c"))
+	s.ready(svc)
+	each(t, func(t *testing.T, family int) {
+		extra := netip.MustParsePrefix(map[int]string{4: "172.28.128.84/24", 6: "fd28:128::84/64"}[family])
+		to := netip.AddrPortFrom(extra.Addr(), svc.Ports[0].NodePort)
+		if err := n.AddAddr(extra); err != nil {
+			t.Fatal(err)
+		}
+		answers(t, s.w.Client, to)
+		gaps := 0
+		r := underLoad(t, s.w.Client, to, patient, func() {
+			for ; gaps < 5; gaps++ {
+				if err := n.DelAddr(extra); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(50 * time.Millisecond) // so long it is away: that is the fault
+				if err := n.AddAddr(extra); err != nil {
+					t.Fatal(err)
+				}
+				lab.Eventually(t, soon, "the address answers again", func() error {
+					if r := s.w.Client.Ask(to, lab.Timeout(patient)); r.Verdict != lab.Answered {
+						return fmt.Errorf("%s", r)
+					}
+					return nil
+				})
+			}
+		})
+		// Who comes while the address is away has no way to it.
+		cut := slices.DeleteFunc(r.Losses, func(l lab.Loss) bool { return l.Reply.Verdict == lab.Unreachable })
+		if t.Logf("%d gaps of 50 ms: %s", gaps, r); len(cut) > 0 {
+			t.Errorf("connections that stood were cut: %v", cut)
+		}
+		limit := s.inTime(t, n, noticed) + 10*time.Second
+		if err := n.DelAddr(extra); err != nil {
+			t.Fatal(err)
+		}
+		lab.Eventually(t, limit, "what hangs on an address that stays away goes", func() error {
+			if _, is := table(t, n)["tcp "+to.String()]; is {
+				return fmt.Errorf("%s is still served", to)
+			}
+			return nil
+		})
+	})
 }
