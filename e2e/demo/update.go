@@ -79,29 +79,7 @@ func (s *show) underUpdate(u updater) error {
 		return err
 	}
 	for i, old := range slices.Clone(s.kubia) {
-		fresh, err := s.successor(old)
-		if err != nil {
-			return err
-		}
-		if err := eventually(old.Name+" has requests under way", func() error { return asked(old) }); err != nil {
-			return err
-		}
-		if err := u.swap(old, fresh); err != nil {
-			return err
-		}
-		s.kubia[i] = fresh
-		if u.drained != nil {
-			if err := u.drained(old); err != nil {
-				return err
-			}
-		}
-		if _, err := old.Finish(httpPort, u.grace); err != nil { // what is cut off counts as lost where it was asked
-			return err
-		}
-		if err := u.out(); err != nil {
-			return err
-		}
-		if err := old.Remove(); err != nil {
+		if err := s.replace(u, i, old); err != nil {
 			return err
 		}
 	}
@@ -118,6 +96,30 @@ func (s *show) underUpdate(u updater) error {
 		s.rolls = append(s.rolls, roll{u.name, e, reports[i]})
 	}
 	return nil
+}
+
+// replace puts a fresh pod into the place of one, and ends that.
+func (s *show) replace(u updater, place int, old *lab.Pod) error {
+	fresh, err := s.successor(old)
+	if err != nil {
+		return err
+	}
+	if err := eventually(old.Name+" has requests under way", func() error { return asked(old) }); err != nil {
+		return err
+	}
+	if err := u.swap(old, fresh); err != nil {
+		return err
+	}
+	s.kubia[place] = fresh
+	if u.drained != nil {
+		if err := u.drained(old); err != nil {
+			return err
+		}
+	}
+	if _, err := old.Finish(httpPort, u.grace); err != nil { // what is cut off counts as lost where it was asked
+		return err
+	}
+	return errors.Join(u.out(), old.Remove())
 }
 
 // asked tells whether a pod has requests under way.
