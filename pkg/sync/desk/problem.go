@@ -21,9 +21,9 @@ type Problem struct {
 	Count int
 }
 
-// listedPerKind is how many Problems of a reason are listed, of each of those who speak of them. The API server takes
-// 20,000 addresses in one Service, and each may be a Problem.
-const listedPerKind = 4
+// listedPerKind is how many Problems of a reason are listed, of each of those who speak of them: those of two ports over
+// two protocols in two families. The API server takes 20,000 addresses in one Service, and each may be a Problem.
+const listedPerKind = 8
 
 // note adds a Problem to a list. Where there are enough of its kind, the last of them stands for it as well, and its text
 // is not asked for.
