@@ -92,6 +92,8 @@ func (d *Desk) leave(local ipvs.Local, now time.Time) {
 	maps.DeleteFunc(d.away, func(_ netip.Addr, gap absence) bool { return !now.Before(gap.until) })
 	for _, a := range d.site.NodePorts {
 		switch gap, noted := d.away[a]; {
+		case a.Is6() && local.NoIPv6: // that is no gap: IPv6 was switched off
+			delete(d.away, a)
 		case d.site.isLocal(a) && !next.isLocal(a):
 			d.away[a] = absence{true, now.Add(awayTime)}
 		case noted && gap.lasts && next.isLocal(a), !noted && !d.site.isLocal(a) && next.isLocal(a): // the latter after its time
