@@ -196,28 +196,32 @@ func (in input) agree() error {
 	return errors.Join(errs...)
 }
 
-// current finds results that are older than the tests that they speak of: a test that did not run on a kernel, or had
-// another text when it did. The tests with a control plane run on one kernel.
+// current finds results that are older than the tests that they speak of.
 func (in input) current() error {
 	var errs []error
 	for _, k := range in.kernels {
-		var old []string
-		for _, s := range in.tests {
-			if !in.onKernels(s.pkg, s.name) || s.pkg == planePackage && len(k.Tests[s.pkg]) == 0 {
-				continue
-			}
-			switch ran := len(k.Of(s.pkg, s.name)) > 0; {
-			case !ran:
-				old = append(old, s.pkg+" "+s.name+" (did not run)")
-			case k.Prints[s.pkg][s.name] != s.print:
-				old = append(old, s.pkg+" "+s.name+" (changed since it ran)")
-			}
-		}
-		if len(old) > 0 {
+		if old := in.newerThan(k); len(old) > 0 {
 			errs = append(errs, fmt.Errorf("the results of %s are older than %d tests: %s", k.Series(), len(old), strings.Join(old, ", ")))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// newerThan lists tests that did not run on a kernel, or had another text when they did. The tests with a control plane
+// run on one kernel.
+func (in input) newerThan(k results.File) (list []string) {
+	for _, s := range in.tests {
+		if !in.onKernels(s.pkg, s.name) || s.pkg == planePackage && len(k.Tests[s.pkg]) == 0 {
+			continue
+		}
+		switch ran := len(k.Of(s.pkg, s.name)) > 0; {
+		case !ran:
+			list = append(list, s.pkg+" "+s.name+" (did not run)")
+		case k.Prints[s.pkg][s.name] != s.print:
+			list = append(list, s.pkg+" "+s.name+" (changed since it ran)")
+		}
+	}
+	return list
 }
 
 // subtestRan: subtests are known only once they ran. Where their test ran, they have to be among its own.

@@ -88,8 +88,8 @@ func (in input) page() string {
 
 Written by `+"`make conformance`"+`, never by hand, from what the tests came to on each kernel (`+"`e2e/results`, renewed by\n`make test-kernels`"+`).
 A test that was skipped or did not run has not passed. The tests send packets through the kernel that is named. A dash:
-nothing is asked there; the tests with a control plane run on one kernel. Results older than the tests that they speak of
-are refused.
+nothing is asked there; the tests with a control plane run on one kernel. The command that
+writes the page refuses results that are older than the tests that they speak of.
 
 `)
 	in.kernelTable(&b)
@@ -107,7 +107,7 @@ func (in input) head(b *strings.Builder, columns ...string) {
 }
 
 func (in input) kernelTable(b *strings.Builder) {
-	b.WriteString("## Kernels\n\n| kernel | passed | failed | skipped | time of a whole run | what it lacks |\n| --- | --- | --- | --- | --- | --- |\n")
+	b.WriteString("## Kernels\n\n| kernel | passed | failed | skipped | last whole run | it took | what it lacks |\n| --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, k := range in.kernels {
 		n := map[string]int{}
 		for _, tests := range k.Tests {
@@ -119,7 +119,7 @@ func (in input) kernelTable(b *strings.Builder) {
 		if k.Seconds > 0 {
 			took = fmt.Sprintf("%d min %02d s", k.Seconds/60, k.Seconds%60)
 		}
-		fmt.Fprintf(b, "| %s | %d | %d | %d | %s | %s |\n", k.Kernel, n[results.Pass], n[results.Fail], n[results.Skip], took, lacks(k))
+		fmt.Fprintf(b, "| %s | %d | %d | %d | %s | %s | %s |\n", k.Kernel, n[results.Pass], n[results.Fail], n[results.Skip], cmp.Or(k.Day, "-"), took, lacks(k))
 	}
 	b.WriteString("\nVirtual machines with one emulated processor.\n\n")
 }

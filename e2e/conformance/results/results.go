@@ -22,6 +22,7 @@ const (
 type File struct {
 	Kernel  string   `json:"kernel"`            // uname -r
 	Seconds int      `json:"seconds,omitempty"` // of the last complete run, building and booting included
+	Day     string   `json:"day,omitempty"`     // of that run, as 2006-01-02
 	Lacks   []string `json:"lacks,omitempty"`   // what the agent's check finds that this kernel lacks
 	// Tests are the verdicts by package, below the repository's root, and by name. A test with subtests is there
 	// as its subtests, and by itself only if it failed although none of them did.

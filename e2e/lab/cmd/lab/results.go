@@ -36,7 +36,7 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 		return err
 	}
 	if o.run == "" && !o.beside {
-		f.Seconds = int(took.Seconds())
+		f.Seconds, f.Day = int(took.Seconds()), time.Now().UTC().Format(time.DateOnly)
 	}
 	prints, err := printsOf(".")
 	if err != nil {
