@@ -24,9 +24,3 @@ func nodePorts(s *corev1.Service, ports ...int32) *corev1.Service {
 	}
 	return s
 }
-
-func external(s *corev1.Service, created int64, ips ...string) *corev1.Service {
-	s.CreationTimestamp = metav1.Unix(created, 0)
-	s.Spec.ExternalIPs = ips
-	return s
-}
