@@ -70,7 +70,8 @@ func addMonitor(n *lab.Node) (netlink.Link, error) {
 
 func openTap(device int) (fd int, err error) {
 	all := uint16(unix.ETH_P_ALL)<<8 | uint16(unix.ETH_P_ALL)>>8 // in network order
-	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all))
+	// Without a protocol until it is bound: else it would hear all devices meanwhile.
+	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
