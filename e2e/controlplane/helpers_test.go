@@ -198,7 +198,7 @@ func underLoad(s *stage, to netip.AddrPort, f func()) (r lab.LoadReport) {
 	var loads []*lab.Load
 	clients := s.clients()
 	for _, c := range clients {
-		loads = append(loads, c.StartLoad(to, lab.LoadConfig{Rate: 10, Concurrency: 16, Timeout: 20 * time.Second}))
+		loads = append(loads, c.StartLoad(to, lab.LoadConfig{Rate: 10, Timeout: 20 * time.Second}))
 	}
 	for _, l := range loads {
 		answered(s.t, l, 10)
@@ -242,7 +242,7 @@ func wantNone(s *stage, what string, to netip.AddrPort, r lab.LoadReport) {
 func underLoadUntilLoss(s *stage, to netip.AddrPort) lab.LoadReport {
 	s.t.Helper()
 	n := s.w.Node(1)
-	load := s.w.Client.StartLoad(to, lab.LoadConfig{Rate: 10, Concurrency: 16, Timeout: 2 * time.Second})
+	load := s.w.Client.StartLoad(to, lab.LoadConfig{Rate: 10, Timeout: 2 * time.Second})
 	defer load.Stop()
 	answered(s.t, load, 5)
 	var deleted time.Time // it is back within a second: deleted again where the load was not fast enough

@@ -41,7 +41,7 @@ func (r roll) String() string {
 }
 
 // A request takes 200 ms, so that at any time some are under way.
-var load = lab.LoadConfig{Rate: 40, Concurrency: 32, Wait: 200 * time.Millisecond, Timeout: 8 * time.Second}
+var load = lab.LoadConfig{Rate: 40, Wait: 200 * time.Millisecond, Timeout: 8 * time.Second}
 
 // updater is who carries a rolling update out.
 type updater struct {

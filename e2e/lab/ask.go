@@ -165,12 +165,16 @@ func (h *Host) Ask(to netip.AddrPort, opts ...AskOption) Reply {
 func (h *Host) ask(to netip.AddrPort, q *question, start time.Time) (r Reply) {
 	conn, port, err := h.dial(q.proto, q.source(to.Addr()), to, start.Add(q.timeout))
 	r.LocalPort = port
+	if conn != nil {
+		defer conn.Close()
+	}
+	if err == nil || errors.Is(err, unix.ECONNRESET) { // which is after it stood; in a handshake it is ECONNREFUSED
+		r.Again = q.proto == 0 && sentAgain(conn)
+	}
 	if err != nil {
 		r.Err = fmt.Errorf("%s to %s: %w", h.Name, to, err)
 		return r
 	}
-	defer conn.Close()
-	r.Again = q.proto == 0 && sentAgain(conn)
 	if r.Pod, r.Source, err = exchange(conn, q.request(to)); err != nil {
 		r.Err = fmt.Errorf("%s to %s, connected: %w", h.Name, to, err)
 	}
@@ -213,11 +217,12 @@ func (h *Host) Connect(to netip.AddrPort, opts ...AskOption) Reply {
 	start := time.Now()
 	conn, port, err := h.dial(q.proto, q.source(to.Addr()), to, start.Add(q.timeout))
 	r := Reply{Verdict: verdict(err), LocalPort: port, Took: time.Since(start)}
+	if conn != nil {
+		conn.Close()
+	}
 	if err != nil {
 		r.Err = fmt.Errorf("%s to %s: %w", h.Name, to, err)
-		return r
 	}
-	conn.Close()
 	return r
 }
 

@@ -15,8 +15,9 @@ type LoadConfig struct {
 	// Rate is the number of questions started per second; 0 means as many as
 	// Concurrency allows.
 	Rate float64
-	// Concurrency bounds the questions under way at once; 0 means 8. When all
-	// of them wait, the rate falls behind: the report tells the one achieved.
+	// Concurrency bounds the questions under way at once; 0 means 8, or with a rate as many as it takes when an answer
+	// is there 100 ms after the server may give it. When all of them wait, the rate falls behind: the report tells the
+	// one achieved. A load that went on asking would bury a machine that is busy already, and then wait for itself.
 	Concurrency int
 	Timeout     time.Duration // of one question; 0 means 3 s
 	Wait        time.Duration // how long the server holds each answer back
@@ -80,15 +81,42 @@ type Load struct {
 	forget func()
 
 	mu     sync.Mutex
-	slot   int // the next question's number
+	pace   pace
 	report LoadReport
+}
+
+// pace gives each question its time.
+type pace struct {
+	every time.Duration // 0: at once
+	next  time.Duration // since the start
+}
+
+// catchUp bounds how much of a pause is made up for.
+const catchUp = time.Second
+
+// due is when the question is to be asked that is free to be asked now.
+func (p *pace) due(now time.Duration) time.Duration {
+	if p.every == 0 {
+		return now
+	}
+	due := max(p.next, now-catchUp)
+	p.next = due + p.every
+	return due
+}
+
+func (c LoadConfig) withDefaults() LoadConfig {
+	if c.Concurrency <= 0 {
+		c.Concurrency = 8
+		if c.Rate > 0 {
+			c.Concurrency = 2 + int(c.Rate*(c.Wait+100*time.Millisecond).Seconds())
+		}
+	}
+	return c
 }
 
 // StartLoad asks over and over, each time on a new connection, until Stop.
 func (h *Host) StartLoad(to netip.AddrPort, cfg LoadConfig, opts ...AskOption) *Load {
-	if cfg.Concurrency <= 0 {
-		cfg.Concurrency = 8
-	}
+	cfg = cfg.withDefaults()
 	if cfg.Timeout > 0 {
 		opts = append(opts, Timeout(cfg.Timeout))
 	}
@@ -97,6 +125,9 @@ func (h *Host) StartLoad(to netip.AddrPort, cfg LoadConfig, opts ...AskOption) *
 	}
 	l := &Load{host: h, to: to, cfg: cfg, opts: opts, start: time.Now(), stop: make(chan struct{}),
 		report: LoadReport{ByPod: map[string]int{}}}
+	if cfg.Rate > 0 {
+		l.pace.every = time.Duration(float64(time.Second) / cfg.Rate)
+	}
 	// A world that closes must not leave questions running.
 	l.forget = h.onClose(l.end)
 	for range cfg.Concurrency {
@@ -105,20 +136,14 @@ func (h *Host) StartLoad(to netip.AddrPort, cfg LoadConfig, opts ...AskOption) *
 	return l
 }
 
-// work takes turns with the other workers. Each question has its time, so a
-// pause of the machine is made up for and the rate holds on average.
+// work takes turns with the other workers.
 func (l *Load) work() {
 	t := time.NewTimer(0)
 	defer t.Stop()
 	for {
 		l.mu.Lock()
-		slot := l.slot
-		l.slot++
+		due := l.pace.due(time.Since(l.start))
 		l.mu.Unlock()
-		var due time.Duration
-		if l.cfg.Rate > 0 {
-			due = time.Duration(float64(slot) / l.cfg.Rate * float64(time.Second))
-		}
 		t.Reset(time.Until(l.start.Add(due)))
 		select {
 		case <-l.stop:

@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -79,23 +80,50 @@ func TestRetransmissionsAreSeen(t *testing.T) {
 	if before == 0 {
 		t.Error("control: no retransmission of an unanswered SYN")
 	}
-	// The reply itself says so, too.
+	// The reply itself says so, too: an answer, and a reset, whether or not the client knew by then that it was connected.
 	w.ServeHTTP(t, 8080, c)
-	reply := make(chan Reply)
-	go func() { reply <- a.Ask(netip.AddrPortFrom(c.V4, 8080), Timeout(time.Minute)) }()
-	Eventually(t, 20*time.Second, "the SYN is sent again", func() error {
-		if retransmissions(t, a.Host) == before {
-			return errors.New("not yet")
+	resetAll(t, c.Host, 8081)
+	for port, want := range map[uint16]Verdict{8080: Answered, 8081: Reset} {
+		if err := w.Node(2).Sysctl("net/ipv4/ip_forward", "0"); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	if err := w.Node(2).Sysctl("net/ipv4/ip_forward", "1"); err != nil {
-		t.Fatal(err)
-	}
-	if r := <-reply; r.Verdict != Answered || !r.Again {
-		t.Errorf("%s, SYN sent again: %t; want an answer after one that was", r, r.Again)
+		before := retransmissions(t, a.Host)
+		reply := make(chan Reply)
+		go func() { reply <- a.Ask(netip.AddrPortFrom(c.V4, port), Timeout(time.Minute)) }()
+		Eventually(t, 20*time.Second, "the SYN is sent again", func() error {
+			if retransmissions(t, a.Host) == before {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if err := w.Node(2).Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+			t.Fatal(err)
+		}
+		if r := <-reply; r.Verdict != want || !r.Again {
+			t.Errorf("%s, SYN sent again: %t; want verdict %d after one that was", r, r.Again, want)
+		}
 	}
 	if r := a.Ask(netip.AddrPortFrom(c.V4, 8080)); r.Verdict != Answered || r.Again && r.Took < time.Second {
 		t.Errorf("%s, SYN sent again: %t; want an answer to the first", r, r.Again)
 	}
+}
+
+// resetAll resets each connection to a port as soon as it stands.
+func resetAll(t *testing.T, h *Host, port uint16) {
+	t.Helper()
+	l, err := h.listen(0, netip.IPv4Unspecified(), port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*net.TCPConn).SetLinger(0)
+			conn.Close()
+		}
+	}()
 }

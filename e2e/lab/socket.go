@@ -89,7 +89,8 @@ func v6only(fd int, only bool) error {
 
 // dial opens a connection of a protocol, 0 for TCP, from a local address (its
 // zero parts are the kernel's choice). It returns the local port as soon as
-// there is one.
+// there is one, and the socket also when it got as far as waiting for its peer:
+// what became of it can be read there. Who calls closes it.
 func (h *Host) dial(proto int, from, to netip.AddrPort, deadline time.Time) (conn *os.File, port uint16, err error) {
 	fd, err := h.socket(domain(to.Addr()), unix.SOCK_STREAM, proto)
 	if err != nil {
@@ -119,11 +120,7 @@ func (h *Host) dial(proto int, from, to netip.AddrPort, deadline time.Time) (con
 		return nil, port, os.NewSyscallError("connect", connErr)
 	}
 	conn = os.NewFile(uintptr(fd), "connection")
-	if err := waitConnected(conn, deadline); err != nil {
-		conn.Close()
-		return nil, port, err
-	}
-	return conn, port, nil
+	return conn, port, waitConnected(conn, deadline)
 }
 
 func bindFrom(fd int, from netip.AddrPort) error {

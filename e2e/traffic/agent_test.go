@@ -103,7 +103,7 @@ func TestEndpointReplacedUnderLoad(t *testing.T) {
 	svc := web(35)
 	a, b, c := s.w.Pod("pod-a"), s.w.Pod("pod-b"), s.w.Pod("pod-c")
 	load := func(f func()) lab.LoadReport {
-		l := s.w.Client.StartLoad(at(svc, 4, 80), lab.LoadConfig{Rate: 60, Concurrency: 32, Wait: 200 * time.Millisecond, Timeout: 5 * time.Second})
+		l := s.w.Client.StartLoad(at(svc, 4, 80), lab.LoadConfig{Rate: 60, Wait: 200 * time.Millisecond, Timeout: 5 * time.Second})
 		began := l.Report()
 		lab.Eventually(t, soon, "the load runs", func() error {
 			if r := l.Report(); r.Answered < began.Answered+30 {

@@ -16,7 +16,7 @@ import (
 // load was not fast enough.
 func wouldNotice(t *testing.T, c *lab.Host, n *lab.Node, to netip.AddrPort) {
 	t.Helper()
-	load := c.StartLoad(to, lab.LoadConfig{Rate: 20, Concurrency: 32, Timeout: 2 * time.Second})
+	load := c.StartLoad(to, lab.LoadConfig{Rate: 20, Timeout: 2 * time.Second})
 	lab.Eventually(t, time.Minute, "the control's load runs", func() error {
 		if r := load.Report(); r.Answered < 5 {
 			return fmt.Errorf("%s", r)

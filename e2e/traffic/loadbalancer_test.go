@@ -174,7 +174,7 @@ func TestB12AddressOfAnother(t *testing.T) {
 		s.isOurs(t, leader, vip)
 		s.isOurs(t, other, vip)
 		// Half of the connections stand while the address comes.
-		load := s.w.Client.StartLoad(netip.AddrPortFrom(vip, 81), lab.LoadConfig{Rate: 20, Concurrency: 32, Wait: 500 * time.Millisecond, Timeout: patient})
+		load := s.w.Client.StartLoad(netip.AddrPortFrom(vip, 81), lab.LoadConfig{Rate: 20, Wait: 500 * time.Millisecond, Timeout: patient})
 		s.followed(t, leader, "an address that came to another interface is left to it",
 			func() error { return leader.AddAddr(prefix) },
 			func() error { return isBound(t, leader, vip, false) })

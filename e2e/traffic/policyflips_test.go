@@ -82,7 +82,7 @@ func TestB20FlipsUnderLoad(t *testing.T) {
 	strangers := []stream{{local4, outside, lb(both, 4)}, {"outside, IPv6", outside, lb(both, 6)}}
 	start := func(list []stream, timeout time.Duration) (loads []*lab.Load) {
 		for _, st := range list {
-			loads = append(loads, st.from.StartLoad(st.to, lab.LoadConfig{Rate: 12, Concurrency: 32, Timeout: timeout}))
+			loads = append(loads, st.from.StartLoad(st.to, lab.LoadConfig{Rate: 12, Timeout: timeout}))
 		}
 		return loads
 	}

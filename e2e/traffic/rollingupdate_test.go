@@ -32,7 +32,7 @@ func (r *rollout) run(grace time.Duration, swap, gone func(old, fresh *lab.Pod))
 	var loads []*lab.Load
 	for _, to := range r.ways {
 		// A request takes 200 ms, so that at any time some are under way.
-		loads = append(loads, r.w.Client.StartLoad(to, lab.LoadConfig{Rate: 20, Concurrency: 64, Wait: 200 * time.Millisecond, Timeout: 15 * time.Second}))
+		loads = append(loads, r.w.Client.StartLoad(to, lab.LoadConfig{Rate: 20, Wait: 200 * time.Millisecond, Timeout: 15 * time.Second}))
 	}
 	goOn := func() {
 		t.Helper()

@@ -108,7 +108,7 @@ const patient = 20 * time.Second
 // under way for a second, so that a connection that is cut shows. One that hears nothing is lost after its time.
 func underLoad(t testing.TB, c *lab.Host, to netip.AddrPort, timeout time.Duration, f func()) lab.LoadReport {
 	t.Helper()
-	l := c.StartLoad(to, lab.LoadConfig{Rate: 20, Concurrency: 32, Wait: time.Second, Timeout: timeout})
+	l := c.StartLoad(to, lab.LoadConfig{Rate: 20, Wait: time.Second, Timeout: timeout})
 	more := func(n int) {
 		t.Helper()
 		began := l.Report()
