@@ -67,7 +67,7 @@ func run(ctx context.Context, out io.Writer) error {
 }
 
 // check looks at all packages of a module. An error is a finding, which is an entry whose functions are called, or that
-// there was no looking. Entries of packages and modules that are not called are shown and are no error.
+// there was no looking. Entries of what is not called are counted and are no error.
 func check(ctx context.Context, program, db, dir string, out io.Writer) error {
 	version := goCommand(ctx, "env", "GOVERSION")
 	version.Dir = dir
@@ -76,7 +76,7 @@ func check(ctx context.Context, program, db, dir string, out io.Writer) error {
 		return fmt.Errorf("%s: ask Go for its version: %w", dir, err)
 	}
 	fmt.Fprintf(out, "\n== %s, with %s", dir, said)
-	cmd := exec.CommandContext(ctx, program, "-db", db, "-show", "verbose", "./...")
+	cmd := exec.CommandContext(ctx, program, "-db", db, "./...")
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, environment(), out, out // its own -C leaves it with another Go
 	err = cmd.Run()
 	var exit *exec.ExitError

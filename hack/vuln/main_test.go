@@ -91,7 +91,7 @@ func TestCheck(t *testing.T) {
 		if got := fmt.Sprint(err); err == nil && want != "" || err != nil && got != want {
 			t.Errorf("status %d: %v, want %q", code, err, want)
 		}
-		if !strings.HasPrefix(out.String(), "\n== ., with go1.") || !strings.Contains(out.String(), "-db file:///db -show verbose ./...") {
+		if !strings.HasPrefix(out.String(), "\n== ., with go1.") || !strings.Contains(out.String(), "-db file:///db ./...") {
 			t.Errorf("it says %q", out.String())
 		}
 	}
