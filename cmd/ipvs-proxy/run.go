@@ -123,7 +123,7 @@ func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err err
 		AuditCPU:      *c.Own.AuditCPU,
 	}
 	if opt.Desk.NodePorts, warnings, err = desk.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
-		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, or one of primary, all and localhost")
+		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, and the words primary, all and localhost")
 	}
 	opt.Desk.ExternalIPs = c.ExternalIPs()
 	if opt.Desk.Spared, err = config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs); err != nil {

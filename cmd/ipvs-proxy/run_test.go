@@ -148,9 +148,9 @@ func TestB50KeysHaveTheirEffect(t *testing.T) {
 			t.Errorf("%s: pods by the Node %t, by ranges %s, %v", mode, sopt.NodePods, kernelConfig(c).ClusterCIDRs, err)
 		}
 	}
-	c.Proxy.NodePortAddresses = []string{"primary", "10.0.0.0/8"}
-	if _, _, err = syncOptions(c); err == nil || !strings.HasPrefix(err.Error(), "--nodeport-addresses=primary,10.0.0.0/8: want address ranges") {
-		t.Errorf("node ports on primary and more: %v", err)
+	c.Proxy.NodePortAddresses = []string{"primary", "eth0"}
+	if _, _, err = syncOptions(c); err == nil || !strings.HasPrefix(err.Error(), "--nodeport-addresses=primary,eth0: want address ranges") {
+		t.Errorf("node ports on an interface: %v", err)
 	}
 }
 

@@ -41,6 +41,7 @@ type planeInfo struct {
 	Port       uint16 `json:"port"`
 	Control    uint16 `json:"control"`
 	Kubeconfig string `json:"kubeconfig"`
+	Release    string `json:"release"`
 }
 
 // readPlane fails where there is no control plane: lab e2e alone runs these tests.

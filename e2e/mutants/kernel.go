@@ -15,6 +15,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 // kernelRun is one boot of the lab. There each test runs first with the agent as it is, then with its mutants.
@@ -46,7 +47,7 @@ func kernelTests(ctx context.Context, suite string, mutants []mutant, tmp string
 		}
 	}
 	if needPlane(mutants) {
-		p, err := plane.ForLab(ctx, filepath.Join(tmp, "plane"), "", os.Stdout)
+		p, err := plane.ForLab(ctx, programs.Default, filepath.Join(tmp, "plane"), "", os.Stdout)
 		if err != nil {
 			return err
 		}

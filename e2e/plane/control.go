@@ -19,6 +19,7 @@ type Info struct {
 	Port       uint16 `json:"port"`
 	Control    uint16 `json:"control"`
 	Kubeconfig string `json:"kubeconfig"` // of an administrator
+	Release    string `json:"release"`    // version of Kubernetes, such as 1.37.2
 }
 
 // InfoFile is the name of Info, as JSON, in the job's directory.
@@ -30,7 +31,7 @@ func (p *Plane) Info() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(Info{Port: p.Port, Control: p.Control, Kubeconfig: string(admin)})
+	return json.Marshal(Info{Port: p.Port, Control: p.Control, Kubeconfig: string(admin), Release: p.opts.Release})
 }
 
 // serveSwitches lets a test, which runs on another machine perhaps, do to the control plane what happens to one:

@@ -25,6 +25,7 @@ import (
 
 // Options say what to run and where it seems to be.
 type Options struct {
+	Release  string            // version of Kubernetes that Programs are of
 	Programs map[string]string // files of programs.Etcd, APIServer and ControllerManager
 	Dir      string            // existing and empty; everything is in there
 	Out      string            // directory for what tests hand out, made if need be; empty: they may not

@@ -34,9 +34,19 @@ const (
 	Portmap           = "portmap"
 )
 
-// KubernetesVersion is what the programs of Kubernetes say of themselves. Their release builds take it from version
-// control, which a module has not.
-const KubernetesVersion = "v1.36.3"
+// Releases are the versions of Kubernetes whose programs can be built, each from a module of its own, newest first.
+var Releases = []string{"1.37.2", "1.36.3"}
+
+// Default is that of Releases which tests run beside where nobody says which.
+const Default = "1.36.3"
+
+// CheckRelease says why a version of Kubernetes is none that can be built.
+func CheckRelease(version string) error {
+	if !slices.Contains(Releases, version) {
+		return fmt.Errorf("Kubernetes %q: want one of %s", version, strings.Join(Releases, ", "))
+	}
+	return nil
+}
 
 // program is a main package of one of the modules.
 type program struct {
@@ -46,30 +56,39 @@ type program struct {
 }
 
 var programs = map[string]program{
-	Etcd:              {"etcd", "go.etcd.io/etcd/server/v3", nil},
-	APIServer:         {"kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", kubernetesVars},
-	ControllerManager: {"kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", kubernetesVars},
-	KubeProxy:         {"kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", kubernetesVars},
-	CoreDNS:           {"coredns", "github.com/coredns/coredns", nil},
-	Portmap:           {"cni", "github.com/containernetworking/plugins/plugins/meta/portmap", nil},
+	Etcd:    {"etcd", "go.etcd.io/etcd/server/v3", nil},
+	CoreDNS: {"coredns", "github.com/coredns/coredns", nil},
+	Portmap: {"cni", "github.com/containernetworking/plugins/plugins/meta/portmap", nil},
 }
 
-var kubernetesVars = map[string]string{
-	"k8s.io/component-base/version.gitVersion":   KubernetesVersion,
-	"k8s.io/component-base/version.gitMajor":     "1",
-	"k8s.io/component-base/version.gitMinor":     "36",
-	"k8s.io/component-base/version.gitCommit":    "",
-	"k8s.io/component-base/version.gitTreeState": "clean",
+// find returns the program of a name, for one of Kubernetes that of a release.
+func find(release, name string) (program, error) {
+	if p, ok := programs[name]; ok {
+		return p, nil
+	}
+	if !slices.Contains([]string{APIServer, ControllerManager, KubeProxy}, name) {
+		return program{}, fmt.Errorf("no program called %q", name)
+	}
+	major, rest, _ := strings.Cut(release, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	// Release builds take the version from version control, which a module has not.
+	return program{"kubernetes-" + major + "." + minor, "k8s.io/kubernetes/cmd/" + name, map[string]string{
+		"k8s.io/component-base/version.gitVersion":   "v" + release,
+		"k8s.io/component-base/version.gitMajor":     major,
+		"k8s.io/component-base/version.gitMinor":     minor,
+		"k8s.io/component-base/version.gitCommit":    "",
+		"k8s.io/component-base/version.gitTreeState": "clean",
+	}}, CheckRelease(release)
 }
 
 // Build returns the files of the named programs, static ones for this machine's kind of processor. root is the
-// root of the repository. What is not in the cache is compiled, which log is told.
-func Build(ctx context.Context, root string, log io.Writer, names ...string) (map[string]string, error) {
+// root of the repository, release one of Releases. What is not in the cache is compiled, which log is told.
+func Build(ctx context.Context, root, release string, log io.Writer, names ...string) (map[string]string, error) {
 	files := map[string]string{}
 	for _, name := range names {
-		p, ok := programs[name]
-		if !ok {
-			return nil, fmt.Errorf("no program called %q", name)
+		p, err := find(release, name)
+		if err != nil {
+			return nil, err
 		}
 		file, err := p.build(ctx, filepath.Join(root, Dir, p.module), name, log)
 		if err != nil {

@@ -270,7 +270,7 @@ func TestB52Metrics(t *testing.T) {
 	}
 	p := wantCode(t, n.Host, netip.AddrPortFrom(loopback, 10249), "/metrics", 200)
 	for _, line := range []string{"# TYPE process_resident_memory_bytes gauge", "# TYPE go_goroutines gauge",
-		`git_version="v1.36.`, `kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"} 0`} {
+		`git_version="v1.37.`, `kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"} 0`} {
 		if !strings.Contains(p.body, line) {
 			t.Errorf("/metrics lacks %s", line)
 		}

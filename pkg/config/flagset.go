@@ -35,7 +35,7 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.StringVar(&p.DetectLocal.BridgeInterface, "pod-bridge-interface", p.DetectLocal.BridgeInterface, "with BridgeInterface: the bridge through which this node's pods send")
 	f.StringVar(&p.DetectLocal.InterfaceNamePrefix, "pod-interface-name-prefix", p.DetectLocal.InterfaceNamePrefix, "with InterfaceNamePrefix: how the names of the interfaces begin through which this node's pods send")
 	f.BoolVar(&p.IPTables.MasqueradeAll, "masquerade-all", p.IPTables.MasqueradeAll, "masquerade every client on its way to a ClusterIP, pods as well")
-	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, or one of primary, all and localhost; all of them where it is not given")
+	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, and the words primary, all and localhost; all of them where it is not given")
 	f.Uint32VarP((*uint32)(&p.Logging.Verbosity), "v", "v", uint32(p.Logging.Verbosity), "log level: 0 for what matters, 4 and more for every write to the kernel")
 	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "how long IPVS keeps an idle TCP connection (0 leaves it alone)")
 	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "how long IPVS keeps a TCP connection after a FIN (0 leaves it alone)")

@@ -115,7 +115,7 @@ func newMeters(o Options) *meters {
 }
 
 // makeKubeProxys makes the metrics of kube-proxy: names, types, labels, help and buckets are those of
-// pkg/proxy/metrics/metrics.go in Kubernetes 1.36. What only its other modes have is there as well, because
+// pkg/proxy/metrics/metrics.go in Kubernetes 1.36 and 1.37. What only its other modes have is there as well, because
 // dashboards select it.
 func (m *meters) makeKubeProxys(mk *maker) {
 	const p = "kubeproxy_"
@@ -170,7 +170,7 @@ func (m *maker) kubernetes() {
 	v.WithLabelValues(major, minor, full, "", "", "", i.GoVersion, i.Compiler, i.Platform).Set(1)
 }
 
-// kubernetesVersion is the release of Kubernetes whose modules are built in: v0.36.3 of them belong to v1.36.3.
+// kubernetesVersion is the release of Kubernetes whose modules are built in: v0.37.2 of them belong to v1.37.2.
 func kubernetesVersion(deps []*debug.Module) (major, minor, full string) {
 	for _, d := range deps {
 		if rest, of := strings.CutPrefix(d.Version, "v0."); of && d.Path == "k8s.io/component-base" {

@@ -20,7 +20,7 @@ import (
 var update = flag.Bool("update", false, "write docs/metrics.md anew")
 
 // What dashboards and alerts that were made for kube-proxy select (B52): facts of pkg/proxy/metrics/metrics.go in
-// Kubernetes 1.36, written down here a second time.
+// Kubernetes 1.36 and 1.37, written down here a second time.
 func TestB52KubeProxysMetrics(t *testing.T) {
 	const latency = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384"
 	programming := []string{"0", "0.25", "0.5"} // the 0 comes from MergeBuckets, and kube-proxy has it

@@ -18,13 +18,21 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 )
 
-// recording is what kube-proxy 1.36.3 itself serves in ipvs mode; make record-kube-proxy makes it.
-const recording = "testdata/kube-proxy-1.36.3"
+// recordings are what kube-proxy itself serves in ipvs mode, of the oldest release that is tested and of the newest;
+// make record-kube-proxy makes them.
+var recordings = []string{"1.36.3"}
 
-// recorded reads a page of the recording: status, headers and body.
-func recorded(t *testing.T, page string) (code int, header http.Header, body string) {
+// eachRecording is a test against each.
+func eachRecording(t *testing.T, test func(t *testing.T, release string)) {
+	for _, release := range recordings {
+		t.Run(release, func(t *testing.T) { test(t, release) })
+	}
+}
+
+// recorded reads a page of a recording: status, headers and body.
+func recorded(t *testing.T, release, page string) (code int, header http.Header, body string) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(recording, page+".txt"))
+	b, err := os.ReadFile(filepath.Join("testdata", "kube-proxy-"+release, page+".txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,8 +54,10 @@ func recorded(t *testing.T, page string) (code int, header http.Header, body str
 }
 
 // B52: every metric of kube-proxy's own is ours, too, with its type, help, labels and buckets.
-func TestB52Recording(t *testing.T) {
-	_, _, text := recorded(t, "metrics")
+func TestB52Recording(t *testing.T) { eachRecording(t, metricsLike) }
+
+func metricsLike(t *testing.T, release string) {
+	_, _, text := recorded(t, release, "metrics")
 	p := expfmt.NewTextParser(model.UTF8Validation)
 	theirs, err := p.TextToMetricFamilies(strings.NewReader(text))
 	if err != nil {
@@ -105,12 +115,14 @@ func shape(f *dto.MetricFamily) string {
 }
 
 // B51: the pages of both ports answer as kube-proxy's: code, type of content, and where it is JSON, its fields.
-func TestB51Recording(t *testing.T) {
+func TestB51Recording(t *testing.T) { eachRecording(t, pagesLike) }
+
+func pagesLike(t *testing.T, release string) {
 	r := newRig(t)
 	r.settled()
 	r.SetNode(true)
 	// The agent with the configuration that kube-proxy had.
-	_, _, shown := recorded(t, "configz")
+	_, _, shown := recorded(t, release, "configz")
 	var c map[string]*kubeproxy.KubeProxyConfiguration
 	if err := json.Unmarshal([]byte(shown), &c); err != nil {
 		t.Fatal(err)
@@ -125,7 +137,7 @@ func TestB51Recording(t *testing.T) {
 		{"healthz-metrics-port", "/healthz", metricsPort},
 		{"healthz", "/healthz", r.HealthHandler()}, {"livez", "/livez", r.HealthHandler()},
 	} {
-		code, header, body := recorded(t, page.name)
+		code, header, body := recorded(t, release, page.name)
 		w := r.get(page.handler, page.path)
 		if w.Code != code {
 			t.Errorf("%s answers %d, kube-proxy %d", page.path, w.Code, code)

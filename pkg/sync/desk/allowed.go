@@ -90,24 +90,24 @@ func inAny(ranges []netip.Prefix, a netip.Addr) bool {
 // NodePortAddresses says on which of the node's addresses node ports are served. The zero value: on all of
 // them, as in kube-proxy's ipvs mode; loopback is never among them, since IPVS takes no packet from there.
 type NodePortAddresses struct {
-	// Primary: on the first address of each family that the Node object has.
+	// Primary: on the first address of each family that the Node object has, and on no other, but for Ranges.
 	Primary bool
-	// Nowhere4 and Nowhere6: on none of the family, but for Ranges.
+	// Nowhere4 and Nowhere6: on none of the family, but for Ranges and Primary.
 	Nowhere4, Nowhere6 bool
 	// Ranges are those that count. A family with none counts as a whole, unless it is served nowhere.
 	Ranges []netip.Prefix
 }
 
 func (n NodePortAddresses) selects(a netip.Addr, primaries []netip.Addr) bool {
-	if n.Primary {
-		first := slices.IndexFunc(primaries, func(p netip.Addr) bool { return p.Is4() == a.Is4() })
-		return first >= 0 && primaries[first] == a
+	first := slices.IndexFunc(primaries, func(p netip.Addr) bool { return p.Is4() == a.Is4() })
+	if n.Primary && first >= 0 && primaries[first] == a {
+		return true
 	}
 	ofFamily := func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }
 	if slices.ContainsFunc(n.Ranges, ofFamily) {
 		return inAny(n.Ranges, a)
 	}
-	return a.Is4() && !n.Nowhere4 || a.Is6() && !n.Nowhere6
+	return !n.Primary && (a.Is4() && !n.Nowhere4 || a.Is6() && !n.Nowhere6)
 }
 
 // checkAddresses are those on which healthCheckNodePorts are served: where node ports are, and on all where these are
@@ -122,22 +122,21 @@ func (n NodePortAddresses) checkAddresses(s Site) []netip.Addr {
 	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 }
 
-// ParseNodePortAddresses reads the setting nodePortAddresses: CIDRs, or one of the words primary, all and
-// localhost by itself. CIDRs of one family alone mean all addresses of the other. The warnings say what is
-// accepted and serves nothing.
+// ParseNodePortAddresses reads the setting nodePortAddresses: CIDRs and the words primary, all and localhost, which add
+// up (kube-proxy 1.36 wants a word by itself, 1.37 does not). What is of one family alone means all addresses of the
+// other. The warnings say what is accepted and serves nothing.
 func ParseNodePortAddresses(list []string) (n NodePortAddresses, warnings []string, err error) {
 	const nothing = "IPVS takes no packet from the loopback interface, so node ports are not served there"
 	for _, s := range list {
 		switch s {
-		case "primary", "all", "localhost":
-			if len(list) > 1 {
-				return n, nil, fmt.Errorf("%q stands by itself, not among %q", s, list)
-			}
-			n.Primary = s == "primary"
-			if s == "localhost" {
-				n.Nowhere4, n.Nowhere6 = true, true
-				warnings = append(warnings, "node ports on localhost: "+nothing)
-			}
+		case "all":
+			continue
+		case "primary":
+			n.Primary = true
+			continue
+		case "localhost":
+			n.Nowhere4, n.Nowhere6 = true, true
+			warnings = append(warnings, "node ports on localhost: "+nothing)
 			continue
 		}
 		p, err := netip.ParsePrefix(s)
@@ -150,6 +149,9 @@ func ParseNodePortAddresses(list []string) (n NodePortAddresses, warnings []stri
 			continue
 		}
 		n.Ranges = append(n.Ranges, p)
+	}
+	if slices.Contains(list, "all") {
+		return NodePortAddresses{}, warnings, nil
 	}
 	return n, warnings, nil
 }

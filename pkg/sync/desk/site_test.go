@@ -28,6 +28,11 @@ func TestNodePortAddresses(t *testing.T) {
 		{"127.0.0.0/8,192.0.2.2/32", append([]string{"192.0.2.2"}, all6...), 1},
 		{"::1/128,127.0.0.1/32", nil, 2},
 		{"0.0.0.0/0", slices.Concat(all4, all6), 0},
+		// Words and ranges together, as kube-proxy takes them since 1.37.
+		{"primary,10.244.0.0/16", []string{"192.0.2.2", "10.244.1.1", "2001:db8::1"}, 0},
+		{"localhost,primary", []string{"192.0.2.2", "2001:db8::1"}, 1},
+		{"localhost,192.0.2.1/32", []string{"192.0.2.1"}, 1},
+		{"all,localhost,192.0.2.1/32,primary", slices.Concat(all4, all6), 1},
 	} {
 		n, warnings, err := ParseNodePortAddresses(slices.DeleteFunc(strings.Split(c.setting, ","), func(s string) bool { return s == "" }))
 		if err != nil || len(warnings) != c.warnings {
@@ -43,8 +48,8 @@ func TestNodePortAddresses(t *testing.T) {
 			t.Errorf("%q selects %v, want %v", c.setting, got, c.want)
 		}
 	}
-	for _, bad := range []string{"eth0", "192.0.2.0", "all,192.0.2.0/24", "::ffff:192.0.2.0/120"} {
-		if _, _, err := ParseNodePortAddresses(strings.Split(bad, ",")); err == nil || !strings.Contains(err.Error(), "192.0.2.0") && !strings.Contains(err.Error(), bad) {
+	for _, bad := range []string{"eth0", "192.0.2.0", "all,eth0", "::ffff:192.0.2.0/120"} {
+		if _, _, err := ParseNodePortAddresses(strings.Split(bad, ",")); err == nil || !strings.Contains(err.Error(), `"`+bad[strings.LastIndex(bad, ",")+1:]+`"`) {
 			t.Errorf("%q: %v, want an error that says it", bad, err)
 		}
 	}

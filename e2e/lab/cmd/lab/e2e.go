@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 // Tests of planePackage that do not belong to every run.
@@ -24,8 +26,7 @@ const (
 
 func e2eCommand() *cobra.Command {
 	o := testOptions{skipHost: true, beside: true}
-	var record string
-	var memory, build bool
+	var record, memory, build bool
 	cmd := &cobra.Command{
 		Use:   "e2e",
 		Short: "Run the tests that need a real control plane",
@@ -35,18 +36,22 @@ wire. The programs are compiled once (a quarter of an hour on two processors)
 and stay in the lab's cache.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := programs.CheckRelease(o.kubernetes); err != nil {
+				return err
+			}
+			out := ""
 			switch {
 			case build:
-				_, err := plane.Programs(cmd.Context(), ".", os.Stderr)
+				_, err := plane.Programs(cmd.Context(), ".", o.kubernetes, os.Stderr)
 				return err
-			case record != "":
-				o.run = recordTest
+			case record:
+				o.run, out = recordTest, plane.Recording(o.kubernetes)
 			case memory:
 				o.run, o.verbose = memoryTest, true
 			case o.run == "":
 				o.skip = oddTests
 			}
-			return runE2E(cmd.Context(), o, record, os.Stdout)
+			return runE2E(cmd.Context(), o, out, os.Stdout)
 		},
 	}
 	f := cmd.Flags()
@@ -57,7 +62,8 @@ and stay in the lab's cache.`,
 	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests")
 	f.StringVar(&o.kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
 	f.StringVar(&o.results, "results", "", "keep the verdicts in this directory, beside those of the kernel's other tests")
-	f.StringVar(&record, "record", "", "record what kube-proxy serves into this directory, and nothing else")
+	f.StringVar(&o.kubernetes, "kubernetes", programs.Default, "version of Kubernetes: "+strings.Join(programs.Releases, " or "))
+	f.BoolVar(&record, "record", false, "record what kube-proxy serves into pkg/healthz/testdata, and nothing else")
 	f.BoolVar(&memory, "memory", false, "measure the agent's memory and kube-proxy's with 5,000 Services, and nothing else")
 	f.BoolVar(&build, "build", false, "compile the programs, and nothing else")
 	cmd.MarkFlagsMutuallyExclusive("run", "record", "memory", "build")
@@ -73,7 +79,7 @@ func runE2E(ctx context.Context, o testOptions, out string, w io.Writer) (err er
 		return err
 	}
 	defer os.RemoveAll(dir)
-	p, err := plane.ForLab(ctx, filepath.Join(dir, "plane"), out, w)
+	p, err := plane.ForLab(ctx, o.kubernetes, filepath.Join(dir, "plane"), out, w)
 	if err != nil {
 		return err
 	}

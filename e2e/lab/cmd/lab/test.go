@@ -47,7 +47,8 @@ type testOptions struct {
 	env        []string
 	kernel     string
 	results    string
-	beside     bool // not the whole suite of a kernel
+	beside     bool   // not the whole suite of a kernel
+	kubernetes string // release of the control plane, where there is one
 }
 
 func testCommand() *cobra.Command {

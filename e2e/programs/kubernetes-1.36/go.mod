@@ -1,4 +1,4 @@
-module github.com/ipvs-proxy/ipvs-proxy/e2e/programs/kubernetes
+module github.com/ipvs-proxy/ipvs-proxy/e2e/programs/kubernetes-1.36
 
 go 1.26.0
 

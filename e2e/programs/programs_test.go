@@ -1,0 +1,48 @@
+package programs
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Each release is what its module requires, of Kubernetes and of all the modules that Kubernetes replaces by
+// directories.
+func TestReleases(t *testing.T) {
+	for _, release := range Releases {
+		p, err := find(release, APIServer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(p.module, "go.mod"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(b), "\tk8s.io/kubernetes v"+release+" // indirect\n") {
+			t.Errorf("%s/go.mod does not require Kubernetes v%s", p.module, release)
+		}
+		staging := " v" + strings.Replace(release, "1.", "0.", 1) + "\n"
+		replaced := 0
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, " => ") {
+				replaced++
+				if !strings.HasSuffix(line, staging) {
+					t.Errorf("%s/go.mod: %q, want%s", p.module, strings.TrimSpace(line), staging)
+				}
+			}
+		}
+		if replaced < 30 {
+			t.Errorf("%s/go.mod replaces %d modules: it cannot be whole", p.module, replaced)
+		}
+	}
+	if err := CheckRelease(Default); err != nil {
+		t.Error(err)
+	}
+	if err := CheckRelease("1.30.0"); err == nil {
+		t.Error("1.30.0 can be built")
+	}
+	if _, err := find(Releases[0], "kubectl"); err == nil {
+		t.Error("kubectl can be built")
+	}
+}
