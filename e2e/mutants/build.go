@@ -95,8 +95,8 @@ func buildTest(ctx context.Context, overlay, pkg, out string) error {
 	return err
 }
 
-// buildTestHere builds the tests of a package as go test does.
+// buildTestHere builds the tests of a package as go test does, without what a debugger needs.
 func buildTestHere(ctx context.Context, overlay, pkg, out string) error {
-	_, err := goTool(ctx, nil, "test", "-c", "-overlay="+overlay, "-o", out, pkg)
+	_, err := goTool(ctx, nil, "test", "-c", "-ldflags=-s -w", "-overlay="+overlay, "-o", out, pkg)
 	return err
 }
