@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -96,23 +95,8 @@ func buildTest(ctx context.Context, overlay, pkg, out string) error {
 	return err
 }
 
-// errSkipped: a test runs in the lab only.
-var errSkipped = errors.New("the test needs a kernel with IPVS")
-
-// hostTest runs a mutant's test here, without and with the patch.
-func hostTest(ctx context.Context, m mutant, overlay string) (string, error) {
-	args := []string{"test", "-count=1", "-v", "-run=^" + m.test + "$"}
-	if out, err := goTool(ctx, nil, append(args, m.pkg)...); err == nil && strings.Contains(out, "--- SKIP: "+m.test+" ") {
-		return "", errSkipped
-	} else if err != nil || !strings.Contains(out, "--- PASS") {
-		return "", fmt.Errorf("%s %s does not pass with the agent as it is: %w\n%s", m.pkg, m.test, err, out)
-	}
-	out, err := goTool(ctx, nil, append(args, "-overlay="+overlay, m.pkg)...)
-	switch {
-	case err == nil:
-		return "SURVIVED", nil
-	case strings.Contains(out, "--- FAIL: "):
-		return killed, nil
-	}
-	return "BROKEN", nil
+// buildTestHere builds the tests of a package as go test does, without what a debugger needs.
+func buildTestHere(ctx context.Context, overlay, pkg, out string) error {
+	_, err := goTool(ctx, nil, "test", "-c", "-ldflags=-s -w", "-overlay="+overlay, "-o", out, pkg)
+	return err
 }

@@ -9,8 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
@@ -21,43 +20,85 @@ import (
 // kernelRun is one boot of the lab. There each test runs first with the agent as it is, then with its mutants.
 type kernelRun struct {
 	tmp     string
+	batch   batch
 	job     machine.Job
 	outputs map[string]*bytes.Buffer // of the commands
+	unbuilt map[string]error         // mutants that did not build
 }
 
-// kernelTests runs the tests of mutants on the kernel of a Debian suite, or where that is empty on the lab's choice.
-func kernelTests(ctx context.Context, suite string, mutants []mutant, tmp string, verdicts map[string]string) (err error) {
-	r := &kernelRun{tmp: tmp, outputs: map[string]*bytes.Buffer{}, job: machine.Job{Files: map[string]string{}, Kernel: suite,
-		Timeout: 5*time.Minute + time.Duration(len(mutants))*2*time.Minute, Memory: 2048 + 32*len(mutants), Output: io.Discard}}
+// labTests runs batches on as many machines as this one bears, and builds what comes next meanwhile.
+func labTests(ctx context.Context, batches []batch, tmp string, v *verdicts) error {
+	if len(batches) == 0 {
+		return nil
+	}
+	at, err := machines(ctx)
+	if err != nil {
+		return err
+	}
 	whole := filepath.Join(tmp, "ipvs-proxy")
 	if err := build(ctx, "", "./cmd/ipvs-proxy", whole); err != nil {
 		return err
 	}
-	for _, m := range mutants {
-		control := mutant{pkg: m.pkg, test: m.test, agent: whole}
-		if name := "control " + m.pkg + " " + m.test; r.outputs[name] == nil {
-			if err := r.add(ctx, name, control); err != nil {
-				return err
+	ready, errs := make(chan *kernelRun), make([]error, at+1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(ready)
+		for _, b := range batches {
+			r, err := prepare(ctx, b, tmp, whole)
+			if err != nil {
+				errs[at] = err
+				return
+			}
+			ready <- r
+		}
+	})
+	for i := range at {
+		wg.Go(func() {
+			for r := range ready {
+				errs[i] = errors.Join(errs[i], r.run(ctx, v))
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// prepare builds what a batch needs.
+func prepare(ctx context.Context, b batch, tmp, whole string) (*kernelRun, error) {
+	r := &kernelRun{tmp: tmp, batch: b, outputs: map[string]*bytes.Buffer{}, unbuilt: map[string]error{},
+		job: machine.Job{Files: map[string]string{}, Kernel: b.kernel,
+			Timeout: 5*time.Minute + time.Duration(len(b.mutants))*2*time.Minute, Memory: 2048 + 32*len(b.mutants), Output: io.Discard}}
+	for i := range b.mutants {
+		m := &b.mutants[i]
+		if err := buildMutant(ctx, m, tmp); ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		} else if err != nil {
+			r.unbuilt[m.name] = err
+			continue
+		}
+		if name := controlOf(*m); r.outputs[name] == nil {
+			if err := r.add(ctx, name, mutant{pkg: m.pkg, test: m.test, agent: whole}); err != nil {
+				return nil, err
 			}
 		}
-	}
-	for _, m := range mutants {
-		if err := r.add(ctx, m.name, m); err != nil {
-			return err
+		if err := r.add(ctx, m.name, *m); err != nil {
+			return nil, err
 		}
 	}
-	if needPlane(mutants) {
-		p, err := plane.ForLab(ctx, programs.Default, filepath.Join(tmp, "plane"), "", os.Stdout)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, p.Stop()) }()
-		if err := p.Equip(&r.job); err != nil {
-			return err
-		}
-	}
-	return r.run(ctx, verdicts)
+	return r, nil
 }
+
+func buildMutant(ctx context.Context, m *mutant, tmp string) error {
+	if m.runsAgent() {
+		m.agent = filepath.Join(tmp, "ipvs-proxy-"+m.name)
+		return build(ctx, m.overlay, "./cmd/ipvs-proxy", m.agent)
+	}
+	m.tests = filepath.Join(tmp, m.name+".test")
+	return buildTest(ctx, m.overlay, m.pkg, m.tests)
+}
+
+// controlOf names the run of a mutant's test with the agent as it is.
+func controlOf(m mutant) string { return "control " + m.pkg + " " + m.test }
 
 // add adds the test of a mutant, or of none, to what the lab runs.
 func (r *kernelRun) add(ctx context.Context, name string, m mutant) error {
@@ -88,7 +129,7 @@ func (r *kernelRun) add(ctx context.Context, name string, m mutant) error {
 	}
 	r.outputs[name] = &bytes.Buffer{}
 	r.job.Commands = append(r.job.Commands, machine.Command{Name: name, Output: r.outputs[name], Timeout: 5 * time.Minute, Dir: dir, Env: env,
-		Args: []string{prog, "-test.v", "-test.timeout=4m", "-test.failfast", "-test.run=^" + m.test + "$"}})
+		Args: append([]string{prog}, testArgs(m.test)...)})
 	return nil
 }
 
@@ -97,41 +138,78 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// run boots, and says what became of each mutant.
-func (r *kernelRun) run(ctx context.Context, verdicts map[string]string) error {
+// run boots, and says what became of each mutant. That a machine failed costs the mutants that it had to run their
+// verdict, not the others theirs.
+func (r *kernelRun) run(ctx context.Context, v *verdicts) (err error) {
+	defer r.drop()
+	if r.batch.plane {
+		p, err := plane.ForLab(ctx, programs.Default, filepath.Join(r.tmp, "plane"), "", os.Stdout)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, p.Stop()) }()
+		if err := p.Equip(&r.job); err != nil {
+			return err
+		}
+	}
 	r.job.OnResult = func(res machine.Result) {
 		fmt.Printf("%-70s exit %d after %s\n", res.Command, res.Exit, res.Took.Round(time.Second/10))
 	}
-	report, err := machine.Run(ctx, r.job)
+	results, err := r.boot(ctx)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("ran on %s, %s\n", report.Kernel, report.Mode)
-	for _, res := range report.Results {
-		text := r.outputs[res.Command].String()
-		if strings.HasPrefix(res.Command, "control ") {
-			if res.Exit != 0 || !strings.Contains(text, "\n--- PASS") && !strings.HasPrefix(text, "--- PASS") {
-				return fmt.Errorf("%s does not pass with the agent as it is:\n%s", res.Command, text)
-			}
-			continue
+	for _, m := range r.batch.mutants {
+		if err := v.say(m, r.judge(m, results)); err != nil {
+			return err
 		}
-		verdicts[res.Command] = verdict(res.Exit, text)
 	}
 	return nil
 }
 
-// needPlane: one of the tests needs a control plane.
-func needPlane(mutants []mutant) bool {
-	return slices.ContainsFunc(mutants, func(m mutant) bool { return m.pkg == plane.Package })
+// boot runs the commands. What a machine that failed did not come to has no result that says anything.
+func (r *kernelRun) boot(ctx context.Context) ([]machine.Result, error) {
+	if len(r.job.Commands) == 0 {
+		return nil, nil
+	}
+	report, err := machine.Run(ctx, r.job)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	fmt.Printf("ran on %s, %s\n", report.Kernel, report.Mode)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "mutants: the machine failed: %v\n", err)
+	}
+	return report.Results, nil
 }
 
-// verdict: killed means that the test itself failed, not that it could not run.
-func verdict(exit int, output string) string {
-	if exit == 1 && strings.Contains(output, "--- FAIL: ") && !strings.Contains(output, "panic: test timed out") {
-		return killed
+// judge takes what a mutant's test said for what it is worth.
+func (r *kernelRun) judge(m mutant, results []machine.Result) outcome {
+	if err := r.unbuilt[m.name]; err != nil {
+		return outcome{verdict: broken, output: err.Error()}
 	}
-	if exit == 0 {
-		return "SURVIVED"
+	of := func(name string) (exit int, text string) {
+		for _, res := range results {
+			if res.Command == name {
+				return res.Exit, r.outputs[name].String()
+			}
+		}
+		return -1, ""
 	}
-	return "BROKEN"
+	if exit, text := of(controlOf(m)); !passes(exit, text, m.test) {
+		return outcome{verdict: unproven, output: text}
+	}
+	exit, text := of(m.name)
+	return outcome{verdict: verdict(exit, text, m.test), output: text}
+}
+
+// drop removes the mutants' programs: many of them are much.
+func (r *kernelRun) drop() {
+	for _, m := range r.batch.mutants {
+		for _, file := range []string{m.agent, m.tests} {
+			if file != "" {
+				_ = os.Remove(file)
+			}
+		}
+	}
 }

@@ -16,21 +16,23 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
-	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
+	"sync"
 	"syscall"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, "e2e/mutants", os.Args[1:]); err != nil {
+	outputs := flag.String("outputs", "", "keep what each mutant's test said in this directory")
+	flag.Parse()
+	if err := run(ctx, "e2e/mutants", flag.Args(), *outputs); err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
@@ -45,6 +47,7 @@ type mutant struct {
 	takesOut string
 	kernel   string // Debian suite; empty: whichever the lab takes
 	path     string
+	overlay  string // with which go builds the tree as if it were patched
 	agent    string // the built agent, for tests that run one
 	tests    string // the built tests of a package of the agent's, for a kernel
 }
@@ -53,7 +56,7 @@ type mutant struct {
 func (m mutant) runsAgent() bool { return strings.HasPrefix(m.pkg, "./e2e/") }
 
 // run tries the mutants whose names begin with one of only; all without.
-func run(ctx context.Context, dir string, only []string) error {
+func run(ctx context.Context, dir string, only []string, outputs string) error {
 	mutants, err := load(dir, only)
 	if err != nil {
 		return err
@@ -63,52 +66,28 @@ func run(ctx context.Context, dir string, only []string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	verdicts := map[string]string{}
-	kernel := map[string][]mutant{}
+	if outputs != "" {
+		if err := os.MkdirAll(outputs, 0o755); err != nil {
+			return err
+		}
+	}
 	for i := range mutants {
-		m := &mutants[i]
-		overlay, err := mutate(*m, tmp)
-		if err != nil {
-			return err
-		}
-		if m.runsAgent() {
-			m.agent = filepath.Join(tmp, "ipvs-proxy-"+m.name)
-			err = build(ctx, overlay, "./cmd/ipvs-proxy", m.agent)
-		} else if verdicts[m.name], err = hostTest(ctx, *m, overlay); errors.Is(err, errSkipped) {
-			m.tests = filepath.Join(tmp, m.name+".test")
-			err = buildTest(ctx, overlay, m.pkg, m.tests)
-		}
-		if err != nil {
-			return fmt.Errorf("mutant %s: %w", m.name, err)
-		}
-		if m.agent != "" || m.tests != "" {
-			kernel[m.kernel] = append(kernel[m.kernel], *m)
-		}
-	}
-	for _, suite := range slices.Sorted(maps.Keys(kernel)) {
-		if err := kernelTests(ctx, suite, kernel[suite], tmp, verdicts); err != nil {
+		if mutants[i].overlay, err = mutate(mutants[i], tmp); err != nil {
 			return err
 		}
 	}
-	return report(mutants, verdicts)
-}
-
-const killed = "killed"
-
-func report(mutants []mutant, verdicts map[string]string) error {
-	survivors := 0
-	for _, m := range mutants {
-		v := verdicts[m.name]
-		if v != killed {
-			survivors++
-		}
-		fmt.Printf("%-9s %-26s %-60s %s\n", v, m.name, strings.TrimPrefix(m.pkg, "./")+" "+m.test, m.takesOut)
+	v := &verdicts{of: map[string]string{}, outputs: outputs}
+	h := &here{tmp: tmp, built: map[string]string{}, fared: map[string]string{}}
+	onHost, inLab, err := h.part(ctx, mutants, v)
+	if err != nil {
+		return err
 	}
-	fmt.Printf("mutants: %d killed, %d survived\n", len(mutants)-survivors, survivors)
-	if survivors > 0 {
-		return fmt.Errorf("%d of %d mutants were not noticed by their test", survivors, len(mutants))
-	}
-	return nil
+	var host, lab error
+	var wg sync.WaitGroup
+	wg.Go(func() { host = h.all(ctx, onHost, v) })
+	wg.Go(func() { lab = labTests(ctx, deal(inLab, batchSize), tmp, v) })
+	wg.Wait()
+	return errors.Join(host, lab, v.sum(mutants))
 }
 
 var header = regexp.MustCompile(`(?m)^(Row|Test|Takes out|Kernel): (.+)$`)
