@@ -212,6 +212,29 @@ func TestSortRanges(t *testing.T) {
 	}
 }
 
+// TestInsertRange: a range that comes to sorted ones gives what sorting all of them gives, and leaves them alone.
+func TestInsertRange(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	one := func() ipvs.Range {
+		return ipvs.RangeOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{20, 0, 0, byte(r.IntN(256))}), 24+r.IntN(9)))
+	}
+	for range 10_000 {
+		var all []ipvs.Range
+		for range r.IntN(20) {
+			all = append(all, one())
+		}
+		all = ipvs.SortRanges(all)
+		before, more := slices.Clone(all), one()
+		got := ipvs.InsertRange(all, more)
+		if !slices.Equal(all, before) {
+			t.Fatalf("%v became %v", before, all)
+		}
+		if want := ipvs.SortRanges(append(all, more)); !slices.Equal(got, want) {
+			t.Fatalf("%v and %v: %v, want %v", before, more, got, want)
+		}
+	}
+}
+
 // Of a change of many ranges, each that goes does so right before the first that needs its place: where such a change is
 // cut, few clients that may come before and after are turned away.
 func TestRangesChangePlaces(t *testing.T) {

@@ -219,6 +219,18 @@ func SortRanges(rs []Range) []Range {
 	return kept
 }
 
+// InsertRange gives ranges as SortRanges leaves them and one more, in a list of its own.
+func InsertRange(rs []Range, r Range) []Range {
+	at, _ := slices.BinarySearchFunc(rs, r, Range.Compare)
+	list := append(append(append(make([]Range, 0, len(rs)+1), rs[:at]...), r), rs[at:]...)
+	from := max(at-1, 0) // the only one before it that it can meet
+	to := at + 1
+	for to < len(list) && r.meets(list[to]) {
+		to++
+	}
+	return slices.Delete(list, from+len(SortRanges(list[from:to])), to)
+}
+
 // meets reports whether a range that begins no earlier overlaps with this one, or follows upon it.
 func (r Range) meets(later Range) bool {
 	return r.Contains(later.First) || r.Last.Next() == later.First

@@ -119,6 +119,8 @@ type compiler struct {
 	site Site
 	opt  Options
 	f    Fragment
+	// taken are the source ranges of each family, IPv4 and IPv6, once a frontend has asked for them.
+	taken [2]*sourceRanges
 	// warned are the texts of Problems that were noted already.
 	warned map[string]bool
 	// asked is where reasons go; nil: nobody asks, and none is made.

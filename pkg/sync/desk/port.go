@@ -87,22 +87,6 @@ func (c *portCompiler) sources(w way) ipvs.Sources {
 	return ipvs.SourcesMasqueraded
 }
 
-// ranges are the sources that may come to a load balancer's address. A process of the node that asks it is seen
-// with that address as its source, so it is let in where the node is.
-func (c *portCompiler) ranges(a netip.Addr) (rs []ipvs.Range) {
-	node := c.site.primary(a.Is4())
-	for _, p := range c.svc.SourceRanges {
-		if p.Addr().Is4() != a.Is4() {
-			continue
-		}
-		rs = append(rs, ipvs.RangeOf(p))
-		if p.Contains(node) {
-			rs = append(rs, ipvs.Range{First: a, Last: a})
-		}
-	}
-	return ipvs.SortRanges(rs)
-}
-
 // family is the place of a family in a pair.
 func family(ipv4 bool) int {
 	if ipv4 {
