@@ -20,9 +20,9 @@ import (
 // states: as an agent left it, tampered with, and as another proxy left it. The rehearsal writes nothing, and after the
 // start another one has nothing to say.
 func TestB73RehearsalIsTheStart(t *testing.T) {
-	n := 2000
+	n := 400
 	if testing.Short() {
-		n = 500
+		n = 150
 	}
 	steps, unlike := 0, map[string]int{}
 	for i := range n {
