@@ -114,15 +114,6 @@ func (s *scene) report(t *testing.T) *Report {
 	return Make(Input{Node: thisNode, Start: start, Services: s.model.Services()}.With(s.agent, s.left, nil))
 }
 
-func table1(t *testing.T, r *Report, all bool) string {
-	t.Helper()
-	var b strings.Builder
-	if err := r.Table(&b, all); err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
-}
-
 // start has an agent start on the scene's kernel, by writing what was said.
 func (s *scene) start(t *testing.T) {
 	t.Helper()
@@ -175,8 +166,8 @@ func kubeProxys() *scene {
 func TestB73Tables(t *testing.T) {
 	s := kubeProxys()
 	r := s.report(t)
-	golden(t, "kube-proxy.txt", table1(t, r, false))
-	golden(t, "kube-proxy-all.txt", table1(t, r, true))
+	golden(t, "kube-proxy.txt", r.Text(false))
+	golden(t, "kube-proxy-all.txt", r.Text(true))
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		t.Fatal(err)
@@ -188,17 +179,17 @@ func TestB73Tables(t *testing.T) {
 	if r = s.report(t); r.Differs() {
 		t.Errorf("after the start there is something to do: %v", r.Writes)
 	}
-	golden(t, "agent.txt", table1(t, r, false))
+	golden(t, "agent.txt", r.Text(false))
 	web := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.80"), Port: 80, Proto: ipvs.TCP}
 	changed := s.kernel.Servers[web]
 	changed.Reals = []ipvs.Real{{Addr: netip.MustParseAddrPort("10.244.1.10:8080"), Weight: 5}, changed.Reals[1]}
 	s.kernel.Servers[web] = changed
-	golden(t, "agent-changed.txt", table1(t, s.report(t), false))
+	golden(t, "agent-changed.txt", s.report(t).Text(false))
 
 	fresh := newScene()
 	fresh.service("default/web", []string{"10.96.0.80"}, nil, "10.244.1.10@node1")
 	fresh.opt.Desk.Scheduler, fresh.kernel.Schedulers = "wlc", []string{"rr"}
-	golden(t, "fresh.txt", table1(t, fresh.report(t), false))
+	golden(t, "fresh.txt", fresh.report(t).Text(false))
 }
 
 // B73: each count is of what there is: what stays and what goes is what was there.
@@ -235,7 +226,7 @@ func TestB73TableIsBounded(t *testing.T) {
 		s.service(fmt.Sprintf("many/s%05d", i), []string{vip}, func(svc *corev1.Service) { svc.Spec.ExternalIPs = []string{"198.51.100.9"} }, "10.244.2.10@node2", "10.244.2.11@node2")
 	}
 	r := s.report(t)
-	text := table1(t, r, false)
+	text := r.Text(false)
 	if lines := strings.Count(text, "\n"); lines > 160 {
 		t.Errorf("%d lines", lines)
 	}
@@ -247,7 +238,7 @@ func TestB73TableIsBounded(t *testing.T) {
 	if len(r.Writes) < 7*n || len(r.Services) != n {
 		t.Errorf("%d writes, %d Services", len(r.Writes), len(r.Services))
 	}
-	if all := table1(t, r, true); strings.Count(all, "\n") < 7*n {
+	if all := r.Text(true); strings.Count(all, "\n") < 7*n {
 		t.Errorf("--all has %d lines", strings.Count(all, "\n"))
 	}
 }
@@ -255,7 +246,7 @@ func TestB73TableIsBounded(t *testing.T) {
 // What is no command fits the width.
 func TestTableFitsItsWidth(t *testing.T) {
 	for _, all := range []bool{false, true} {
-		for line := range strings.Lines(table1(t, kubeProxys().report(t), all)) {
+		for line := range strings.Lines(kubeProxys().report(t).Text(all)) {
 			if n := len([]rune(strings.TrimRight(line, "\n"))); n > Width {
 				t.Errorf("%d columns: %s", n, line)
 			}

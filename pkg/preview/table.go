@@ -2,7 +2,6 @@ package preview
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -14,8 +13,8 @@ const Width = 100
 // most is how many writes, and how many Services, a table names: enough to see what it is about.
 const most = 20
 
-// Table prints a Report for a person, in Width columns as far as commands allow. With all, nothing is cut.
-func (r *Report) Table(w io.Writer, all bool) error {
+// Text prints a Report as a table for a person, in Width columns as far as commands allow. With all, nothing is cut.
+func (r *Report) Text(all bool) string {
 	t := &table{all: all}
 	t.head(r)
 	t.counts(r)
@@ -26,8 +25,7 @@ func (r *Report) Table(w io.Writer, all bool) error {
 	for _, warning := range r.Warnings {
 		t.wrap("warning: ", "         ", warning)
 	}
-	_, err := io.WriteString(w, t.b.String())
-	return err
+	return t.b.String()
 }
 
 type table struct {
