@@ -24,8 +24,9 @@ here; [the keys that they stand for](configuration.md) are.
 `
 
 // transcripts are what commands print, made by tests of their own.
-var transcripts = map[string]struct{ what, file string }{
-	"diff": {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "../../pkg/preview/testdata/kube-proxy.txt"},
+var transcripts = map[string]struct{ what, called, file string }{
+	"diff": {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"},
+	"explain": {"On the same node, once the agent is at work:", "explain shop/edge", "../../pkg/preview/testdata/explain-edge.txt"},
 }
 
 // TestReference keeps docs/commands.md: each command's description and flags, as its --help has them.
@@ -63,7 +64,7 @@ func describe(t *testing.T, b *strings.Builder, c *cobra.Command) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(b, "\n%s\n\n```\n$ ipvs-proxy %s\n%s```\n", of.what, c.Name(), printed)
+		fmt.Fprintf(b, "\n%s\n\n```\n$ ipvs-proxy %s\n%s```\n", of.what, of.called, printed)
 	}
 	if flags := c.NonInheritedFlags().FlagUsages(); flags != "" {
 		fmt.Fprintf(b, "\n```\n%s```\n", flags)
