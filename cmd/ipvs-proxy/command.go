@@ -16,7 +16,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newInit(), newCheck(), newCleanup(), newVersion())
+	root.AddCommand(newRun(), newInit(), newCheck(), newDiff(), newExplain(), newCleanup(), newVersion())
 	return root
 }
 

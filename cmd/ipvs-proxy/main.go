@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -15,7 +16,19 @@ func main() {
 	cmd := newCommand()
 	cmd.SetArgs(arguments(os.Args))
 	if err := cmd.ExecuteContext(ctx); err != nil {
-		complain(os.Stderr, fmt.Sprintf("ipvs-proxy: %v", err))
-		os.Exit(1)
+		status := exitStatus{status: 1, err: err}
+		errors.As(err, &status)
+		if status.err != nil {
+			complain(os.Stderr, fmt.Sprintf("ipvs-proxy: %v", status.err))
+		}
+		os.Exit(status.status)
 	}
 }
+
+// exitStatus ends the process with a status of its own.
+type exitStatus struct {
+	status int
+	err    error // nil: there is nothing to complain of
+}
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d: %v", e.status, e.err) }

@@ -23,6 +23,12 @@ that was made for kube-proxy stays as it is. Flags of kube-proxy that have no ef
 here; [the keys that they stand for](configuration.md) are.
 `
 
+// transcripts are what commands print, made by tests of their own.
+var transcripts = map[string]struct{ what, called, file string }{
+	"diff": {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"},
+	"explain": {"On the same node, once the agent is at work:", "explain shop/edge", "../../pkg/preview/testdata/explain-edge.txt"},
+}
+
 // TestReference keeps docs/commands.md: each command's description and flags, as its --help has them.
 func TestReference(t *testing.T) {
 	var b strings.Builder
@@ -53,6 +59,13 @@ func describe(t *testing.T, b *strings.Builder, c *cobra.Command) {
 		t.Errorf("%s says nothing of itself", c.Name())
 	}
 	fmt.Fprintf(b, "\n## ipvs-proxy %s\n\n%s\n", c.Name(), text)
+	if of, has := transcripts[c.Name()]; has {
+		printed, err := os.ReadFile(of.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(b, "\n%s\n\n```\n$ ipvs-proxy %s\n%s```\n", of.what, of.called, printed)
+	}
 	if flags := c.NonInheritedFlags().FlagUsages(); flags != "" {
 		fmt.Fprintf(b, "\n```\n%s```\n", flags)
 	}

@@ -34,15 +34,19 @@ type source struct {
 	api  *cluster.Kubernetes // nil: a directory
 }
 
-// open makes the source. The API server need not be there.
+// open makes the source, which tells a log of what goes wrong. The API server need not be there.
 func (s *sourceFlags) open(c *config.Config, model *cluster.Model, log *zap.Logger) (source, error) {
-	report := func(err error) {
+	return s.openTelling(c, model, log, func(err error) {
 		if t := (cluster.Trouble{}); errors.As(err, &t) && (t.Mended || t.Note()) {
 			log.Info("source", zap.Error(err))
 			return
 		}
 		log.Warn("source", zap.Error(err))
-	}
+	})
+}
+
+// openTelling makes the source, which reports to whoever asks what goes wrong.
+func (s *sourceFlags) openTelling(c *config.Config, model *cluster.Model, log *zap.Logger, report func(error)) (source, error) {
 	conn := &c.Proxy.ClientConnection
 	if s.dir != "" {
 		if s.master != "" || s.kubeconfig() {

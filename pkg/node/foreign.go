@@ -44,9 +44,7 @@ var proxies = []struct {
 }{
 	{"kube-proxy in nftables mode", func(table, _ string) bool { return table == "kube-proxy" }},
 	{"kube-router", func(_, chain string) bool { return strings.HasPrefix(chain, "KUBE-ROUTER-") }},
-	{"kube-proxy in iptables or ipvs mode", func(_, chain string) bool {
-		return strings.HasPrefix(chain, "KUBE-") && !slices.ContainsFunc(notProxies, func(p string) bool { return strings.HasPrefix(chain, p) })
-	}},
+	{"kube-proxy in iptables or ipvs mode", func(_, chain string) bool { return isKubeProxyChain(chain) }},
 }
 
 // notProxies are chains of the same manner that the kubelet makes, or a controller of network policies.

@@ -137,6 +137,11 @@ func (k *Kernel) SetNode(l ipvs.Local) {
 	}
 }
 
+// HasScheduler says what is in Schedulers.
+func (k *Kernel) HasScheduler(_ context.Context, name string) (bool, error) {
+	return slices.Contains(k.Schedulers, name), nil
+}
+
 // SetPods keeps the ranges.
 func (k *Kernel) SetPods(pods []netip.Prefix) error {
 	k.Pods = pods
@@ -155,6 +160,10 @@ func (k *Kernel) Base(context.Context) (r ipvs.BaseReport, err error) {
 	if err := k.readable(); err != nil {
 		return r, err
 	}
+	return k.base(), nil
+}
+
+func (k *Kernel) base() (r ipvs.BaseReport) {
 	if !k.Link {
 		k.Link, r.LinkCreated = true, true
 		r.Wrote = append(r.Wrote, "ip link add kube-ipvs0 type dummy")
@@ -163,7 +172,7 @@ func (k *Kernel) Base(context.Context) (r ipvs.BaseReport, err error) {
 		k.Table, r.TableCreated = true, true
 		r.Wrote = append(r.Wrote, "nft add table inet ipvs-proxy")
 	}
-	return r, nil
+	return r
 }
 
 // Observe reads some Keys.

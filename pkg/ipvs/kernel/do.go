@@ -2,12 +2,23 @@ package kernel
 
 import (
 	"context"
+	"errors"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
+// errReadOnly is the outcome of every write of a Kernel that only reads.
+var errReadOnly = errors.New("this process only looks at the kernel")
+
 // Do writes a plan phase by phase.
 func (k *Kernel) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
+	if k.readOnly {
+		out := make([]ipvs.Outcome, len(plan))
+		for i := range out {
+			out[i].Err = errReadOnly
+		}
+		return out
+	}
 	out := ipvs.Execute(ctx, plan, k.write)
 	for i, o := range out {
 		if is := plan[i].Op.Effect(); is.Set == ipvs.SetRanges && o.Err != nil {

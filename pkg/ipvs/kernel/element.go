@@ -172,6 +172,9 @@ func (n *nftDoor) all(ctx context.Context, s ipvs.Set, f func(ipvs.Element)) err
 			found, err = n.list(ctx, s, fm, found[:0])
 			return err
 		})
+		if n.cfg.ReadOnly && errors.Is(err, unix.ENOENT) {
+			err = nil // nobody has made the set yet
+		}
 		if err != nil {
 			return fmt.Errorf("list nftables set %s: %w", fm.set(s), err)
 		}

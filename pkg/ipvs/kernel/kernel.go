@@ -39,6 +39,8 @@ type Config struct {
 	Timeouts Timeouts
 	// Conntrack is how connection tracking is tuned; its zero value leaves all as it is.
 	Conntrack Conntrack
+	// ReadOnly: nothing is written. Base says what it would write, and Do must not be called.
+	ReadOnly bool
 }
 
 // Kernel is the kernel of this network namespace. What its methods promise is said by their user,
@@ -53,6 +55,7 @@ type Kernel struct {
 	canary    *canary
 	settings  []Setting
 	timeouts  Timeouts
+	readOnly  bool
 	// ranged are Keys that may have source ranges though they are in no set that says so.
 	ranged map[ipvs.Key]bool
 }
@@ -87,8 +90,9 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts}
+	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts, readOnly: cfg.ReadOnly}
 	if k.link, err = openLink(cfg.Binding); err == nil {
+		k.link.readOnly = cfg.ReadOnly
 		k.nft, err = newNFT(cfg)
 	}
 	if err == nil && lacksInet(ctx, k.nft.sock) {
@@ -150,15 +154,15 @@ func MayAdminister() error {
 	return nil
 }
 
-// Base sees to interface, nftables table and sysctls.
+// Base sees to interface, nftables table and sysctls. With ReadOnly it decides the same, and leaves out the writes.
 func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
-	r.Wrote, r.Warnings = EnsureSettings(k.settings)
+	r.Wrote, r.Warnings = ensureSettings(sysctlRoot, k.settings, k.readOnly)
 	bridges, err := BridgeTrouble(ctx)
 	if err != nil {
 		bridges = []error{err}
 	}
 	r.Warnings = append(r.Warnings, bridges...)
-	set, err := k.ipvs.ensureTimeouts(ctx, k.timeouts)
+	set, err := k.ipvs.ensureTimeouts(ctx, k.timeouts, k.readOnly)
 	r.Wrote = append(r.Wrote, set...)
 	if err != nil {
 		r.Warnings = append(r.Warnings, err)

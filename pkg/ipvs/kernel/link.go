@@ -34,6 +34,8 @@ type linkDoor struct {
 	b       batch
 	binding Binding
 	index   int // of the interface; 0 while it is not known
+	// readOnly: the interface is neither made nor set up.
+	readOnly bool
 	// unbinding is told of what the kernel will not say that we did it; nil: nobody listens.
 	unbinding *expected
 	// found, where set, is told where the interface is when it is looked for, and whether it was up.
@@ -67,10 +69,19 @@ func (l *linkDoor) close() {
 	l.sock.close()
 }
 
+// How the interface is made, as a person would type it.
+const (
+	linkAdd = "ip link add " + linkName + " type dummy"
+	linkUp  = "ip link set " + linkName + " up"
+)
+
 // ensure makes the interface and sets it up: IPv6 routes need it up.
 func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 	link, err := l.h.LinkByName(linkName)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		if l.readOnly {
+			return []string{linkAdd, linkUp}, true, nil
+		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = linkName
 		if err := l.h.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil {
@@ -79,7 +90,7 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 			}
 			return nil, false, fmt.Errorf("add interface %s: %w", linkName, err)
 		}
-		wrote, created = append(wrote, "ip link add "+linkName+" type dummy"), true
+		wrote, created = append(wrote, linkAdd), true
 		link, err = l.h.LinkByName(linkName)
 	}
 	if err != nil {
@@ -96,11 +107,13 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 	up := link.Attrs().Flags&net.FlagUp != 0
 	l.tell(l.index, up)
 	if !up {
-		if err := l.h.LinkSetUp(link); err != nil {
-			return wrote, created, fmt.Errorf("set interface %s up: %w", linkName, err)
+		if !l.readOnly {
+			if err := l.h.LinkSetUp(link); err != nil {
+				return wrote, created, fmt.Errorf("set interface %s up: %w", linkName, err)
+			}
 		}
 		// When it went down, its IPv6 addresses and routes went for good.
-		wrote, created = append(wrote, "ip link set "+linkName+" up"), true
+		wrote, created = append(wrote, linkUp), true
 	}
 	return wrote, created, nil
 }

@@ -64,6 +64,15 @@ func NeedScheduler(name string) Need {
 	return Need{"ip_vs_" + name, func(ctx context.Context) error { return tryScheduler(ctx, name) }}
 }
 
+// HasScheduler asks the kernel for a scheduler, which it then loads where it can. Nothing else changes.
+func (*Kernel) HasScheduler(ctx context.Context, name string) (bool, error) {
+	err := tryScheduler(ctx, name)
+	if errors.As(err, new(*MissingModuleError)) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // ask sends one request and returns the kernel's answer to it. An answer that does not come is no errno.
 func ask(ctx context.Context, protocol int, fill func(*batch)) error {
 	s := newSocket(protocol)

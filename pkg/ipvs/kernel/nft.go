@@ -106,18 +106,24 @@ func (n *nftDoor) ensure(ctx context.Context) (wrote []string, created bool, err
 		}
 	}
 	if missing != "" {
-		if err := n.build(c); err != nil {
-			return nil, created, err
+		if !n.cfg.ReadOnly {
+			if err := n.build(c); err != nil {
+				return nil, created, err
+			}
 		}
 		wrote = append(wrote, "nft add "+missing)
 	}
-	right, err := n.rulesAreRight(ctx)
-	if err != nil {
-		return wrote, created, err
+	right := false
+	if !created || !n.cfg.ReadOnly { // there are rules to be read
+		if right, err = n.rulesAreRight(ctx); err != nil {
+			return wrote, created, err
+		}
 	}
 	if !right && (created || !n.cfg.PodsFollow) {
-		if err := n.writeRules(ctx); err != nil {
-			return wrote, created, err
+		if !n.cfg.ReadOnly {
+			if err := n.writeRules(ctx); err != nil {
+				return wrote, created, err
+			}
 		}
 		wrote = append(wrote, "nft replace the rules of table inet "+tableName)
 	}

@@ -115,8 +115,9 @@ func (s Setting) Writable() error {
 	return unix.Faccessat(unix.AT_FDCWD, sysctlRoot+s.Name, unix.W_OK, unix.AT_EACCESS)
 }
 
-// ensure reads the setting and writes it only where it is wrong. Its error says what follows for the traffic.
-func (s Setting) ensure(root string) (wrote bool, err error) {
+// ensure reads the setting and writes it only where it is wrong; with readOnly it asks whether it could. Its error says
+// what follows for the traffic.
+func (s Setting) ensure(root string, readOnly bool) (wrote bool, err error) {
 	have, right, err := s.read(root)
 	switch {
 	case err != nil:
@@ -132,7 +133,9 @@ func (s Setting) ensure(root string) (wrote bool, err error) {
 	// It exists, so it is not to be created: the error then speaks of the write.
 	f, err := os.OpenFile(root+s.Name, os.O_WRONLY, 0)
 	if err == nil {
-		_, err = f.WriteString(s.Want)
+		if !readOnly {
+			_, err = f.WriteString(s.Want)
+		}
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
@@ -144,12 +147,12 @@ func (s Setting) ensure(root string) (wrote bool, err error) {
 // EnsureSettings sees to each setting. One that cannot be written is reported and does not stop the rest: the
 // node may be set up by other means, and what works without it should work.
 func EnsureSettings(list []Setting) (wrote []string, warnings []error) {
-	return ensureSettings(sysctlRoot, list)
+	return ensureSettings(sysctlRoot, list, false)
 }
 
-func ensureSettings(root string, list []Setting) (wrote []string, warnings []error) {
+func ensureSettings(root string, list []Setting, readOnly bool) (wrote []string, warnings []error) {
 	for _, s := range list {
-		changed, err := s.ensure(root)
+		changed, err := s.ensure(root, readOnly)
 		if err != nil {
 			warnings = append(warnings, err)
 		}

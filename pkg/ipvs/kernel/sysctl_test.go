@@ -32,12 +32,16 @@ func valueOf(t *testing.T, root, name string) string {
 // TestEnsureSettings: only what is wrong is written, and what cannot be is said with all that one needs to know.
 func TestEnsureSettings(t *testing.T) {
 	root := procSys(t, map[string]string{"net/right": "1", "net/wrong": "0"})
+	would, warnings := ensureSettings(root, []Setting{{Name: "net/right", Want: "1"}, {Name: "net/wrong", Want: "1"}}, true)
+	if len(would) != 1 || would[0] != "sysctl -w net/wrong=1" || len(warnings) > 0 || valueOf(t, root, "net/wrong") != "0" {
+		t.Errorf("asked what it would write: %q, %v, and then it is %q", would, warnings, valueOf(t, root, "net/wrong"))
+	}
 	wrote, warnings := ensureSettings(root, []Setting{
 		{Name: "net/right", Want: "1", Else: "a"},
 		{Name: "net/wrong", Want: "1", Else: "b"},
 		{Name: "net/missing", Want: "1", Else: "pigs fly"},
 		{Name: "net/ipv6/conf/all/forwarding", Want: "1", Else: "IPv6 is off and nobody minds"},
-	})
+	}, false)
 	if len(wrote) != 1 || wrote[0] != "sysctl -w net/wrong=1" {
 		t.Errorf("wrote %q", wrote)
 	}
@@ -53,7 +57,7 @@ func TestEnsureSettings(t *testing.T) {
 			t.Errorf("%q does not say %q", warnings[0], want)
 		}
 	}
-	if wrote, warnings := ensureSettings(root, []Setting{{Name: "net/wrong", Want: "1"}}); len(wrote)+len(warnings) > 0 {
+	if wrote, warnings := ensureSettings(root, []Setting{{Name: "net/wrong", Want: "1"}}, false); len(wrote)+len(warnings) > 0 {
 		t.Errorf("the second time: %q, %v", wrote, warnings)
 	}
 }

@@ -34,8 +34,8 @@ func (t Timeouts) seconds() (s timeouts) {
 	return s
 }
 
-// ensureTimeouts sets those that are wanted and different.
-func (v *ipvsDoor) ensureTimeouts(ctx context.Context, wanted Timeouts) (wrote []string, err error) {
+// ensureTimeouts sets those that are wanted and different; with readOnly it only says how.
+func (v *ipvsDoor) ensureTimeouts(ctx context.Context, wanted Timeouts, readOnly bool) (wrote []string, err error) {
 	want := wanted.seconds()
 	if want == (timeouts{}) {
 		return nil, nil
@@ -52,6 +52,9 @@ func (v *ipvsDoor) ensureTimeouts(ctx context.Context, wanted Timeouts) (wrote [
 		return nil, nil
 	}
 	line := "ipvsadm --set " + strings.Trim(fmt.Sprint(want), "[]")
+	if readOnly {
+		return []string{line}, nil
+	}
 	v.b.reset()
 	v.begin(&v.b, cmdSetConfig, 0)
 	for i, s := range want {

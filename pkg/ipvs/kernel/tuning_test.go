@@ -45,7 +45,7 @@ func TestAtLeast(t *testing.T) {
 	c := Conntrack{MaxPerCore: 1000, UDP: 30 * time.Second}
 	for have, want := range map[string]string{"999": "1000", "1000": "1000", "1001": "1001", "262144": "262144", "0": "0"} {
 		root := procSys(t, map[string]string{room: have, timeout: "180"})
-		wrote, warnings := ensureSettings(root, c.settings(1))
+		wrote, warnings := ensureSettings(root, c.settings(1), false)
 		if got := valueOf(t, root, room); got != want || len(warnings) > 0 {
 			t.Errorf("room %s became %q (%q, %v), want %s", have, got, wrote, warnings, want)
 		}
@@ -81,7 +81,7 @@ func TestConntrackOfANamespace(t *testing.T) {
 	}
 	c := Conntrack{MaxPerCore: max, TCPEstablished: 1000 * time.Second, TCPCloseWait: 1001 * time.Second, UDP: 1002 * time.Second,
 		UDPStream: 1003 * time.Second, TCPBeLiberal: true}
-	wrote, warnings := ensureSettings(sysctlRoot, c.settings(1))
+	wrote, warnings := ensureSettings(sysctlRoot, c.settings(1), false)
 	if len(wrote) != 5 || len(warnings) > 0 {
 		t.Errorf("wrote %q, warnings %v; want five writes and no warning", wrote, warnings)
 	}
@@ -90,7 +90,7 @@ func TestConntrackOfANamespace(t *testing.T) {
 			t.Errorf("%s is %s, want %s (%v)", s.Name, value, s.Should(), err)
 		}
 	}
-	wrote, warnings = ensureSettings(sysctlRoot, Conntrack{MaxPerCore: max, Min: max + 1}.settings(1))
+	wrote, warnings = ensureSettings(sysctlRoot, Conntrack{MaxPerCore: max, Min: max + 1}.settings(1), false)
 	if len(wrote) > 0 || len(warnings) != 1 || !strings.Contains(warnings[0].Error(), fmt.Sprintf("%s is %d, should be at least %d", room, max, max+1)) {
 		t.Errorf("too small: wrote %q, warnings %v", wrote, warnings)
 	}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
+)
+
+func newDiff() *cobra.Command {
+	var l lookFlags
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "diff",
+		Short: "Say what run would change on this node, and change nothing",
+		Long: `Say what run would change on this node, and change nothing.
+
+It takes the flags and the configuration of run, reads the cluster and the kernel, and goes through a start of the agent
+with the writes left out: what it prints is what run would write. Beside a kube-proxy that is at work, that is what would
+stay, come, change and go, and which Services would behave otherwise, each with its reason (docs/reasons.md). Beside an
+agent, it is what the agent has still to do. It needs CAP_NET_ADMIN, without which IPVS cannot be read. Asking for a part
+of the kernel makes the kernel load the module that has it. Entries of connection tracking, which run deletes where they
+bypass a UDP Service, are not listed: they come and go with the traffic.
+
+The exit status is 0 where nothing is to do, 1 where something is, 2 where that cannot be said.`,
+		Args: troubled(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in, err := l.look(cmd)
+			if err != nil {
+				return trouble(err)
+			}
+			report := preview.Make(in)
+			if err := l.print(cmd.OutOrStdout(), report, func() string { return report.Text(all) }); err != nil {
+				return trouble(err)
+			}
+			if report.Differs() {
+				return exitStatus{status: foundSomething}
+			}
+			return nil
+		},
+	}
+	l.add(cmd, "how to print it: table, json or yaml; a table names the first 20 writes and Services and counts the others")
+	cmd.Flags().BoolVar(&all, "all", false, "name every write and every Service in the table")
+	return cmd
+}

@@ -1,0 +1,229 @@
+package preview
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
+)
+
+// Explained is what becomes of one Service on a node, and why. Its fields are what -o json gives.
+type Explained struct {
+	Node    string `json:"node"`
+	Service string `json:"service"`
+	// Type and the policies are the Service's.
+	Type           string `json:"type"`
+	InternalPolicy string `json:"internalTrafficPolicy"`
+	// ExternalPolicy is "" where it cannot be reached from outside.
+	ExternalPolicy string     `json:"externalTrafficPolicy,omitempty"`
+	Frontends      []Frontend `json:"frontends"`
+	// Refused is what it may not have.
+	Refused []Finding `json:"refused"`
+	// Writes are what the kernel lacks of it, or has too much; none: they agree.
+	Writes []Write `json:"writes"`
+}
+
+// Frontend is one address, port and protocol of a Service.
+type Frontend struct {
+	Key string `json:"frontend"`
+	// By says what the address is: ClusterIP, load balancer, node port, external IP.
+	By string `json:"by"`
+	// Inside is where clients inside the cluster are sent in its place; "": nowhere.
+	Inside    string     `json:"redirectsInside,omitempty"`
+	Endpoints []Endpoint `json:"endpoints"`
+	// Reason is why it does not serve, or not everybody.
+	Reason
+}
+
+// Endpoint is one of a frontend, or one that is left out.
+type Endpoint struct {
+	Addr string `json:"address"`
+	Node string `json:"node,omitempty"`
+	Used bool   `json:"used"`
+	// Reason is why it is left out, or used all the same.
+	Reason
+}
+
+// UnknownServiceError: there is no such Service, or it is not for this proxy.
+type UnknownServiceError struct {
+	Service cluster.ID
+	Near    []cluster.ID // that may have been meant
+}
+
+func (e *UnknownServiceError) Error() string {
+	text := fmt.Sprintf("no Service %s that this proxy serves", e.Service)
+	if len(e.Near) == 0 {
+		return text
+	}
+	var names []string
+	for _, id := range e.Near {
+		names = append(names, id.String())
+	}
+	return text + "; there is " + strings.Join(names, ", ")
+}
+
+// ranks are what an address is by which a Service claims it.
+var ranks = map[desk.Rank]string{desk.RankClusterIP: "ClusterIP", desk.RankLoadBalancer: "load balancer", desk.RankNodePort: "node port", desk.RankExternalIP: "external IP"}
+
+// Explain says what becomes of a Service. The error is an UnknownServiceError.
+func Explain(in Input, id cluster.ID) (*Explained, error) {
+	s := in.Start.Snapshot(id)
+	if s.Service == nil {
+		return nil, &UnknownServiceError{id, near(id, in.Services)}
+	}
+	b := newBecause(in.Start, []cluster.ID{id})
+	x := &Explained{Node: in.Node, Service: id.String(), Type: s.Service.Type.String(), InternalPolicy: policy(s.Service.InternalLocal),
+		Frontends: []Frontend{}, Refused: []Finding{}, Writes: []Write{}}
+	if s.Service.Type != cluster.TypeClusterIP || len(s.Service.ExternalIPs) > 0 {
+		x.ExternalPolicy = policy(s.Service.ExternalLocal)
+	}
+	e := b.explained[id]
+	for _, f := range e.Frontends {
+		x.Frontends = append(x.Frontends, b.frontend(f))
+	}
+	for _, r := range e.Refused {
+		what := r.Field
+		if r.Addr.IsValid() {
+			what = r.Addr.String() + " of " + r.Field
+		}
+		x.Refused = append(x.Refused, Finding{what, b.coded(r.Why)})
+	}
+	for _, step := range in.Start.Steps {
+		if w := b.write(step); w.Service == id.String() {
+			x.Writes = append(x.Writes, w)
+		}
+	}
+	return x, nil
+}
+
+func policy(local bool) string {
+	if local {
+		return "Local"
+	}
+	return "Cluster"
+}
+
+func (b *because) frontend(f desk.Explained) Frontend {
+	is := Frontend{Key: f.Key.String(), By: ranks[f.Rank], Endpoints: []Endpoint{}, Reason: b.coded(f.Why)}
+	if f.Owner != (cluster.ID{}) {
+		is.Why = "It is " + f.Owner.String() + "'s. " + is.Why
+	}
+	if f.Redirect.IsValid() {
+		is.Inside = f.Redirect.String()
+	}
+	for _, ep := range f.Endpoints {
+		is.Endpoints = append(is.Endpoints, Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: b.coded(ep.Why)})
+	}
+	return is
+}
+
+// InOrder reports whether all of it serves, and the kernel agrees.
+func (x *Explained) InOrder() bool {
+	return len(x.Writes)+len(x.Refused) == 0 && !slices.ContainsFunc(x.Frontends, func(f Frontend) bool { return f.Reason != Reason{} })
+}
+
+// nearest is how many Services an UnknownServiceError names.
+const nearest = 3
+
+// near are the Services that may have been meant: of the name in other namespaces, and those spelt alike.
+func near(id cluster.ID, all []cluster.ID) (list []cluster.ID) {
+	type candidate struct {
+		id   cluster.ID
+		away int
+	}
+	var found []candidate
+	for _, o := range all {
+		away := distance(id.String(), o.String())
+		if o.Name == id.Name {
+			away = 0
+		}
+		if away <= 3 {
+			found = append(found, candidate{o, away})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(a.away, b.away) })
+	for _, c := range found[:min(len(found), nearest)] {
+		list = append(list, c.id)
+	}
+	return list
+}
+
+// distance counts the letters to change, add or drop that make a text another one; of very different lengths, their
+// difference.
+func distance(a, b string) int {
+	if d := len(a) - len(b); max(d, -d) > 3 {
+		return max(d, -d)
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := before
+			if a[i] != b[j] {
+				change++
+			}
+			before = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// Text prints it for a person.
+func (x *Explained) Text() string {
+	t := &table{}
+	head := fmt.Sprintf("%s  %s on %s, internal policy %s", x.Service, x.Type, x.Node, x.InternalPolicy)
+	if x.ExternalPolicy != "" {
+		head += ", external policy " + x.ExternalPolicy
+	}
+	t.line("%s", head)
+	for _, f := range x.Frontends {
+		t.frontend(f)
+	}
+	for _, r := range x.Refused {
+		t.line("\nrefused: %s", r.What)
+		t.reason("    ", r.Reason)
+	}
+	t.line("")
+	if len(x.Writes) == 0 {
+		t.line("kernel: agrees")
+		return t.b.String()
+	}
+	t.line("kernel: differs")
+	for _, w := range x.Writes {
+		t.command("  "+marks[w.Verb]+" ", w.Line)
+	}
+	return t.b.String()
+}
+
+func (t *table) frontend(f Frontend) {
+	t.line("\n%s  %s", f.Key, f.By)
+	t.reason("    ", f.Reason)
+	if f.Inside != "" {
+		t.line("  clients inside the cluster are sent to %s", f.Inside)
+	}
+	for _, used := range []bool{true, false} {
+		for _, ep := range f.Endpoints {
+			if ep.Used != used {
+				continue
+			}
+			to := "  -> "
+			if !used {
+				to = "  x  "
+			}
+			where := ep.Addr
+			if ep.Node != "" {
+				where += "  " + ep.Node
+			}
+			t.line("%s%s", to, where)
+			t.reason("       ", ep.Reason)
+		}
+	}
+}

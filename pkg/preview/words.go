@@ -1,0 +1,47 @@
+package preview
+
+import "strconv"
+
+// number prints a number with commas between thousands.
+func number(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// count prints a number of things.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return number(n) + " " + what + "s"
+}
+
+func servers(s Servers) string {
+	return count(s.Virtual, "virtual server") + " with " + count(s.Real, "real server")
+}
+
+// tally is how many there are, and of which verbs.
+func tally(ws []Write, what string) string {
+	return count(len(ws), "other "+what) + " (" + signs(ws) + ")"
+}
+
+// signs counts writes by verb.
+func signs(ws []Write) (text string) {
+	n := map[Verb]int{}
+	for _, w := range ws {
+		n[w.Verb]++
+	}
+	for _, v := range []Verb{Come, Change, Go} {
+		if n[v] == 0 {
+			continue
+		}
+		if text != "" {
+			text += " "
+		}
+		text += marks[v] + number(n[v])
+	}
+	return text
+}
