@@ -95,6 +95,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	defer k.Close()
 
+	sopt.Proxies = k
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
@@ -121,6 +122,7 @@ func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err err
 		DrainDeadline: c.Own.DrainDeadline.Duration,
 		AuditPeriod:   c.Own.AuditPeriod.Duration,
 		AuditCPU:      *c.Own.AuditCPU,
+		KeepLeftovers: c.Own.Takeover.Leftovers == config.LeftoversKeep,
 	}
 	if opt.Desk.NodePorts, warnings, err = desk.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
 		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, or one of primary, all and localhost")

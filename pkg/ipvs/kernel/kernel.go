@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/legacy"
 )
 
 // Config is what the constant part of the kernel's state depends on.
@@ -53,6 +54,8 @@ type Kernel struct {
 	canary    *canary
 	settings  []Setting
 	timeouts  Timeouts
+	sets      *setDoor
+	traces    legacy.Traces
 	// ranged are Keys that may have source ranges though they are in no set that says so.
 	ranged map[ipvs.Key]bool
 }
@@ -87,7 +90,8 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts}
+	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts,
+		sets: newSetDoor(), traces: legacy.Traces{}}
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.nft, err = newNFT(cfg)
 	}
@@ -125,6 +129,7 @@ func (k *Kernel) Close() {
 	k.ipvs.close()
 	k.conntrack.close()
 	k.detector.reset()
+	k.sets.sock.close()
 	if k.link != nil {
 		k.link.close()
 	}
