@@ -85,6 +85,10 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
+	place, err := node.Take(c.Own.ServiceProxyName)
+	if err != nil {
+		return err
+	}
 	k, err := kernel.Open(ctx, kernelConfig(c))
 	if err != nil && ctx.Err() != nil { // asked to stop: that the kernel was not waited for is no failure
 		log.Info("stopped before the kernel was looked at")
@@ -102,7 +106,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	parts := []func(context.Context) error{
 		src.run, loop.Run,
 		func(ctx context.Context) error {
-			return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+			return place.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
 		},
 		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}

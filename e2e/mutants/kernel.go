@@ -26,7 +26,7 @@ type kernelRun struct {
 
 // kernelTests runs the tests of mutants on the kernel of a Debian suite, or where that is empty on the lab's choice.
 func kernelTests(ctx context.Context, suite string, mutants []mutant, tmp string, verdicts map[string]string) (err error) {
-	r := &kernelRun{tmp: tmp, outputs: map[string]*bytes.Buffer{}, job: machine.Job{Files: map[string]string{}, Kernel: suite,
+	r := &kernelRun{tmp: tmp, outputs: map[string]*bytes.Buffer{}, job: machine.Job{Files: map[string]string{}, Kernel: suite, KubeProxy: true,
 		Timeout: 5*time.Minute + time.Duration(len(mutants))*2*time.Minute, Memory: 2048 + 32*len(mutants), Output: io.Discard}}
 	whole := filepath.Join(tmp, "ipvs-proxy")
 	if err := build(ctx, "", "./cmd/ipvs-proxy", whole); err != nil {

@@ -3,18 +3,22 @@ package machine
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 )
 
-// What kube-proxy in its ipvs mode asks of a machine, besides what the agent does: it starts these programs, and
+// What kube-proxy asks of a machine, besides what the agent does: it starts these programs, and
 // their rules need these modules. The kernel of the lab loads nothing by itself.
 var (
 	kubeProxyTools = []tool{
 		{"xtables-nft-multi", "iptables"}, // all iptables-... programs in one
+		{"xtables-legacy-multi", "iptables"},
 		{"ipset", "ipset"},
 	}
 	kubeProxyModules = []string{
 		"nft_compat", "x_tables", "ip_set", "ip_set_*", "xt_set", "xt_comment", "xt_mark", "xt_MASQUERADE", "xt_addrtype",
 		"xt_conntrack", "xt_tcpudp", "xt_statistic", "xt_nat", "xt_recent", "xt_multiport", "xt_physdev", "ipt_REJECT", "ip6t_REJECT",
+		// iptables-legacy
+		"ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle", "ip6_tables", "ip6table_filter", "ip6table_nat", "ip6table_mangle",
 	}
 	kubeProxyLinks = []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"}
 )
@@ -23,6 +27,10 @@ var (
 func addKubeProxy(im image) error {
 	for _, name := range kubeProxyLinks {
 		im.link("/usr/sbin/"+name, "xtables-nft-multi")
+		program, what, _ := strings.Cut(name, "-")
+		for _, of := range []string{"nft", "legacy"} {
+			im.link("/usr/sbin/"+strings.TrimSuffix(program+"-"+of+"-"+what, "-"), "xtables-"+of+"-multi")
+		}
 	}
 	dirs, _ := filepath.Glob("/usr/lib/*/xtables")
 	if len(dirs) == 0 {
