@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -24,7 +25,7 @@ var (
 )
 
 // addKubeProxy adds the names under which kube-proxy starts iptables, and its extensions.
-func addKubeProxy(im image) error {
+func addKubeProxy(ctx context.Context, im image) error {
 	for _, name := range kubeProxyLinks {
 		im.link("/usr/sbin/"+name, "xtables-nft-multi")
 		program, what, _ := strings.Cut(name, "-")
@@ -35,6 +36,9 @@ func addKubeProxy(im image) error {
 	dirs, _ := filepath.Glob("/usr/lib/*/xtables")
 	if len(dirs) == 0 {
 		return fmt.Errorf("no extensions of iptables in /usr/lib/*/xtables")
+	}
+	if err := im.librariesOf(ctx, filepath.Join(dirs[0], "libxt_statistic.so")); err != nil { // the one that needs libm
+		return err
 	}
 	return im.tree(dirs[0], dirs[0])
 }

@@ -90,6 +90,28 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
+	return open(ctx, cfg, v)
+}
+
+// OpenRemains opens the door for a clean-up. Where the kernel has no IPVS, as after its module was taken out, there are no
+// virtual servers.
+func OpenRemains(ctx context.Context) (*Kernel, error) { return openRemains(ctx, familyName) }
+
+func openRemains(ctx context.Context, familyName string) (*Kernel, error) {
+	if err := MayAdminister(); err != nil {
+		return nil, err
+	}
+	v, err := openIPVS(ctx, familyName)
+	if errors.As(err, new(*MissingModuleError)) {
+		v, err = &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{fd: -1}, absent: true}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return open(ctx, Config{}, v)
+}
+
+func open(ctx context.Context, cfg Config, v *ipvsDoor) (_ *Kernel, err error) {
 	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts,
 		sets: newSetDoor(), traces: legacy.Traces{}}
 	if k.link, err = openLink(cfg.Binding); err == nil {
@@ -101,7 +123,7 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err == nil {
 		err = k.listen()
 	}
-	if err == nil {
+	if err == nil && !v.absent {
 		err = k.canary.open()
 	}
 	if err != nil {
