@@ -34,8 +34,10 @@ var rooms = map[string][]string{
 	// Metrics and pages as all of Kubernetes has them.
 	"pkg/healthz": {"k8s.io/component-base/metrics", "k8s.io/component-base/configz", "k8s.io/component-base/version", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/prometheus",
 		"go.uber.org/zap", "golang.org/x/sys/unix"},
-	"pkg/ipvs": {},
-	"pkg/ipvs/kernel": {module + "/pkg/ipvs", "github.com/vishvananda/netlink", "github.com/google/nftables",
+	"pkg/ipvs":           {},
+	"pkg/ipvs/kubeproxy": {},
+	"pkg/ipvs/legacy":    {module + "/pkg/ipvs/kubeproxy", "golang.org/x/sys/unix"},
+	"pkg/ipvs/kernel": {module + "/pkg/ipvs", module + "/pkg/ipvs/kubeproxy", module + "/pkg/ipvs/legacy", "github.com/vishvananda/netlink", "github.com/google/nftables",
 		"github.com/mdlayher/netlink", "github.com/moby/ipvs", "golang.org/x/sys/unix"},
 	"pkg/node":          {module + "/pkg/ipvs/kernel", "github.com/u-root/u-root/pkg/kmodule", "golang.org/x/sys/unix"},
 	"pkg/ipvs/fake":     {module + "/pkg/ipvs"},

@@ -25,7 +25,7 @@ func newCleanup() *cobra.Command {
 That is what the kernel records as the agent's: virtual servers, their addresses on kube-ipvs0, kube-ipvs0 itself
 when nothing is left on it, and the nftables table inet ipvs-proxy, last. Virtual servers, addresses and tables of
 others stay, and so do sysctls and kernel modules: others may rely on them by now. It needs neither the API server
-nor a configuration, and can be run again: where nothing is left it says so. While an agent is at work it refuses:
+nor a configuration nor IPVS, and can be run again: where nothing is left it says so. While an agent is at work it refuses:
 the agent would put everything back.
 
 The connections of Services end with it. Where another proxy follows, none need end: --keep-ipvs leaves the
@@ -75,7 +75,7 @@ func cleanup(ctx context.Context, c *config.Config, keepIPVS bool, out io.Writer
 	if err != nil {
 		return err
 	}
-	k, err := kernel.Open(ctx, kernel.Config{})
+	k, err := kernel.OpenRemains(ctx)
 	if err != nil {
 		return err
 	}

@@ -85,6 +85,10 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
+	place, err := node.Take(c.Own.ServiceProxyName)
+	if err != nil {
+		return err
+	}
 	k, err := kernel.Open(ctx, kernelConfig(c))
 	if err != nil && ctx.Err() != nil { // asked to stop: that the kernel was not waited for is no failure
 		log.Info("stopped before the kernel was looked at")
@@ -95,13 +99,14 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	defer k.Close()
 
+	sopt.Proxies = k
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
 	parts := []func(context.Context) error{
 		src.run, loop.Run,
 		func(ctx context.Context) error {
-			return node.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+			return place.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
 		},
 		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}
@@ -121,6 +126,7 @@ func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err err
 		DrainDeadline: c.Own.DrainDeadline.Duration,
 		AuditPeriod:   c.Own.AuditPeriod.Duration,
 		AuditCPU:      *c.Own.AuditCPU,
+		KeepLeftovers: c.Own.Takeover.Leftovers == config.LeftoversKeep,
 	}
 	if opt.Desk.NodePorts, warnings, err = desk.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
 		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, and the words primary, all and localhost")

@@ -66,7 +66,7 @@ func labTests(ctx context.Context, batches []batch, tmp string, v *verdicts) err
 // prepare builds what a batch needs.
 func prepare(ctx context.Context, b batch, tmp, whole string) (*kernelRun, error) {
 	r := &kernelRun{tmp: tmp, batch: b, outputs: map[string]*bytes.Buffer{}, unbuilt: map[string]error{},
-		job: machine.Job{Files: map[string]string{}, Kernel: b.kernel,
+		job: machine.Job{Files: map[string]string{}, Kernel: b.kernel, KubeProxy: true,
 			Timeout: 5*time.Minute + time.Duration(len(b.mutants))*2*time.Minute, Memory: 2048 + 32*len(b.mutants), Output: io.Discard}}
 	for i := range b.mutants {
 		m := &b.mutants[i]

@@ -46,6 +46,8 @@ type IPVSProxyConfiguration struct {
 	// ServiceProxyName serves the Services with this value of the label service.kubernetes.io/service-proxy-name;
 	// where it is empty, those without the label.
 	ServiceProxyName string `json:"serviceProxyName"`
+	// Takeover is what becomes of what another proxy left on the node.
+	Takeover Takeover `json:"takeover"`
 	// DrainDeadline is how long an endpoint on its way out may keep its connections; 15 min by default.
 	DrainDeadline *metav1.Duration `json:"drainDeadline"`
 	// AuditPeriod is the least time between two looks at what others may have changed; 10 s by default.
@@ -53,6 +55,19 @@ type IPVSProxyConfiguration struct {
 	// AuditCPU is the share of one processor that these looks may cost, above 0 and up to 1; 0.01 by default.
 	AuditCPU *float64 `json:"auditCPU"`
 }
+
+// Takeover is what becomes of what another proxy left on the node.
+type Takeover struct {
+	// Leftovers is what becomes of kube-proxy's rules, chains, sets and tables once all Services are programmed: Remove, or
+	// Keep; Remove by default.
+	Leftovers string `json:"leftovers"`
+}
+
+// What becomes of leftovers.
+const (
+	LeftoversRemove = "Remove"
+	LeftoversKeep   = "Keep"
+)
 
 // Default is what holds where nothing is configured.
 func Default() *Config {
@@ -103,6 +118,7 @@ func (c *Config) setDefaults() {
 	logsapi.SetRecommendedLoggingConfiguration(&p.Logging)
 
 	def(&c.Own.VIPBinding, "address")
+	def(&c.Own.Takeover.Leftovers, LeftoversRemove)
 	defNew(&c.Own.DrainDeadline, metav1.Duration{Duration: 15 * time.Minute})
 	defNew(&c.Own.AuditPeriod, metav1.Duration{Duration: 10 * time.Second})
 	defNew(&c.Own.AuditCPU, 0.01)

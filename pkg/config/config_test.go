@@ -138,6 +138,8 @@ func TestB50Errors(t *testing.T) {
 		{proxyHead + "healthzBindAddress: 'here:1'", []string{`healthzBindAddress: "here:1": want an IP address and a port`}},
 		{proxyHead + "logging: {verbosity: -1}", []string{`logging.verbosity: -1: want a whole number, 0 or more`}},
 
+		{ownHead + "takeover: {leftovers: Delete}", []string{`takeover.leftovers: "Delete": want Remove or Keep`}},
+		{ownHead + "takeover: {leftover: Keep}", []string{"takeover", "leftover"}},
 		{ownHead + "vipBinding: bridge", []string{`vipBinding: "bridge": want address or route`}},
 		{ownHead + "drainDeadlin: 5m", []string{`unknown field "drainDeadlin"`}},
 		{ownHead + "vipBinding: route\nvipBinding: address", []string{`vipBinding`, "already set"}},

@@ -187,7 +187,11 @@ func ownComments(t *testing.T) map[string]string {
 	out := map[string]string{}
 	ast.Inspect(parsed, func(n ast.Node) bool {
 		spec, ok := n.(*ast.TypeSpec)
-		if !ok || spec.Name.Name != "IPVSProxyConfiguration" {
+		if !ok {
+			return true
+		}
+		front, ok := map[string]string{"IPVSProxyConfiguration": "", "Takeover": "takeover."}[spec.Name.Name]
+		if !ok {
 			return true
 		}
 		for _, f := range spec.Type.(*ast.StructType).Fields.List {
@@ -202,7 +206,7 @@ func ownComments(t *testing.T) map[string]string {
 					break
 				}
 			}
-			out[key] = strings.TrimSuffix(text, ".")
+			out[front+key] = strings.TrimSuffix(text, ".")
 		}
 		return false
 	})

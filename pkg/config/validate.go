@@ -49,6 +49,9 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{"address", "route"}, c.Own.VIPBinding) {
 		bad("vipBinding", c.Own.VIPBinding, "address or route")
 	}
+	if !slices.Contains([]string{LeftoversRemove, LeftoversKeep}, c.Own.Takeover.Leftovers) {
+		bad("takeover.leftovers", c.Own.Takeover.Leftovers, "Remove or Keep")
+	}
 	return errors.Join(errs...)
 }
 

@@ -68,6 +68,7 @@ type Health struct {
 	node    bool // the own Node exists and is to stay
 	changes [2]changes
 	setup   []string
+	away    string    // why nothing is written; empty: it is
 	turned  time.Time // when the loop last began a turn; zero: never yet
 }
 
@@ -145,6 +146,8 @@ type Standing struct {
 	Queued int
 	// Frontends counts those that are wanted, Failing those of them whose last try failed.
 	Frontends, Failing [families]int
+	// Away says why nothing is written, where another proxy is at work; else it is empty.
+	Away string
 	// Draining counts the real servers on their way out.
 	Draining int
 }
@@ -158,13 +161,17 @@ func (h *Health) Stands(s Standing) {
 	m := h.metrics
 	m.queue.Set(float64(s.Queued))
 	m.draining.Set(float64(s.Draining))
+	m.away.Set(float64(min(len(s.Away), 1)))
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.away = s.Away
 	for f := range h.family {
 		fh := &h.family[f]
 		m.frontends[f].Set(float64(s.Frontends[f]))
 		m.failing[f].Set(float64(s.Failing[f]))
 		switch {
+		case s.Away != "": // what waits is served by the other one
+			fh.waiting = time.Time{}
 		case s.Waiting[f] && fh.waiting.IsZero():
 			fh.waiting = now
 		case !s.Waiting[f] && !fh.waiting.IsZero():
@@ -174,7 +181,7 @@ func (h *Health) Stands(s Standing) {
 			}
 		}
 	}
-	if s.Waiting == [families]bool{} {
+	if s.Waiting == [families]bool{} && s.Away == "" {
 		for i := range h.changes {
 			h.changes[i].settled = h.changes[i].told
 			m.pending[i].Set(0)
@@ -225,6 +232,13 @@ func (h *Health) Doubtful(f Family) bool {
 	defer h.mu.Unlock()
 	since := h.family[f].waiting
 	return !since.IsZero() && now.Sub(since) >= h.timeout/2
+}
+
+// TookOver is called when so many writes took out what another proxy had left.
+func (h *Health) TookOver(writes int) {
+	if h != nil {
+		h.metrics.leavings.Add(float64(writes))
+	}
 }
 
 // SetNode says whether the own Node exists and is neither being deleted nor about to be removed by the autoscaler.

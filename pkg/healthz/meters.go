@@ -92,13 +92,14 @@ type meters struct {
 	conntrack                          [families]metrics.ObserverMetric
 	conntrackDeleted                   [families]metrics.CounterMetric
 
-	queue, draining, setup metrics.GaugeMetric
-	frontends, failing     [families]metrics.GaugeMetric
-	writes                 [ops]metrics.CounterMetric
-	errors                 *metrics.CounterVec
-	problems               *metrics.GaugeVec
-	audits                 metrics.ObserverMetric
-	differences, setups    metrics.CounterMetric
+	queue, draining, setup, away metrics.GaugeMetric
+	leavings                     metrics.CounterMetric
+	frontends, failing           [families]metrics.GaugeMetric
+	writes                       [ops]metrics.CounterMetric
+	errors                       *metrics.CounterVec
+	problems                     *metrics.GaugeVec
+	audits                       metrics.ObserverMetric
+	differences, setups          metrics.CounterMetric
 }
 
 func newMeters(o Options) *meters {
@@ -191,6 +192,8 @@ func (m *meters) makeOwn(mk *maker, o Options) {
 	m.frontends = mk.gauges(p+"frontends", "Frontends (address, port and protocol) that this node is to serve")
 	m.failing = mk.gauges(p+"frontends_failing", "Frontends whose last try failed; each is tried again at least every 1.5 s")
 	m.draining = mk.gauge(p+"draining_real_servers", "Real servers at weight 0 that wait for their connections to end").WithLabelValues()
+	m.away = mk.gauge(p+"stepped_back", "1 while another proxy is at work on this node, and nothing is written: /healthz says what was heard of it").WithLabelValues()
+	m.leavings = mk.counter(p+"leavings_removed_total", "Writes that took out what another proxy had left").WithLabelValues()
 	writes := mk.counter(p+"kernel_writes_total", "Writes that the kernel has confirmed", "operation")
 	for i := range m.writes {
 		m.writes[i] = writes.WithLabelValues(Op(i).String())

@@ -115,9 +115,12 @@ func (h *Health) servePing(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.mu.Lock()
-	setup := h.setup
+	setup, away := h.setup, h.away
 	h.mu.Unlock()
 	_, _ = io.WriteString(w, "[+]ping ok\n")
+	if away != "" {
+		_, _ = fmt.Fprintf(w, "[!]stepped back: %s\n", away)
+	}
 	for _, line := range setup {
 		_, _ = fmt.Fprintf(w, "[!]node %s\n", line)
 	}

@@ -17,6 +17,8 @@ type status struct {
 	NodeEligible *bool                   `json:"nodeEligible,omitempty"`
 	Healthy      bool                    `json:"healthy"`
 	Status       map[string]familyStatus `json:"status,omitempty"`
+	// SteppedBack says why nothing is written, where another proxy is at work on the node. kube-proxy has no such field.
+	SteppedBack string `json:"steppedBack,omitempty"`
 }
 
 type familyStatus struct {
@@ -31,7 +33,7 @@ func (h *Health) status() status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	stuck := h.stuck(now)
-	s.Healthy = !stuck
+	s.Healthy, s.SteppedBack = !stuck, h.away
 	for f, fh := range h.family {
 		late := stuck || !fh.waiting.IsZero() && now.Sub(fh.waiting) >= h.timeout
 		if fh.updated.IsZero() && !late {

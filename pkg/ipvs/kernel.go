@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 )
@@ -22,10 +23,14 @@ type Tampering struct {
 	Base bool
 	// Keys: what Detect reads.
 	Keys bool
+	// Proxy says what another Service proxy wrote of its own, the first thing; empty: nothing. It is no change of ours.
+	Proxy string
 }
 
 // And is both.
-func (t Tampering) And(o Tampering) Tampering { return Tampering{t.Base || o.Base, t.Keys || o.Keys} }
+func (t Tampering) And(o Tampering) Tampering {
+	return Tampering{t.Base || o.Base, t.Keys || o.Keys, cmp.Or(t.Proxy, o.Proxy)}
+}
 
 // BaseReport says what Base found and did.
 type BaseReport struct {

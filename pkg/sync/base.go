@@ -18,8 +18,11 @@ type base struct {
 	looked time.Time // when it was last in order
 }
 
-func (b *base) due(now time.Time) time.Time {
-	at := b.next
+func (b *base) due(now time.Time) (at time.Time) {
+	if b.stage.away {
+		return at
+	}
+	at = b.next
 	if b.stage.based {
 		at = sooner(at, b.heal.base.due(b.heal.apart))
 	}
@@ -30,7 +33,7 @@ func (b *base) due(now time.Time) time.Time {
 func (b *base) tend(ctx context.Context) (more bool) {
 	now := b.now()
 	tampered := b.stage.based && b.heal.base.ripe(now, b.heal.apart)
-	if now.Before(b.next) && !tampered {
+	if b.stage.away || now.Before(b.next) && !tampered {
 		return false
 	}
 	if b.stage.based {

@@ -12,8 +12,10 @@ import (
 type heal struct {
 	shared
 	signs      Signs
+	rival      *rival
 	base, keys hurry
 	canary     time.Time // when the virtual servers are counted next
+	suspected  time.Time // when another proxy was last thought of
 	mute       bool      // counting failed, and that was said
 	// apart is how far from each other looks are in the long run: as far as two passes of the audit.
 	apart time.Duration
@@ -65,6 +67,11 @@ func (h *hurry) ripe(now time.Time, apart time.Duration) bool {
 	return !at.IsZero() && !at.After(now)
 }
 
+// spent reports whether all looks were had that may be had before their time, and another one is asked for.
+func (h *hurry) spent(now time.Time, apart time.Duration) bool {
+	return !h.asked.IsZero() && h.paid.Add(-(hurries-1)*apart).After(now)
+}
+
 // took notes a look, and whether it was given way. One in its turn answers who asked, too, and costs nothing here.
 func (h *hurry) took(now time.Time, apart time.Duration, givenWay bool) {
 	if h.asked = (time.Time{}); !givenWay {
@@ -95,10 +102,23 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 	if signs.Keys {
 		h.keys.ask(now)
 	}
+	if signs.Proxy != "" {
+		h.rival.hear(signs.Proxy)
+	}
 	if h.stage.stands() && !now.Before(h.canary) && h.counts(ctx) {
 		h.keys.ask(now)
 	}
+	if h.stage.stands() && h.fight(now) {
+		h.suspected = now
+		h.rival.suspect(ctx)
+	}
 	return false
+}
+
+// fight reports whether somebody changes what is ours so often that looks are not given way at once any more. It does so
+// once a pass of the audit.
+func (h *heal) fight(now time.Time) bool {
+	return (h.keys.spent(now, h.apart) || h.base.spent(now, h.apart)) && now.Sub(h.suspected) >= h.apart
 }
 
 // counts counts the virtual servers and reports whether another program added or removed some.

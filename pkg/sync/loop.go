@@ -32,6 +32,10 @@ type Options struct {
 	Health *healthz.Health
 	// Events takes what users should know of their objects; nil: there is only the log.
 	Events Events
+	// Proxies is what other proxies have in the kernel; nil: that is no concern of this loop.
+	Proxies Proxies
+	// KeepLeftovers leaves what another proxy left where it is.
+	KeepLeftovers bool
 	// BasePeriod is how often interface, table and sysctls are looked at; 60 s by default.
 	BasePeriod time.Duration
 
@@ -86,14 +90,17 @@ func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	heal := &heal{shared: s, signs: kernel, apart: s.opt.AuditPeriod}
 	base := &base{shared: s, node: kernel, heal: heal}
+	rival := &rival{shared: s, proxies: s.opt.Proxies, base: base}
+	heal.rival = rival
 	site := &site{shared: s, node: kernel, signs: kernel, where: model, base: base, news: true}
 	base.site = site
 	ear := &ear{shared: s, feed: model, triggers: model, site: site}
 	forget := &forget{shared: s, writer: kernel}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
-		ground: agenda{site, ear, &report{shared: s}, heal, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site}},
+		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site}},
 		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
-			forget, &audit{shared: s, reader: kernel, base: base, heal: heal}}}
+			forget, &audit{shared: s, reader: kernel, base: base, heal: heal},
+			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival}}}
 }
 
 // Run keeps the kernel as the cluster wants it until ctx ends. It then returns at once and leaves the

@@ -35,10 +35,11 @@ type stage struct {
 	started  bool // the kernel was read
 	announce bool // say when all is programmed
 	began    time.Time
+	away     bool // another proxy is at work, and nothing is written
 }
 
 // stands reports whether there is something to work on.
-func (s *stage) stands() bool { return s.started && s.based }
+func (s *stage) stands() bool { return s.started && s.based && !s.away }
 
 // ask asks the desk, which knows nothing of the record of the adoption.
 func (s shared) ask(k ipvs.Key) desk.Wish {
@@ -95,6 +96,11 @@ func (s shared) report() {
 	}
 	is := healthz.Standing{Queued: s.queue.len(), Draining: s.mirror.Draining(), Frontends: s.desk.Sizes(), Failing: s.fare.counts}
 	is.Absent[healthz.IPv6] = s.desk.Site().Local.NoIPv6
+	if s.stage.away { // that work waits is no fault
+		is.Away = s.tell.away
+		s.opt.Health.Stands(is)
+		return
+	}
 	undecided := s.dirty.len() > 0 || s.stage.synced && !s.stage.stands()
 	for _, f := range healthz.Families {
 		// One object that fails is no reason to take the node out of service. It is not told apart from a kernel

@@ -25,7 +25,7 @@ func (*start) due(time.Time) time.Time { return time.Time{} } // it follows from
 
 // tend reads it, when it is not known.
 func (s *start) tend(ctx context.Context) (more bool) {
-	if s.stage.started || !s.stage.based || !s.stage.synced || !s.site.known || s.dirty.len() > 0 {
+	if s.stage.away || s.stage.started || !s.stage.based || !s.stage.synced || !s.site.known || s.dirty.len() > 0 {
 		return false
 	}
 	s.heal.keys.asked = time.Time{} // everything is read now

@@ -30,6 +30,7 @@ type teller struct {
 	counted map[cluster.ID]map[string]int    // them, by reason
 	raised  map[cluster.ID]map[string]string // the last Event of each reason, while there is one
 	noLocal map[cluster.ID]desk.NoLocal      // Services with a Local policy that finds no endpoint here
+	away    string                           // what another proxy wrote, while we step back from it
 	warned  []string                         // the warnings of the set-up that were logged last
 }
 
@@ -196,6 +197,23 @@ func (t *teller) lacks(scheduler string, err error) {
 		t.events.Warn(desk.OwnNode, desk.ReasonSchedulerMissing, "the kernel of this node lacks the scheduler "+scheduler+": rr serves in its place")
 	}
 	t.health.Problems(desk.ReasonSchedulerMissing, 1)
+}
+
+// steppedBack tells that another proxy is at work, and that nothing is written until it is gone.
+func (t *teller) steppedBack(what string, quiet time.Duration) {
+	t.away = what
+	t.log.Warn("another proxy is at work on this node: nothing is written until it is gone", zap.String("heard", what), zap.Duration("quiet", quiet))
+	if t.events != nil {
+		t.events.Warn(desk.OwnNode, desk.ReasonOtherProxy, "another proxy is at work on this node ("+what+"): ipvs-proxy writes nothing until it is gone: one proxy a node")
+	}
+	t.health.Problems(desk.ReasonOtherProxy, 1)
+}
+
+// cameBack tells that it is gone, as far as one can hear.
+func (t *teller) cameBack(heard string) {
+	t.away = ""
+	t.log.Info("nothing more is heard of the other proxy: reading the kernel anew", zap.String("heard", heard))
+	t.health.Problems(desk.ReasonOtherProxy, -1)
 }
 
 // programmed tells of a plan that was carried out for some Keys.

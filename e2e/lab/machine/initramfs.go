@@ -102,7 +102,7 @@ func baseImage(ctx context.Context, cache string, k Kernel, u unpacked, job Job)
 	want := wantModules
 	if job.KubeProxy {
 		want = slices.Concat(want, kubeProxyModules)
-		if err := addKubeProxy(im); err != nil {
+		if err := addKubeProxy(ctx, im); err != nil {
 			return "", err
 		}
 	}
@@ -198,14 +198,8 @@ func addTools(ctx context.Context, im image, tools []tool) error {
 		if err := im.file("/usr/sbin/"+t.program, p); err != nil {
 			return err
 		}
-		libs, err := libraries(ctx, p)
-		if err != nil {
+		if err := im.librariesOf(ctx, p); err != nil {
 			return err
-		}
-		for _, l := range libs {
-			if err := im.file(usr(l), l); err != nil {
-				return err
-			}
 		}
 	}
 	im.link("/usr/bin/sh", "../sbin/sh") // #!/bin/sh
@@ -220,6 +214,20 @@ func addTools(ctx context.Context, im image, tools []tool) error {
 			if err := im.tree(f, f); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// librariesOf adds the shared libraries of a program or library.
+func (im image) librariesOf(ctx context.Context, file string) error {
+	libs, err := libraries(ctx, file)
+	if err != nil {
+		return err
+	}
+	for _, l := range libs {
+		if err := im.file(usr(l), l); err != nil {
+			return err
 		}
 	}
 	return nil

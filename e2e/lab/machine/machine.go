@@ -52,7 +52,7 @@ type Job struct {
 
 	// HostPorts are TCP ports on this machine's loopback that the commands can reach, see wire.DialHost.
 	HostPorts []uint16
-	// KubeProxy adds what kube-proxy in its ipvs mode needs of a machine: programs and kernel modules.
+	// KubeProxy adds what kube-proxy needs of a machine: programs and kernel modules.
 	KubeProxy bool
 }
 

@@ -23,6 +23,7 @@ type ipvsDoor struct {
 	family uint16
 	b      batch
 	canary canary
+	absent bool // the kernel has no IPVS: it holds nothing
 }
 
 func openIPVS(ctx context.Context, familyName string) (*ipvsDoor, error) {
@@ -170,6 +171,9 @@ func (v *ipvsDoor) services(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]
 // allServices lists every virtual server that a Key can name.
 func (v *ipvsDoor) allServices(ctx context.Context) (map[ipvs.Key]ipvs.Server, error) {
 	found := map[ipvs.Key]ipvs.Server{}
+	if v.absent {
+		return found, nil
+	}
 	err := again(func() error {
 		clear(found)
 		v.b.reset()

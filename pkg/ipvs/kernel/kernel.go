@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/legacy"
 )
 
 // Config is what the constant part of the kernel's state depends on.
@@ -56,6 +57,8 @@ type Kernel struct {
 	settings  []Setting
 	timeouts  Timeouts
 	readOnly  bool
+	sets      *setDoor
+	traces    legacy.Traces
 	// ranged are Keys that may have source ranges though they are in no set that says so.
 	ranged map[ipvs.Key]bool
 }
@@ -90,7 +93,30 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts, readOnly: cfg.ReadOnly}
+	return open(ctx, cfg, v)
+}
+
+// OpenRemains opens the door for a clean-up. Where the kernel has no IPVS, as after its module was taken out, there are no
+// virtual servers.
+func OpenRemains(ctx context.Context) (*Kernel, error) { return openRemains(ctx, familyName) }
+
+func openRemains(ctx context.Context, familyName string) (*Kernel, error) {
+	if err := MayAdminister(); err != nil {
+		return nil, err
+	}
+	v, err := openIPVS(ctx, familyName)
+	if errors.As(err, new(*MissingModuleError)) {
+		v, err = &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{fd: -1}, absent: true}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return open(ctx, Config{}, v)
+}
+
+func open(ctx context.Context, cfg Config, v *ipvsDoor) (_ *Kernel, err error) {
+	k := &Kernel{ipvs: v, canary: &v.canary, conntrack: newConntrack(), detector: newDetector(), settings: Settings(cfg), timeouts: cfg.Timeouts,
+		sets: newSetDoor(), traces: legacy.Traces{}, readOnly: cfg.ReadOnly}
 	if k.link, err = openLink(cfg.Binding); err == nil {
 		k.link.readOnly = cfg.ReadOnly
 		k.nft, err = newNFT(cfg)
@@ -101,7 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Kernel, error) {
 	if err == nil {
 		err = k.listen()
 	}
-	if err == nil {
+	if err == nil && !v.absent {
 		err = k.canary.open()
 	}
 	if err != nil {
@@ -129,6 +155,7 @@ func (k *Kernel) Close() {
 	k.ipvs.close()
 	k.conntrack.close()
 	k.detector.reset()
+	k.sets.sock.close()
 	if k.link != nil {
 		k.link.close()
 	}

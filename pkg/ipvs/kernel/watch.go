@@ -2,11 +2,13 @@ package kernel
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kubeproxy"
 )
 
 // watcher hears the kernel's notifications. It says that addresses came or went on the node's interfaces, without
@@ -136,9 +138,13 @@ func (w *watcher) lostLink(typ uint16, body []byte, ours int) bool {
 func (w *watcher) hearTables(data []byte) {
 	var heard ipvs.Tampering
 	err := eachNotice(data, func(typ uint16, port uint32, body []byte) {
-		if t := tableTampering(typ); t != (ipvs.Tampering{}) && isOurTable(body) && !w.nft.has(port) {
+		if w.nft.has(port) {
+			return
+		}
+		if t := tableTampering(typ); t != (ipvs.Tampering{}) && isOurTable(body) {
 			heard = heard.And(t)
 		}
+		heard = heard.And(ipvs.Tampering{Proxy: proxyWrites(typ, body)})
 	})
 	if err != nil {
 		heard = anything
@@ -170,4 +176,36 @@ func isOurTable(body []byte) (is bool) {
 		return nil
 	})
 	return is
+}
+
+// proxyWrites says what another Service proxy wrote of its own; empty: it is none's, or it is only taken away, which who
+// cleans up does as well.
+func proxyWrites(typ uint16, body []byte) string {
+	switch typ {
+	case nftType(unix.NFT_MSG_NEWTABLE), nftType(unix.NFT_MSG_NEWCHAIN), nftType(unix.NFT_MSG_NEWRULE), nftType(unix.NFT_MSG_NEWSETELEM),
+		nftType(unix.NFT_MSG_DELSETELEM):
+	default:
+		return ""
+	}
+	if len(body) < nfgenLen || body[0] != unix.NFPROTO_IPV4 && body[0] != unix.NFPROTO_IPV6 {
+		return ""
+	}
+	table, chain := "", ""
+	_ = eachAttr(body[nfgenLen:], func(t uint16, v []byte) error {
+		switch {
+		case t == unix.NFTA_TABLE_NAME: // the same number in all of them
+			table = cString(v)
+		case typ == nftType(unix.NFT_MSG_NEWCHAIN) && t == unix.NFTA_CHAIN_NAME, typ == nftType(unix.NFT_MSG_NEWRULE) && t == unix.NFTA_RULE_CHAIN:
+			chain = cString(v)
+		}
+		return nil
+	})
+	in := place{family: body[0], table: table}.in()
+	switch {
+	case table == kubeproxy.Table:
+		return "kube-proxy in nftables mode wrote to table " + in
+	case kubeproxy.IsChain(chain) && slices.Contains(kubeproxy.Tables, table):
+		return "kube-proxy in iptables or ipvs mode wrote chain " + in + " " + chain
+	}
+	return ""
 }

@@ -72,6 +72,7 @@ const (
 	ReasonHints             = "Hints"               // they name only zones or nodes that nobody knows
 	ReasonHealthCheckPort   = "HealthCheckNodePort" // it belongs to another Service, or to another process of this node
 	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node
+	ReasonOtherProxy        = "OtherProxy"          // another Service proxy is at work; about the Node
 	ReasonZoneMissing       = "ZoneMissing"         // hints are for zones, and the node has none; about the Node
 )
 

@@ -34,7 +34,7 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	}
 	defer os.RemoveAll(dir)
 	fmt.Fprintln(r.w, "== kernel tests: build")
-	job := machine.Job{Files: map[string]string{}, Kernel: o.kernel}
+	job := machine.Job{Files: map[string]string{}, Kernel: o.kernel, KubeProxy: true} // tests put what it leaves
 	if err := addAgent(ctx, &job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}
