@@ -4,6 +4,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
 func TestArguments(t *testing.T) {
@@ -27,5 +30,12 @@ func TestArguments(t *testing.T) {
 	}
 	if got := arguments(nil); len(got) != 0 {
 		t.Errorf("no name at all: %q", got)
+	}
+}
+
+// The schedulers that a configuration may name without a warning are those that the kernel's door knows.
+func TestSchedulersAgree(t *testing.T) {
+	if !slices.Equal(config.Schedulers, kernel.Schedulers) {
+		t.Errorf("config knows %q, the kernel's door %q", config.Schedulers, kernel.Schedulers)
 	}
 }

@@ -216,7 +216,7 @@ func normal(s string) string { return strings.ReplaceAll(s, " ", "") }
 
 // A flag for a key that does nothing is named as the flag.
 func TestFlagsWithoutEffect(t *testing.T) {
-	_, warnings := loaded(t, "--kubeconfig=/k", "--config-sync-period=20m", "--iptables-masquerade-bit=3", "--ipvs-tcp-timeout=9s", "--proxy-mode=iptables", "--oom-score-adj=-999")
+	_, warnings := loaded(t, "--cluster-cidr=10.244.0.0/16", "--kubeconfig=/k", "--config-sync-period=20m", "--iptables-masquerade-bit=3", "--ipvs-tcp-timeout=9s", "--proxy-mode=iptables", "--oom-score-adj=-999")
 	want := []string{"--proxy-mode: iptables is another proxy; this one serves by IPVS",
 		"--config-sync-period: no effect: changes are watched, and the agent looks at the kernel by itself: nothing is repeated", "--iptables-masquerade-bit: no effect: the agent marks no packets"}
 	if diff := cmp.Diff(want, warnings); diff != "" {
@@ -229,13 +229,13 @@ func TestFlagsAndKeys(t *testing.T) {
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	RunFlags(fs)
 	fs.VisitAll(func(f *pflag.Flag) {
-		if f.Name != "config" && keys[f.Name] == "" {
+		if f.Name != "config" && keys[f.Name] == "" && keyless[f.Name] == "" {
 			t.Errorf("--%s stands for no key", f.Name)
 		}
 	})
 	for name, key := range keys {
 		value := map[string]string{"bool": "true", "int32": "7", "uint32": "7", "float32": "7", "duration": "7s", "string": "7", "stringSlice": "7",
-			"mapStringBool": "G=true"}
+			"mapStringBool": "G=true", "quantity": "7", "pattern=N,...": "a=7"}
 		f := fs.Lookup(name)
 		if f == nil {
 			t.Errorf("no flag --%s for %s", name, key)
@@ -246,7 +246,11 @@ func TestFlagsAndKeys(t *testing.T) {
 		addSpared(one, c)
 		addRun(one, c)
 		addUnused(one, c)
-		if err := one.Set(name, value[f.Value.Type()]); err != nil {
+		set := value[f.Value.Type()]
+		if f.DefValue == "true" {
+			set = "false"
+		}
+		if err := one.Set(name, set); err != nil {
 			t.Errorf("--%s: %v", name, err)
 		}
 		if got := strings.Join(append(changed(c), changedOwn(c)...), " "); got != key && got != key+".G" {

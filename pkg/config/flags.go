@@ -2,8 +2,10 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
@@ -36,12 +38,19 @@ var keys = map[string]string{
 	"healthz-bind-address": "healthzBindAddress", "metrics-bind-address": "metricsBindAddress", "bind-address-hard-fail": "bindAddressHardFail",
 	"profiling": "enableProfiling", "iptables-masquerade-bit": "iptables.masqueradeBit", "oom-score-adj": "oomScoreAdj",
 	"config-sync-period": "configSyncPeriod", "ipvs-sync-period": "ipvs.syncPeriod", "ipvs-min-sync-period": "ipvs.minSyncPeriod",
+	"iptables-localhost-nodeports": "iptables.localhostNodePorts", "iptables-sync-period": "iptables.syncPeriod",
+	"iptables-min-sync-period": "iptables.minSyncPeriod", "show-hidden-metrics-for-version": "showHiddenMetricsForVersion",
+	"logging-format": "logging.format", "vmodule": "logging.vmodule", "log-flush-frequency": "logging.flushFrequency",
+	"log-text-split-stream": "logging.options.text.splitStream", "log-text-info-buffer-size": "logging.options.text.infoBufferSize",
+	"log-json-split-stream": "logging.options.json.splitStream", "log-json-info-buffer-size": "logging.options.json.infoBufferSize",
 	"ipvs-tcp-timeout": "ipvs.tcpTimeout", "ipvs-tcpfin-timeout": "ipvs.tcpFinTimeout", "ipvs-udp-timeout": "ipvs.udpTimeout",
 }
 
 // over are the flags that count beside --config, too: those that do so with kube-proxy, and those that it does
 // not have.
 var over = map[string]bool{"hostname-override": true, "v": true,
+	"logging-format": true, "vmodule": true, "log-flush-frequency": true, "log-text-split-stream": true, "log-text-info-buffer-size": true,
+	"log-json-split-stream": true, "log-json-info-buffer-size": true,
 	"vip-binding": true, "external-ip-cidrs": true, "protected-cidrs": true, "service-proxy-name": true}
 
 func flagOf(key string) string {
@@ -71,7 +80,7 @@ func CleanupFlags(fs *pflag.FlagSet) *Flags { return newFlags(fs, addSpared) }
 
 func newFlags(fs *pflag.FlagSet, add func(*pflag.FlagSet, *Config)) *Flags {
 	f := &Flags{add: add}
-	fs.StringVar(&f.file, "config", "", "kube-proxy's configuration file, with our own document beside kube-proxy's where needed; as with kube-proxy, flags of kube-proxy's names are ignored beside it, but for --hostname-override and -v")
+	fs.StringVar(&f.file, "config", "", "kube-proxy's configuration file, with our own document beside kube-proxy's where needed; as with kube-proxy, flags of kube-proxy's names are ignored beside it, but for --hostname-override and those of logging")
 	add(fs, Default())
 	return f
 }
@@ -93,6 +102,10 @@ func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error
 		switch {
 		case target == nil: // not about the configuration
 			return
+		case keyless[given.Name] != "":
+			w, portErr := c.keyless(given, fs, f.file != "")
+			warnings, err = append(warnings, w...), errors.Join(err, portErr)
+			return
 		case f.file != "" && !over[given.Name]:
 			warnings = append(warnings, fmt.Sprintf("--%s is ignored, as kube-proxy does it: --config is given, and %s in it counts", given.Name, keys[given.Name]))
 			return
@@ -107,10 +120,14 @@ func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error
 	}
 	c.setDefaults() // an empty flag means the default
 	c.setNoServers(fs)
+	c.setNoPorts(fs, f.file != "")
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}
-	return c, append(warnings, c.effectless()...), nil
+	if f.file != "" || bound.Lookup("cluster-cidr") != nil { // who cannot be told of pods need not be warned
+		warnings = append(warnings, c.noPods()...)
+	}
+	return c, slices.Concat(warnings, c.strangeScheduler(), c.effectless()), nil
 }
 
 func copyValue(to, from pflag.Value) error {

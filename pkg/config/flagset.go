@@ -3,6 +3,7 @@ package config
 import (
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
+	logsapi "k8s.io/component-base/logs/api/v1"
 )
 
 // addSetup binds the flags that run, init and check share. Help texts speak of what the values do here.
@@ -37,6 +38,7 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.BoolVar(&p.IPTables.MasqueradeAll, "masquerade-all", p.IPTables.MasqueradeAll, "masquerade every client on its way to a ClusterIP, pods as well")
 	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, and the words primary, all and localhost; all of them where it is not given")
 	f.Uint32VarP((*uint32)(&p.Logging.Verbosity), "v", "v", uint32(p.Logging.Verbosity), "log level: 0 for what matters, 4 and more for every write to the kernel")
+	f.StringVar(&p.Logging.Format, "logging-format", p.Logging.Format, "format of the log: text or json")
 	f.DurationVar(&p.IPVS.TCPTimeout.Duration, "ipvs-tcp-timeout", p.IPVS.TCPTimeout.Duration, "how long IPVS keeps an idle TCP connection (0 leaves it alone)")
 	f.DurationVar(&p.IPVS.TCPFinTimeout.Duration, "ipvs-tcpfin-timeout", p.IPVS.TCPFinTimeout.Duration, "how long IPVS keeps a TCP connection after a FIN (0 leaves it alone)")
 	f.DurationVar(&p.IPVS.UDPTimeout.Duration, "ipvs-udp-timeout", p.IPVS.UDPTimeout.Duration, "how long IPVS keeps an idle UDP flow (0 leaves it alone)")
@@ -69,7 +71,28 @@ func addUnused(f *pflag.FlagSet, c *Config) {
 	f.Int32Var(p.IPTables.MasqueradeBit, "iptables-masquerade-bit", *p.IPTables.MasqueradeBit, "")
 	f.DurationVar(&p.ConfigSyncPeriod.Duration, "config-sync-period", p.ConfigSyncPeriod.Duration, "")
 	f.DurationVar(&p.IPVS.MinSyncPeriod.Duration, "ipvs-min-sync-period", p.IPVS.MinSyncPeriod.Duration, "")
-	for _, name := range []string{"bind-address", "iptables-masquerade-bit", "config-sync-period", "ipvs-min-sync-period"} {
-		_ = f.MarkHidden(name)
+	f.BoolVar(p.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", *p.IPTables.LocalhostNodePorts, "")
+	f.DurationVar(&p.IPTables.SyncPeriod.Duration, "iptables-sync-period", p.IPTables.SyncPeriod.Duration, "")
+	f.DurationVar(&p.IPTables.MinSyncPeriod.Duration, "iptables-min-sync-period", p.IPTables.MinSyncPeriod.Duration, "")
+	f.StringVar(&p.ShowHiddenMetricsForVersion, "show-hidden-metrics-for-version", p.ShowHiddenMetricsForVersion, "")
+	addLogging(f, &p.Logging)
+	for name := range keyless {
+		f.String(name, "", "")
 	}
+	f.VisitAll(func(flag *pflag.Flag) {
+		if flag.Usage == "" {
+			flag.Hidden = true
+		}
+	})
+}
+
+// addLogging binds the flags of logging that do nothing here.
+func addLogging(f *pflag.FlagSet, l *logsapi.LoggingConfiguration) {
+	f.DurationVar(&l.FlushFrequency.Duration.Duration, "log-flush-frequency", l.FlushFrequency.Duration.Duration, "")
+	f.Var(logsapi.VModuleConfigurationPflag(&l.VModule), "vmodule", "")
+	text, json := &l.Options.Text.OutputRoutingOptions, &l.Options.JSON.OutputRoutingOptions
+	f.BoolVar(&text.SplitStream, "log-text-split-stream", text.SplitStream, "")
+	f.Var(&text.InfoBufferSize, "log-text-info-buffer-size", "")
+	f.BoolVar(&json.SplitStream, "log-json-split-stream", json.SplitStream, "")
+	f.Var(&json.InfoBufferSize, "log-json-info-buffer-size", "")
 }

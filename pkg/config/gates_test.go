@@ -10,7 +10,7 @@ import (
 // have no effect.
 func TestB50FeatureGates(t *testing.T) {
 	const ranges = "--external-ip-cidrs=198.51.100.0/24"
-	conf := file(t, proxyHead+"featureGates: {AllowServiceExternalIPs: true}")
+	conf := file(t, proxyHead+"clusterCIDR: 10.244.0.0/16\nfeatureGates: {AllowServiceExternalIPs: true}")
 	for _, c := range []struct{ args, want string }{
 		{"", "[]"},
 		{ranges, "[198.51.100.0/24]"},
@@ -19,12 +19,16 @@ func TestB50FeatureGates(t *testing.T) {
 		{ranges + " --feature-gates=AllowServiceExternalIPs=true", "[198.51.100.0/24]"},
 		{ranges + " --feature-gates=AllowServiceExternalIPs=false", "[]"},
 	} {
-		cfg, warnings := loaded(t, strings.Fields(c.args)...)
+		args := strings.Fields(c.args)
+		if !strings.HasPrefix(c.args, "--config") {
+			args = append(args, "--cluster-cidr=10.244.0.0/16")
+		}
+		cfg, warnings := loaded(t, args...)
 		if got := fmt.Sprint(cfg.ExternalIPs()); got != c.want || len(warnings) > 0 {
 			t.Errorf("%s: %s, want %s; warnings %q", c.args, got, c.want, warnings)
 		}
 	}
-	_, warnings := loaded(t, "--feature-gates=Unheard=false,AllowServiceExternalIPs=true")
+	_, warnings := loaded(t, "--cluster-cidr=10.244.0.0/16", "--feature-gates=Unheard=false,AllowServiceExternalIPs=true")
 	if len(warnings) != 1 || !strings.HasPrefix(warnings[0], "featureGates.Unheard: no effect: ") {
 		t.Errorf("a gate that nobody knows: %q", warnings)
 	}

@@ -95,6 +95,9 @@ func (c *Config) document(doc []byte) (kind metav1.TypeMeta, warnings []string, 
 	if twice != nil {
 		unknown = append(unknown, twice)
 	}
+	for i, u := range unknown {
+		unknown[i] = withMeant(u, reflect.TypeOf(into).Elem())
+	}
 	if kind == ownKind {
 		return kind, nil, errors.Join(unknown...)
 	}

@@ -44,6 +44,19 @@ func (c *Config) effectless() (warnings []string) {
 	return warnings
 }
 
+// noPods warns where nothing says which addresses pods have, and of what comes of it, which is kube-proxy's way, too.
+func (c *Config) noPods() []string {
+	if c.Proxy.DetectLocalMode != "ClusterCIDR" || len(c.ClusterCIDRs()) > 0 {
+		return nil
+	}
+	masqueraded := "no client is masqueraded on its way to a ClusterIP, but for the node itself and a pod that reaches itself; to node ports and external addresses all are, as ever"
+	if c.Proxy.IPTables.MasqueradeAll {
+		masqueraded = "every client is masqueraded on its way to a ClusterIP, as iptables.masqueradeAll has it"
+	}
+	return []string{c.origin("clusterCIDR") + ": empty, and detectLocalMode is ClusterCIDR: nothing tells pods from clients outside the cluster: " + masqueraded +
+		"; with externalTrafficPolicy Local pods get what clients outside get"}
+}
+
 func within(key, beginning string) bool {
 	return key == beginning || strings.HasPrefix(key, beginning+".")
 }
