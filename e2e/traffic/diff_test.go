@@ -186,6 +186,9 @@ func TestB73Diff(t *testing.T) {
 		}
 	}
 
+	each(t, func(t *testing.T, family int) { // the agent has taken out what drained
+		wantReals(t, n, at(legacy, family, 80), behind(family, s.w.Pod("pod-b"))[0].String()+" 1")
+	})
 	d, text = s.diff(n, 0)
 	if d.Kernel != "ipvs-proxy" || !d.Agent || !strings.Contains(text, "nothing to do") {
 		t.Errorf("beside the agent: %+v\n%s", d, text)
