@@ -117,27 +117,25 @@ func rehearse(ctx context.Context, c *config.Config, from *sourceFlags, timeout 
 	if err := fill(ctx, c, from, model, timeout); err != nil {
 		return in, err
 	}
+	opt.Proxies = k
 	start, err := sync.Rehearse(ctx, k, model, opt)
 	if err != nil {
 		return in, err
 	}
-	return preview.Input{Node: name, Start: start, Services: model.Services()}.With(lookAround()), nil
+	return preview.Input{Node: name, Start: start, Services: model.Services(), Kept: opt.KeepLeftovers}.With(lookAround()), nil
 }
 
 // lookAround looks who else is on this node. Where that cannot be seen, nobody is known.
-func lookAround() (agent bool, left *preview.Leftovers, problems []error) {
+func lookAround() (agent bool, mode string, problems []error) {
 	agent, err := node.Present()
 	if err != nil {
 		problems = append(problems, fmt.Errorf("see whether an agent is at work: %w", err))
 	}
-	l, err := node.FindLeftovers()
+	mode, err = node.KubeProxyMode()
 	if err != nil {
 		problems = append(problems, fmt.Errorf("look for kube-proxy's chains: %w", err))
 	}
-	if l.Mode != "" {
-		left = &preview.Leftovers{Mode: l.Mode, Tables: append([]string{}, l.Tables...), Chains: l.Chains, Stay: true}
-	}
-	return agent, left, problems
+	return agent, mode, problems
 }
 
 // fill takes all that the source has into a model, which does not change afterwards.

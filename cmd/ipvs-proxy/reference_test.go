@@ -25,7 +25,7 @@ here; [the keys that they stand for](configuration.md) are.
 
 // transcripts are what commands print, made by tests of their own.
 var transcripts = map[string]struct{ what, called, file string }{
-	"diff": {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"},
+	"diff":    {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"},
 	"explain": {"On the same node, once the agent is at work:", "explain shop/edge", "../../pkg/preview/testdata/explain-edge.txt"},
 }
 

@@ -32,7 +32,10 @@ type said struct {
 	Writes []struct{ Verb, Service, Line, Code string }
 	// Services are those that behave otherwise.
 	Services  []struct{ Service string }
-	Leftovers *struct{ Mode string }
+	Leftovers *struct {
+		Mode   string
+		Writes []string
+	}
 }
 
 // diffArgs are a command's on a node, with what all agents of the lab are given.
@@ -139,7 +142,7 @@ func TestB73Diff(t *testing.T) {
 	addServer(t, n, netip.MustParseAddrPort("192.0.2.55:80"), "wlc")
 
 	d, text := s.diff(n, 1)
-	if d.Kernel != "kube-proxy" || d.Agent || d.Leftovers == nil || d.Leftovers.Mode != "ipvs" || d.Foreign.VirtualServers != 1 {
+	if d.Kernel != "kube-proxy" || d.Agent || d.Leftovers == nil || d.Leftovers.Mode != "ipvs" || len(d.Leftovers.Writes) == 0 || d.Foreign.VirtualServers != 1 {
 		t.Errorf("the kernel is %s's, an agent %t, %+v, foreign %+v", d.Kernel, d.Agent, d.Leftovers, d.Foreign)
 	}
 	wantCounts(t, d, "virtual servers", 4, 0, 0, 3)
@@ -186,8 +189,20 @@ func TestB73Diff(t *testing.T) {
 		}
 	}
 
+	lab.Eventually(t, soon, "what kube-proxy left is taken out", func() error {
+		_, took, _ := strings.Cut(agent.Log(), "took out what kube-proxy left")
+		for _, line := range d.Leftovers.Writes {
+			if !strings.Contains(took, line) {
+				return fmt.Errorf("not in the log: %s", line)
+			}
+		}
+		return nil
+	})
+	each(t, func(t *testing.T, family int) { // the agent has taken out what drained
+		wantReals(t, n, at(legacy, family, 80), behind(family, s.w.Pod("pod-b"))[0].String()+" 1")
+	})
 	d, text = s.diff(n, 0)
-	if d.Kernel != "ipvs-proxy" || !d.Agent || !strings.Contains(text, "nothing to do") {
+	if d.Kernel != "ipvs-proxy" || !d.Agent || d.Leftovers != nil || !strings.Contains(text, "nothing to do") {
 		t.Errorf("beside the agent: %+v\n%s", d, text)
 	}
 	if err := agent.Stop(); err != nil {

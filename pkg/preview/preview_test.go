@@ -43,7 +43,7 @@ type scene struct {
 	kernel *fake.Kernel
 	model  *cluster.Model
 	opt    sync.Options
-	left   *Leftovers
+	mode   string
 	agent  bool
 }
 
@@ -111,7 +111,7 @@ func (s *scene) report(t *testing.T) *Report {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Make(Input{Node: thisNode, Start: start, Services: s.model.Services()}.With(s.agent, s.left, nil))
+	return Make(Input{Node: thisNode, Start: start, Services: s.model.Services()}.With(s.agent, s.mode, nil))
 }
 
 // start has an agent start on the scene's kernel, by writing what was said.
@@ -140,7 +140,7 @@ func local(svc *corev1.Service) {
 // kubeProxys is a node as kube-proxy in mode ipvs has it, with what an agent sees otherwise.
 func kubeProxys() *scene {
 	s := newScene()
-	s.left = &Leftovers{Mode: "ipvs", Chains: 31, Stay: true}
+	s.mode, s.opt.Proxies = "ipvs", left{"nft flush chain ip nat KUBE-SERVICES", "ipset destroy KUBE-CLUSTER-IP"}
 	s.service("default/web", []string{"10.96.0.80", "fd00:96::80"}, nil, "10.244.1.10@node1", "10.244.2.10@node2", "fd10:244:1::10@node1")
 	s.server("10.96.0.80:80", true, "rr", "10.244.1.10:8080", "10.244.2.10:8080")
 	s.server("[fd00:96::80]:80", true, "rr", "[fd10:244:1::10]:8080")
@@ -175,7 +175,7 @@ func TestB73Tables(t *testing.T) {
 	golden(t, "kube-proxy.json", string(b)+"\n")
 
 	s.start(t)
-	s.agent, s.left = true, nil
+	s.agent, s.mode, s.opt.Proxies = true, "", nil
 	if r = s.report(t); r.Differs() {
 		t.Errorf("after the start there is something to do: %v", r.Writes)
 	}
@@ -251,5 +251,37 @@ func TestTableFitsItsWidth(t *testing.T) {
 				t.Errorf("%d columns: %s", n, line)
 			}
 		}
+	}
+}
+
+// left is what another proxy left.
+type left []string
+
+func (l left) Left(context.Context) (list []ipvs.Leaving, stays []string, err error) {
+	for _, text := range l {
+		list = append(list, ipvs.Leaving{Text: text, Take: func(context.Context) error { panic("taken out") }})
+	}
+	return list, []string{"chain ip nat KUBE-MARK-DROP: the kubelet's"}, nil
+}
+
+func (left) Trace(context.Context) (uint64, error) { return 0, nil }
+
+// B73: what kube-proxy left and would be taken out is something to do, and what is kept is not.
+func TestB73Leftovers(t *testing.T) {
+	s := newScene()
+	s.start(t)
+	s.mode, s.opt.Proxies = "iptables", left{"nft flush chain ip nat KUBE-SERVICES"}
+	r := s.report(t)
+	if text := r.Text(false); !r.Differs() || !strings.Contains(text, "taken out once all Services are programmed\n  - nft flush chain ip nat KUBE-SERVICES\n  stays: chain ip nat KUBE-MARK-DROP") {
+		t.Errorf("differs %t:\n%s", r.Differs(), text)
+	}
+	s.opt.KeepLeftovers = true
+	start, err := sync.Rehearse(context.Background(), s.kernel.Look(), s.model, s.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = Make(Input{Node: thisNode, Start: start, Mode: "iptables", Kept: true})
+	if text := r.Text(false); r.Differs() || !strings.Contains(text, "kept by takeover.leftovers\n  = nft flush chain ip nat KUBE-SERVICES\n") {
+		t.Errorf("differs %t:\n%s", r.Differs(), text)
 	}
 }

@@ -35,7 +35,7 @@ type Report struct {
 	Services []Different `json:"services"`
 	// Of are the Services that were looked at.
 	Of int `json:"servicesTotal"`
-	// Leftovers are what kube-proxy has, or has left, in nftables; nil: nothing.
+	// Leftovers are what kube-proxy has, or has left, beside IPVS; nil: nothing.
 	Leftovers *Leftovers `json:"leftovers,omitempty"`
 	// Warnings say what could not be set up.
 	Warnings []string `json:"warnings"`
@@ -110,30 +110,41 @@ type Finding struct {
 	Reason
 }
 
-// Leftovers are what kube-proxy has in nftables, where iptables-nft keeps its chains, too.
+// Leftovers are what kube-proxy has in the kernel beside IPVS.
 type Leftovers struct {
-	// Mode is kube-proxy's, as far as its names tell.
-	Mode   string   `json:"mode"`
-	Tables []string `json:"tables"`
-	Chains int      `json:"chains"`
-	// Stay: the agent does not take them out.
-	Stay bool `json:"stay"`
+	// Mode is kube-proxy's, as far as the names of its chains tell; "": they do not.
+	Mode string `json:"mode,omitempty"`
+	// Kept: all of it stays, by the configuration.
+	Kept bool `json:"kept"`
+	// Writes are those that take it out, once all Services are programmed; with Kept, those that are left undone.
+	Writes []string `json:"writes"`
+	// Stays says what of it stays in any case, and why.
+	Stays []string `json:"stays"`
 }
 
 // Input is what a Report is made of.
 type Input struct {
-	Node      string
-	Start     *sync.Rehearsal
-	Services  []cluster.ID
-	Agent     bool
-	Leftovers *Leftovers
-	Problems  []error // with what could not be seen
+	Node     string
+	Start    *sync.Rehearsal
+	Services []cluster.ID
+	Agent    bool
+	Mode     string  // of kube-proxy, by the names of its chains
+	Kept     bool    // what it left stays
+	Problems []error // with what could not be seen
 }
 
 // With adds who else is on the node.
-func (in Input) With(agent bool, left *Leftovers, problems []error) Input {
-	in.Agent, in.Leftovers, in.Problems = agent, left, problems
+func (in Input) With(agent bool, mode string, problems []error) Input {
+	in.Agent, in.Mode, in.Problems = agent, mode, problems
 	return in
+}
+
+// leftovers are what kube-proxy has beside IPVS.
+func (in Input) leftovers() *Leftovers {
+	if in.Mode == "" && len(in.Start.Left)+len(in.Start.Stays) == 0 {
+		return nil
+	}
+	return &Leftovers{Mode: in.Mode, Kept: in.Kept, Writes: append([]string{}, in.Start.Left...), Stays: append([]string{}, in.Start.Stays...)}
 }
 
 // The kinds that are counted, in their order.
@@ -146,7 +157,7 @@ const (
 
 // Make makes a Report.
 func Make(in Input) *Report {
-	r := &Report{Node: in.Node, Agent: in.Agent, Leftovers: in.Leftovers, Of: len(in.Services),
+	r := &Report{Node: in.Node, Agent: in.Agent, Leftovers: in.leftovers(), Of: len(in.Services),
 		SetUp: append([]string{}, in.Start.Base.Wrote...), Writes: []Write{}, Services: []Different{}, Warnings: []string{}}
 	for _, w := range slices.Concat(in.Problems, in.Start.Base.Warnings) {
 		r.Warnings = append(r.Warnings, w.Error())
@@ -162,24 +173,26 @@ func Make(in Input) *Report {
 		r.Writes = append(r.Writes, w)
 	}
 	c.report(r)
-	r.Kernel = stateOf(in, c)
+	r.Kernel = stateOf(in, r.Leftovers, c)
 	r.Services = b.differences(in.Services)
 	return r
 }
 
 // stateOf says whose the kernel's state is.
-func stateOf(in Input, c *counter) State {
+func stateOf(in Input, left *Leftovers, c *counter) State {
 	switch {
 	case in.Start.Adopted:
 		return StateAgent
-	case in.Leftovers != nil || c.bound > 0:
+	case left != nil || c.bound > 0:
 		return StateKubeProxy
 	}
 	return StateEmpty
 }
 
 // Differs reports whether there is anything to write.
-func (r *Report) Differs() bool { return len(r.SetUp)+len(r.Writes) > 0 }
+func (r *Report) Differs() bool {
+	return len(r.SetUp)+len(r.Writes) > 0 || r.Leftovers != nil && !r.Leftovers.Kept && len(r.Leftovers.Writes) > 0
+}
 
 // kindOf is the kind of what an operation is about.
 func kindOf(is ipvs.Effect) string {

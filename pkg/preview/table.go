@@ -76,7 +76,7 @@ func (t *table) head(r *Report) {
 		StateEmpty:     "the kernel has nothing of a Service proxy",
 		StateKubeProxy: "the kernel is as kube-proxy makes it",
 	}[r.Kernel]
-	if r.Kernel == StateKubeProxy && r.Leftovers != nil {
+	if r.Kernel == StateKubeProxy && r.Leftovers != nil && r.Leftovers.Mode != "" {
 		state += " in mode " + r.Leftovers.Mode
 	}
 	agent := "no agent is at work"
@@ -215,16 +215,26 @@ func (t *table) leftovers(r *Report) {
 	if l == nil {
 		return
 	}
-	what := count(l.Chains, "chain")
-	if len(l.Tables) > 0 {
-		what = count(len(l.Tables), "table") + " (" + strings.Join(l.Tables, ", ") + ") with " + what
+	if len(l.Writes) > 0 {
+		head, mark := "of kube-proxy, taken out once all Services are programmed", "-"
+		if l.Kept {
+			head, mark = "of kube-proxy, and kept by takeover.leftovers", "="
+		}
+		t.line("\n%s", head)
+		list := l.Writes
+		if !t.all {
+			list = list[:min(len(list), most)]
+		}
+		for _, w := range list {
+			t.command("  "+mark+" ", w)
+		}
+		if more := len(l.Writes) - len(list); more > 0 {
+			t.line("  ... and %s: --all names them, and -o json", number(more))
+		}
 	}
-	end := "taken out once all Services are programmed"
-	if l.Stay {
-		end = "not taken out by the agent; see What kube-proxy leaves behind in docs/replace-kube-proxy.md"
+	for _, stays := range l.Stays {
+		t.wrap("  stays: ", "         ", stays)
 	}
-	t.line("")
-	t.wrap("", "  ", fmt.Sprintf("of kube-proxy in nftables: %s: %s", what, end))
 }
 
 func orNone(service string) string {

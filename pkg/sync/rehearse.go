@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -36,6 +37,11 @@ type Rehearsal struct {
 	Found map[ipvs.Key]ipvs.Observed
 	// Adopted: an agent had a whole start on this kernel before.
 	Adopted bool
+	// Left is what would be taken out of what another proxy left, once all is programmed, in its order; or, with
+	// KeepLeftovers, what would stay of it.
+	Left []string
+	// Stays says what of it stays in any case, and why.
+	Stays []string
 	// Failing are the writes that the kernel would refuse, in the order in which they were tried.
 	Failing []error
 
@@ -74,6 +80,10 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 	}
 	stage := &rehearsalStage{look: kernel, schedulers: map[string]bool{}}
 	opt.Health, opt.Events, opt.DrainPoll = nil, nil, time.Hour
+	others := &rehearsedProxies{of: opt.Proxies}
+	if opt.Proxies != nil {
+		opt.Proxies = others
+	}
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
@@ -81,7 +91,7 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 	end := now.Add(rehearsalTime)
 	opt.Now = func() time.Time { return now }
 	loop := New(stage, model, zap.NewNop(), opt)
-	loop.rounds = agenda{loop.rounds[0]} // what looks for later changes has nothing to find
+	loop.rounds = ofStart(loop.rounds)
 	for now.Before(end) && stage.err == nil {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -90,16 +100,69 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 			now = now.Add(max(loop.idleFor(now), time.Millisecond))
 		}
 	}
-	if err := stage.err; err != nil {
+	if err := errors.Join(stage.err, others.look(ctx, opt.KeepLeftovers)); err != nil {
 		return nil, err
 	}
 	if !loop.stage.stands() {
 		return nil, errors.New("the start does not come to look at the kernel")
 	}
-	r := &Rehearsal{Base: stage.base, Steps: stage.steps, Found: stage.found, Failing: stage.failing, desk: loop.desk, ours: loop.mirror.Knows, at: now}
+	r := &Rehearsal{Base: stage.base, Steps: stage.steps, Found: stage.found, Failing: stage.failing, Left: others.left, Stays: others.stays, desk: loop.desk, ours: loop.mirror.Knows, at: now}
 	record := r.Found[ipvs.Adopted].Have
 	r.Adopted = record != nil && record.Guard.Owned
 	return r, nil
+}
+
+// ofStart are those of the rounds that are a start's. What looks for later changes has nothing to find.
+func ofStart(rounds agenda) agenda {
+	return slices.DeleteFunc(slices.Clone(rounds), func(t tender) bool {
+		switch t.(type) {
+		case *act, *takeover:
+			return false
+		}
+		return true
+	})
+}
+
+// rehearsedProxies is what other proxies left, in a rehearsal: it is read once, and each thing is taken for taken out.
+type rehearsedProxies struct {
+	of          Proxies
+	read        bool
+	left, stays []string
+	err         error
+}
+
+// Left lists what is left, and the second time nothing.
+func (p *rehearsedProxies) Left(ctx context.Context) (list []ipvs.Leaving, stays []string, err error) {
+	if p.read {
+		return nil, p.stays, nil
+	}
+	p.read = true
+	if list, p.stays, p.err = p.of.Left(ctx); p.err != nil {
+		p.err = fmt.Errorf("look for what another proxy left: %w", p.err)
+		return nil, nil, p.err
+	}
+	for i := range list {
+		list[i].Take = func(context.Context) error {
+			p.left = append(p.left, list[i].Text)
+			return nil
+		}
+	}
+	return list, p.stays, nil
+}
+
+// Trace is always the same: that another proxy is at work is no reason to say nothing.
+func (*rehearsedProxies) Trace(context.Context) (uint64, error) { return 0, nil }
+
+// look reads what would stay where all is kept, which the start then does not read. Its error is that of the reading.
+func (p *rehearsedProxies) look(ctx context.Context, kept bool) error {
+	if p.of == nil || !kept || p.read {
+		return p.err
+	}
+	list, _, err := p.Left(ctx)
+	for _, l := range list {
+		p.left = append(p.left, l.Text)
+	}
+	return err
 }
 
 // rehearsalStage is the Kernel of a rehearsal. What is read is the kernel as it would be after what was noted.

@@ -36,7 +36,14 @@ func TestB73RehearsalIsTheStart(t *testing.T) {
 		if after := dumpOf(w.kernel); after != before || len(w.kernel.Log) != written {
 			t.Fatalf("seed %d, %s: the rehearsal wrote:\n%s\nwas:\n%s", i, state, after, before)
 		}
+		left := w.leftovers()
+		if !slices.Equal(left, said.Left) || len(left) > 0 && len(said.Stays) != 1 {
+			t.Fatalf("seed %d: another proxy left %q, of which it says that it takes out %q", i, left, said.Left)
+		}
 		did, set := w.startAnew()
+		if left := w.leftovers(); len(left) > 0 {
+			t.Fatalf("seed %d: the start did not take out %q", i, left)
+		}
 		got, want := linesOf(said), lines(did)
 		if len(said.Failing) > 0 { // tries are repeated at random times
 			slices.Sort(got)
@@ -45,7 +52,7 @@ func TestB73RehearsalIsTheStart(t *testing.T) {
 		if !slices.Equal(got, want) || !slices.Equal(said.Base.Wrote, set) {
 			t.Fatalf("seed %d, %s: said\n  %s\nand then did\n  %s", i, state, strings.Join(append(said.Base.Wrote, got...), "\n  "), strings.Join(append(set, want...), "\n  "))
 		}
-		if again := w.rehearse(t); len(again.Steps)+len(again.Base.Wrote) > 0 {
+		if again := w.rehearse(t); len(again.Steps)+len(again.Base.Wrote)+len(again.Left) > 0 {
 			t.Fatalf("seed %d, %s: after the start it still says\n  %s", i, state, strings.Join(append(again.Base.Wrote, linesOf(again)...), "\n  "))
 		}
 		steps += len(did)
@@ -78,6 +85,7 @@ func unsettled(r *rand.Rand) (w *walker, state string) {
 	switch state {
 	case "as another proxy left them":
 		w.kernel.DropTable()
+		w.opt.Proxies = &otherProxy{left: []string{"rules", "chains", "sets"}, stays: []string{"the kubelet's"}}
 	case "without the interface":
 		w.kernel.DropLink()
 	case "without the scheduler":
@@ -86,6 +94,14 @@ func unsettled(r *rand.Rand) (w *walker, state string) {
 	}
 	w.opt.DrainPoll = time.Hour // what has drained is no part of the start
 	return w, state
+}
+
+// leftovers is what another proxy has in the kernel.
+func (w *walker) leftovers() []string {
+	if o, is := w.opt.Proxies.(*otherProxy); is {
+		return slices.Clone(o.left)
+	}
+	return nil
 }
 
 func (w *walker) rehearse(t *testing.T) *Rehearsal {

@@ -7,7 +7,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
-func TestLeftoversAreKnownByName(t *testing.T) {
+func TestKubeProxyModeIsKnownByNames(t *testing.T) {
 	chain := func(family, table, name string) kernel.Chain {
 		return kernel.Chain{Family: family, Table: table, Name: name}
 	}
@@ -16,18 +16,17 @@ func TestLeftoversAreKnownByName(t *testing.T) {
 		name   string
 		tables []string
 		chains []kernel.Chain
-		want   Leftovers
+		want   string
 	}{
-		{"the kubelet's", []string{"ip filter", "ip mangle"}, kubelets, Leftovers{}},
+		{"the kubelet's", []string{"ip filter", "ip mangle"}, kubelets, ""},
 		{"ipvs", []string{"ip filter", "ip nat"}, append(slices.Clone(kubelets), chain("ip", "nat", "KUBE-SERVICES"), chain("ip", "filter", "KUBE-IPVS-FILTER")),
-			Leftovers{Mode: "ipvs", Chains: 2}},
-		{"iptables", []string{"ip nat"}, []kernel.Chain{chain("ip", "nat", "KUBE-SVC-ABC"), chain("ip", "nat", "KUBE-SEP-ABC")}, Leftovers{Mode: "iptables", Chains: 2}},
+			"ipvs"},
+		{"iptables", []string{"ip nat"}, []kernel.Chain{chain("ip", "nat", "KUBE-SVC-ABC"), chain("ip", "nat", "KUBE-SEP-ABC")}, "iptables"},
 		{"nftables", []string{"ip kube-proxy", "ip6 kube-proxy"}, []kernel.Chain{chain("ip", "kube-proxy", "services")},
-			Leftovers{Mode: "nftables", Tables: []string{"ip kube-proxy", "ip6 kube-proxy"}, Chains: 1}},
+			"nftables"},
 	} {
-		got := judgeLeftovers(c.tables, c.chains)
-		if got.Mode != c.want.Mode || got.Chains != c.want.Chains || !slices.Equal(got.Tables, c.want.Tables) {
-			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		if got := judgeMode(c.tables, c.chains); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
 }

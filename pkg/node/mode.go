@@ -8,45 +8,31 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
-// Leftovers is what kube-proxy has, or has left, in nftables, where iptables-nft keeps its chains, too.
-type Leftovers struct {
-	Mode   string   // kube-proxy's, as far as names tell
-	Tables []string // that are its own, "family name"
-	Chains int      // in these, and its own in tables that it shares
-}
-
-// FindLeftovers looks for it. The zero value: there is nothing.
-func FindLeftovers() (Leftovers, error) {
+// KubeProxyMode says in which mode kube-proxy is or was at work on this node, by the names of its tables and chains in
+// nftables, where iptables-nft keeps its chains, too. "": there is nothing of it.
+func KubeProxyMode() (string, error) {
 	tables, chains, err := kernel.ForeignTables()
 	if err != nil {
-		return Leftovers{}, err
+		return "", err
 	}
-	return judgeLeftovers(tables, chains), nil
+	return judgeMode(tables, chains), nil
 }
 
-// judgeLeftovers knows kube-proxy's by their names.
-func judgeLeftovers(tables []string, chains []kernel.Chain) (l Leftovers) {
-	const own = "kube-proxy"
+func judgeMode(tables []string, chains []kernel.Chain) (mode string) {
 	for _, t := range tables {
-		if _, name, _ := strings.Cut(t, " "); name == own {
-			l.Mode = "nftables"
-			l.Tables = append(l.Tables, t)
+		if _, name, _ := strings.Cut(t, " "); name == "kube-proxy" {
+			return "nftables"
 		}
 	}
 	for _, c := range chains {
-		if c.Table != own && !isKubeProxyChain(c.Name) {
-			continue
-		}
-		l.Chains++
 		switch {
-		case l.Mode == "nftables" || l.Mode == "ipvs":
 		case slices.Contains(ipvsChains, c.Name):
-			l.Mode = "ipvs"
-		default:
-			l.Mode = "iptables"
+			return "ipvs"
+		case isKubeProxyChain(c.Name):
+			mode = "iptables"
 		}
 	}
-	return l
+	return mode
 }
 
 // ipvsChains are those that kube-proxy makes in mode ipvs alone.
