@@ -40,7 +40,7 @@ current-context: lab
 }
 
 // served are the lists that it has, by the end of their path.
-var served = map[string]string{"services": "Service", "endpointslices": "EndpointSlice", "nodes": "Node"}
+var served = map[string]string{"services": "Service", "endpointslices": "EndpointSlice", "nodes": "Node", "servicecidrs": "ServiceCIDR"}
 
 func (c *Cluster) serveAPI(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
@@ -70,9 +70,6 @@ func (c *Cluster) serveAPI(w http.ResponseWriter, r *http.Request) {
 		put(map[string]any{"type": "ERROR", "object": map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": http.StatusGone}})
 	default:
 		kind := served[resource]
-		if kind == "" {
-			kind = "Nothing"
-		}
 		api := strings.Join(parts[1:len(parts)-1], "/")
 		put(map[string]any{"kind": kind + "List", "apiVersion": api, "metadata": map[string]any{"resourceVersion": fmt.Sprint(version)}, "items": items})
 	}
