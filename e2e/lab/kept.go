@@ -84,7 +84,7 @@ type Kept struct {
 }
 
 // keptTime is how long the answer to a line may take.
-const keptTime = 10 * time.Second
+const keptTime = time.Minute
 
 // StartKept opens a connection to what ServeLines serves, and keeps it until Stop.
 func (h *Host) StartKept(to netip.AddrPort, every time.Duration) (*Kept, error) {

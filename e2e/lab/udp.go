@@ -83,6 +83,7 @@ func answerDatagrams(s *os.File, name string) {
 type FlowReport struct {
 	Slowest              time.Duration // of the answered
 	Sent, Answered, Lost int
+	Late                 int           // of the lost: answered after all, on a machine that stood still
 	Refused              int           // answered by an ICMP error, counted as lost too
 	Every                time.Duration // between two datagrams
 	Duration             time.Duration
@@ -194,6 +195,8 @@ func (f *Flow) answered(n int, pod string) {
 		f.report.Answered++
 		f.report.ByPod[pod]++
 		f.report.Last = pod
+	} else if ok {
+		f.report.Late++
 	}
 }
 

@@ -99,6 +99,19 @@ func Build(ctx context.Context, root, release string, log io.Writer, names ...st
 	return files, nil
 }
 
+// Cached is the file of a program that Build has compiled; empty: it has not.
+func Cached(ctx context.Context, root, name string) (string, error) {
+	p, ok := programs[name]
+	if !ok {
+		return "", fmt.Errorf("no program called %q", name)
+	}
+	key, err := cacheKey(ctx, filepath.Join(root, Dir, p.module), p.buildArgs())
+	if err != nil {
+		return "", err
+	}
+	return machine.InCache(filepath.Join(name+"-"+key, name))
+}
+
 func (p program) build(ctx context.Context, module, name string, log io.Writer) (string, error) {
 	args := p.buildArgs()
 	key, err := cacheKey(ctx, module, args)

@@ -2,6 +2,7 @@ package healthz
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 )
@@ -136,5 +137,39 @@ func TestB51Heartbeat(t *testing.T) {
 	}
 	if next := (*Health)(nil).Turn(); next <= 0 {
 		t.Errorf("nobody looks, and the loop is to turn after %v", next)
+	}
+}
+
+// F26: while the agent steps back from another proxy, what waits is no fault of this node: /healthz and /livez stay as they
+// are and say why nothing is written.
+func TestF26SteppedBack(t *testing.T) {
+	r := newRig(t)
+	r.SetNode(true)
+	r.settled()
+	const why = "kube-proxy in iptables or ipvs mode wrote chain ip nat KUBE-SERVICES"
+	r.Heard(1, 1)
+	r.Stands(Standing{Away: why, Waiting: [2]bool{true, true}})
+	r.pass(time.Hour)
+	r.Heard(2, 1)
+	r.Stands(Standing{Away: why, Waiting: [2]bool{true, true}})
+	for _, path := range []string{"/healthz", "/livez"} {
+		w := r.get(r.HealthHandler(), path)
+		if w.Code != 200 || !strings.Contains(w.Body.String(), `"steppedBack":"`+why+`"`) {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if w := r.get(r.pages(Pages{}), "/healthz?verbose"); !strings.Contains(w.Body.String(), "[!]stepped back: "+why) {
+		t.Errorf("/healthz?verbose: %s", w.Body)
+	}
+	if v := r.value("ipvsproxy_stepped_back"); v != 1 {
+		t.Errorf("the metric is %v", v)
+	}
+	r.Stands(Standing{Waiting: [2]bool{true, true}})
+	if w := r.get(r.HealthHandler(), "/healthz"); w.Code != 200 || strings.Contains(w.Body.String(), "steppedBack") || r.value("ipvsproxy_stepped_back") != 0 {
+		t.Errorf("back again: %d %s", w.Code, w.Body)
+	}
+	r.pass(2 * time.Minute)
+	if w := r.get(r.HealthHandler(), "/healthz"); w.Code != 503 {
+		t.Errorf("work that waits after the return: %d %s", w.Code, w.Body)
 	}
 }

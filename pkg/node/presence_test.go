@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// One agent for other Services is told from one for the same, and named. (The place belongs to the network namespace,
+// F26: one agent for other Services is told from one for the same, and named. (The place belongs to the network namespace,
 // so this test has it to itself only where no agent runs beside it.)
-func TestOneAgentANode(t *testing.T) {
+func TestF26OneAgentANode(t *testing.T) {
 	first, err := Take("")
 	if err != nil {
 		t.Fatal(err)

@@ -264,7 +264,7 @@ func (a *act) steps(j job) (ops []ipvs.Op, have *ipvs.Frontend) {
 		}), have
 	}
 	if !a.stage.complete {
-		return withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) }), have
+		return a.beside(withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) })), have
 	}
 	if want == nil && have.Server.Exists() && !have.Guard.Owned {
 		// Found at the first start, by its address alone. Without a record, a process that dies once the address
@@ -272,7 +272,23 @@ func (a *act) steps(j job) (ops []ipvs.Op, have *ipvs.Frontend) {
 		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k})
 		have.Guard.Owned = true
 	}
-	return append(ops, ipvs.Diff(k, have, want)...), have
+	return a.beside(append(ops, ipvs.Diff(k, have, want)...)), have
+}
+
+// beside has frontends open together with their guard while rules of another proxy are there: until the virtual server
+// stands, those serve. The node's own packets pass the guard before they come to rules of NAT (-150, -100).
+func (a *act) beside(ops []ipvs.Op) []ipvs.Op {
+	if !a.stage.replacing {
+		return ops
+	}
+	for i, op := range ops {
+		if e, is := op.(ipvs.Element); is && e.Set == ipvs.SetOpen && !e.Remove {
+			e.Early = true
+			ops[i] = e
+		}
+	}
+	slices.SortStableFunc(ops, func(a, b ipvs.Op) int { return int(a.Phase()) - int(b.Phase()) })
+	return ops
 }
 
 // withheld leaves out what must not be done while parts of the cluster are not known. Where outside clients must not

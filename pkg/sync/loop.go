@@ -97,7 +97,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	ear := &ear{shared: s, feed: model, triggers: model, site: site}
 	forget := &forget{shared: s, writer: kernel}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
-		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site}},
+		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}},
 		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal},
 			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival}}}
@@ -156,7 +156,7 @@ func (l *Loop) announceDone() {
 	if !l.stage.announce || len(l.fare.failing) > 0 {
 		return
 	}
-	l.stage.announce = false
+	l.stage.announce, l.stage.replacing = false, false
 	l.tell.started(l.now().Sub(l.stage.began), l.desk.Site().Local.NoIPv6)
 	if !l.stage.complete {
 		l.tell.log.Warn("parts of the cluster could not be read: until they can, nothing is taken out of service")

@@ -35,7 +35,9 @@ type stage struct {
 	started  bool // the kernel was read
 	announce bool // say when all is programmed
 	began    time.Time
-	away     bool // another proxy is at work, and nothing is written
+	// replacing: rules of another proxy are there, and not all is programmed yet.
+	replacing bool
+	away      bool // another proxy is at work, and nothing is written
 }
 
 // stands reports whether there is something to work on.

@@ -13,12 +13,13 @@ import (
 // start reads all of the kernel, once the base stands and the cluster is known.
 type start struct {
 	shared
-	reader Reader
-	base   *base
-	heal   *heal
-	forget *forget
-	site   *site
-	tries  uint8
+	reader  Reader
+	base    *base
+	heal    *heal
+	forget  *forget
+	site    *site
+	proxies Proxies
+	tries   uint8
 }
 
 func (*start) due(time.Time) time.Time { return time.Time{} } // it follows from what others do
@@ -38,9 +39,19 @@ func (s *start) tend(ctx context.Context) (more bool) {
 		}
 		return false
 	}
+	s.stage.replacing = s.replaces(ctx)
 	s.stage.started, s.stage.announce, s.stage.began = true, true, s.now()
 	s.tries = 0
 	return false
+}
+
+// replaces reports whether rules of another proxy are there. Where that cannot be read there may be some.
+func (s *start) replaces(ctx context.Context) bool {
+	if s.proxies == nil {
+		return false
+	}
+	left, stays, err := s.proxies.Left(ctx)
+	return len(left) > 0 || len(stays) > 0 || err != nil
 }
 
 // scan reads all of the kernel, makes the mirror anew from it, and queues what differs from what is wanted.

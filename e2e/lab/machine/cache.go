@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -73,4 +75,19 @@ func Cached(name string, build func(dir string) error) (string, error) {
 		return into(dir, build)
 	})
 	return dir, err
+}
+
+// InCache is where something is in the lab's cache; empty: it is not there.
+func InCache(name string) (string, error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(cache, name)
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	return file, nil
 }

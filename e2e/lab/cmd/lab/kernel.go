@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 // agentFile is the agent among the job's files; LAB_AGENT names it to tests.
@@ -37,6 +38,11 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	job := machine.Job{Files: map[string]string{}, Kernel: o.kernel, KubeProxy: true} // tests put what it leaves
 	if err := addAgent(ctx, &job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
+	}
+	if file, err := programs.Cached(ctx, ".", programs.KubeProxy); err != nil {
+		r.failed("kube-proxy", err.Error())
+	} else if file != "" { // its tests are for whoever has compiled it
+		job.Files[programs.KubeProxy] = file
 	}
 	if err := addImage(ctx, o, &job, dir); err != nil {
 		r.failed("build of the image", err.Error())
@@ -82,7 +88,7 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 func (l load) only(job machine.Job) machine.Job {
 	needs := func(name string) bool {
 		for _, p := range l.programs {
-			if name == p.file || strings.HasPrefix(name, p.rel+"/testdata") || p.rel == nativePackage || name == imageFile && p.big {
+			if name == p.file || strings.HasPrefix(name, p.rel+"/testdata") || p.rel == nativePackage || (name == imageFile || name == programs.KubeProxy) && p.big {
 				return true
 			}
 		}

@@ -53,6 +53,7 @@ func runCommand() *cobra.Command {
 	f.StringArrayVar(&files, "file", nil, "NAME=PATH: put a file or directory of this machine into LAB_DIR")
 	f.StringArrayVar(&env, "env", nil, "KEY=VALUE for the program")
 	f.StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
+	f.BoolVar(&job.KubeProxy, "kube-proxy", false, "with what kube-proxy needs of a machine: iptables, ipset and their modules")
 	f.IntVar(&job.Memory, "memory", 0, "MiB of the virtual machine (default 2048)")
 	f.IntVar(&job.CPUs, "cpus", 0, "processors of the virtual machine")
 	return cmd

@@ -1,0 +1,120 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// ServeAPI serves the cluster's objects as an API server does, as far as kube-proxy asks: lists, and watches that end when
+// something has changed, so that it lists again. It returns a kubeconfig.
+func (c *Cluster) ServeAPI(t testing.TB, h *Host, port uint16) (kubeconfig string) {
+	t.Helper()
+	ln, err := h.listen(0, h.V4, port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(c.serveAPI), ReadHeaderTimeout: time.Minute}
+	go func() { _ = s.Serve(ln) }()
+	t.Cleanup(func() { _ = s.Close() })
+	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: lab, cluster: {server: "http://%s:%d"}}]
+contexts: [{name: lab, context: {cluster: lab, user: lab}}]
+users: [{name: lab, user: {}}]
+current-context: lab
+`, h.V4, port)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return kubeconfig
+}
+
+// served are the lists that it has, by the end of their path.
+var served = map[string]string{"services": "Service", "endpointslices": "EndpointSlice", "nodes": "Node", "servicecidrs": "ServiceCIDR"}
+
+func (c *Cluster) serveAPI(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	put := func(v any) { _ = json.NewEncoder(w).Encode(v) } // who asked may be gone
+	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
+	resource, name := parts[len(parts)-1], ""
+	if len(parts) > 2 && parts[len(parts)-2] == "nodes" {
+		resource, name = "nodes", parts[len(parts)-1]
+	}
+	if field := r.URL.Query().Get("fieldSelector"); resource == "nodes" {
+		if of, is := strings.CutPrefix(field, "metadata.name="); is {
+			name = of
+		}
+	}
+	items, version := c.items(served[resource], name)
+	switch {
+	case r.Method != http.MethodGet:
+		w.WriteHeader(http.StatusCreated)
+		put(map[string]any{"kind": "Event", "apiVersion": "events.k8s.io/v1", "metadata": map[string]any{"name": "x", "namespace": "default"}})
+	case name != "" && parts[len(parts)-1] == name && len(items) == 1:
+		put(items[0])
+	case r.URL.Query().Get("sendInitialEvents") != "": // it lists instead
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		put(map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": http.StatusUnprocessableEntity})
+	case r.URL.Query().Get("watch") != "":
+		c.untilChanged(w, r, version)
+		put(map[string]any{"type": "ERROR", "object": map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": http.StatusGone}})
+	default:
+		kind := served[resource]
+		api := strings.Join(parts[1:len(parts)-1], "/")
+		put(map[string]any{"kind": kind + "List", "apiVersion": api, "metadata": map[string]any{"resourceVersion": fmt.Sprint(version)}, "items": items})
+	}
+}
+
+// untilChanged holds a watch until the objects are others than those of a version.
+func (c *Cluster) untilChanged(w http.ResponseWriter, r *http.Request, version uint32) {
+	if f, is := w.(http.Flusher); is {
+		w.WriteHeader(http.StatusOK)
+		f.Flush()
+	}
+	was := r.URL.Query().Get("resourceVersion")
+	for was == fmt.Sprint(version) {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+		_, version = c.items("", "")
+	}
+}
+
+// items are the objects of a kind, and a number that stands for all that the cluster has.
+func (c *Cluster) items(kind, name string) (items []map[string]any, version uint32) {
+	items = []map[string]any{}
+	sum := fnv.New32a()
+	files, _ := filepath.Glob(filepath.Join(c.Dir, "*.yaml"))
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // it went just now
+		}
+		_, _ = sum.Write(b)
+		for _, doc := range strings.Split(string(b), "---\n") {
+			var o map[string]any
+			if yaml.Unmarshal([]byte(doc), &o) != nil || o["kind"] != kind {
+				continue
+			}
+			meta, _ := o["metadata"].(map[string]any)
+			if meta == nil || name != "" && meta["name"] != name {
+				continue
+			}
+			meta["resourceVersion"], meta["uid"] = "1", fmt.Sprint(meta["namespace"], "-", meta["name"])
+			items = append(items, o)
+		}
+	}
+	return items, sum.Sum32()
+}

@@ -1,0 +1,174 @@
+package traffic
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// kubeProxyProgram is kube-proxy itself, where the lab has it in its cache: compiling it takes a quarter of an hour.
+func kubeProxyProgram(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(os.Getenv("LAB_DIR"), "kube-proxy")
+	if _, err := os.Stat(program); err != nil {
+		t.Skip("kube-proxy is not in the lab's cache: go run ./e2e/lab/cmd/lab e2e --build puts it there")
+	}
+	return program
+}
+
+// start runs kube-proxy on the node, beside a server of the cluster's objects.
+func (k *kubeProxy) start(program, mode string) *lab.Agent {
+	k.t.Helper()
+	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, 6443)
+	return k.s.w.StartProgram(k.t, k.n.Host, program, "--proxy-mode="+mode, "--hostname-override="+k.n.Name, "--kubeconfig="+kubeconfig,
+		"--conntrack-max-per-core=0", "--conntrack-min=0", fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6))
+}
+
+// serves waits until the Service's frontends answer everybody.
+func (k *kubeProxy) serves() {
+	k.t.Helper()
+	for _, family := range []int{4, 6} {
+		for _, c := range k.s.clients() {
+			lab.Eventually(k.t, 2*time.Minute, fmt.Sprintf("%s asks over IPv%d", c.name, family), func() error {
+				if r := c.Ask(at(k.svc, family, 80), lab.Timeout(5*time.Second)); r.Verdict != lab.Answered {
+					return fmt.Errorf("%s", r)
+				}
+				return nil
+			})
+		}
+	}
+}
+
+// wrote waits until kube-proxy has written its rules in both families.
+func (k *kubeProxy) wrote(mode string) {
+	k.t.Helper()
+	want := map[string]string{"iptables": "KUBE-SVC-", "ipvs": "KUBE-CLUSTER-IP"}[mode]
+	lab.Eventually(k.t, 2*time.Minute, "kube-proxy writes its rules", func() error {
+		if mode == "nftables" {
+			if got := nftList(k.t, k.n, "ruleset"); strings.Count(got, "service-") < 8 || !strings.Contains(got, "table ip6 kube-proxy") {
+				return fmt.Errorf("%s", got)
+			}
+			return nil
+		}
+		for _, family := range []int{4, 6} {
+			if got := k.run("", k.program(family, "-save"), "-t", "nat"); !strings.Contains(got, want) && !strings.Contains(got, "KUBE-6-CLUSTER-IP") {
+				return fmt.Errorf("%s", got)
+			}
+		}
+		return nil
+	})
+}
+
+// wayBack is a stage with an agent on node1 that serves, and what goes on there.
+func wayBack(t *testing.T) (*stage, *kubeProxy, *lab.Agent) {
+	t.Helper()
+	s := newStage(t)
+	s.serveUDP(5353, s.pods()...)
+	for _, p := range s.pods() {
+		if _, err := p.ServeLines(p.Name, 8081); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
+	k := &kubeProxy{t: t, s: s, n: n, svc: taken(), pods: []*lab.Pod{b, c}}
+	s.apply(k.svc, b, c)
+	agent := s.w.StartAgent(t, n, s.cluster)
+	k.serves()
+	return s, k, agent
+}
+
+// said waits until an agent has said something.
+func said(t *testing.T, a *lab.Agent, limit time.Duration, what string) {
+	t.Helper()
+	lab.Eventually(t, limit, "the agent says: "+what, func() error {
+		if !strings.Contains(a.Log(), what) {
+			return fmt.Errorf("not in the log")
+		}
+		return nil
+	})
+}
+
+// B58: the way back to kube-proxy itself. To mode ipvs: the agent ends, cleanup --keep-ipvs, kube-proxy starts, and nothing is
+// lost. To the other modes: kube-proxy starts, from which the agent steps back, then the agent ends and cleanup takes out
+// what is ours; no new connection is lost, and what went through IPVS ends with it.
+func TestB58WayBack(t *testing.T) {
+	program := kubeProxyProgram(t)
+	for _, mode := range []string{"ipvs", "iptables", "nftables"} {
+		t.Run(mode, func(t *testing.T) {
+			s, k, agent := wayBack(t)
+			on := s.goesOn(t, k.svc)
+			if mode != "ipvs" {
+				k.start(program, mode)
+				k.wrote(mode)
+				said(t, agent, time.Minute, "another proxy is at work on this node")
+			}
+			if err := agent.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			if mode == "ipvs" {
+				cleanup(t, k.n, 0, []string{"nft delete table inet ipvs-proxy"}, "cleanup", "--keep-ipvs")
+				k.start(program, mode)
+				k.wrote(mode)
+			} else {
+				cleanup(t, k.n, 0, nil, "cleanup")
+			}
+			on.more(8)
+			sum := on.stop()
+			if t.Logf("through the change: %s", sum); sum.lost > 0 || mode == "ipvs" && sum.broken+sum.missing > 0 {
+				t.Errorf("lost something")
+			}
+			k.serves()
+			if strings.Contains(nftList(t, k.n, "ruleset"), ourTable) {
+				t.Error("our table is left")
+			}
+		})
+	}
+}
+
+// F26: kube-proxy itself comes back beside the agent. The agent notices, says so and writes nothing while an endpoint leaves,
+// which kube-proxy follows alone; when kube-proxy is gone, the agent takes over again and takes out what it left. Nothing
+// is lost on the way.
+func TestF26KubeProxyComesBack(t *testing.T) {
+	program := kubeProxyProgram(t)
+	s, k, agent := wayBack(t)
+	on := s.goesOn(t, k.svc)
+	p := k.start(program, "iptables")
+	k.wrote("iptables")
+	said(t, agent, 10*time.Second, "another proxy is at work on this node")
+	on.more(4)
+	sum := on.stop()
+	before := reals(t, k.n, at(k.svc, 4, 80))
+	s.apply(k.svc, s.w.Pod("pod-b"))
+	lab.Eventually(t, time.Minute, "kube-proxy follows", func() error {
+		byPod, lost := s.w.Client.Spread(at(k.svc, 4, 80), 6)
+		if byPod["pod-b"] != 6 {
+			return fmt.Errorf("%v %v", byPod, lost)
+		}
+		return nil
+	})
+	if after := reals(t, k.n, at(k.svc, 4, 80)); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("beside kube-proxy the agent wrote: %q, was %q", after, before)
+	}
+	on = s.goesOn(t, k.svc)
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	said(t, agent, 3*time.Minute, "took out what kube-proxy left")
+	on.more(4)
+	back := on.stop()
+	if t.Logf("kube-proxy comes: %s", sum); sum.lost+sum.broken+sum.missing > 0 {
+		t.Error("lost something")
+	}
+	if t.Logf("kube-proxy has gone: %s", back); back.lost+back.broken+back.missing > 0 {
+		t.Error("lost something")
+	}
+	wantReals(t, k.n, at(k.svc, 4, 80), "10.244.1.11:8080 1")
+	if left := k.rules(); strings.Contains(left, "KUBE-SERVICES") {
+		t.Errorf("left:\n%s", left)
+	}
+}
