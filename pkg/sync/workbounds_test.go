@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -360,5 +361,90 @@ func TestB93ForgetIsBounded(t *testing.T) {
 	t.Logf("two endpoints that came and went 1,000 times: %d wait", late)
 	if late != 2 {
 		t.Errorf("two endpoints that came and went 1,000 times: %d wait, want 2", late)
+	}
+}
+
+// decisions counts how often Services are decided: of each its triggers are taken then.
+type decisions struct {
+	Triggers
+	of map[cluster.ID]int
+}
+
+func (d *decisions) TakeTriggers(id cluster.ID) []cluster.Trigger {
+	d.of[id]++
+	return d.Triggers.TakeTriggers(id)
+}
+
+// countDecisions has a stepper's decisions counted.
+func (s *stepper) countDecisions() *decisions {
+	for _, t := range s.loop.ground {
+		if e, is := t.(*ear); is {
+			d := &decisions{e.triggers, map[cluster.ID]int{}}
+			e.triggers = d
+			return d
+		}
+	}
+	panic("no ear")
+}
+
+// TestB90EndpointsThatAreVirtualIPs: a Service with many endpoints that are virtual IPs of others is decided twice at a
+// start, whichever comes first, and later once a turn for however many of those come and go in it.
+func TestB90EndpointsThatAreVirtualIPs(t *testing.T) {
+	const liar = "liar"
+	for _, n := range []int{10, 1000, 10_000} {
+		for _, first := range []bool{true, false} {
+			objs := crowd(n)
+			if first {
+				objs = append(liars(n), objs...)
+			} else {
+				objs = append(objs, liars(n)...)
+			}
+			s := newStepper()
+			s.opt.AuditPeriod, s.opt.BasePeriod = time.Hour, time.Hour
+			s.start(completeModel(objs...))
+			d := s.countDecisions()
+			s.pass(3 * time.Second)
+			is, all := d.of[cluster.ID{Namespace: "default", Name: liar}], 0
+			for _, times := range d.of {
+				all += times
+			}
+			key := tcp("10.95.1.1")
+			t.Logf("%6d Services, the one with their addresses comes first: %5t: it is decided %d times, all are %d times; it has %d real servers", n, first, is, all, len(s.kernel.Servers[key].Reals))
+			if is > 2 || all > n+4 {
+				t.Fatalf("%d Services (%t): one with their addresses as its endpoints is decided %d times, all are %d times", n, first, is, all)
+			}
+			if reals := s.kernel.Servers[key].Reals; len(reals) > 0 {
+				t.Fatalf("%d Services (%t): %d virtual IPs are real servers", n, first, len(reals))
+			}
+			if n > 1000 {
+				continue // what comes later costs the kernel in memory more than the desk
+			}
+			for _, c := range []struct {
+				what  string
+				do    func(i int)
+				reals int
+			}{
+				{"go", func(i int) { s.model.DeleteService("default", fmt.Sprintf("s%d", i)) }, n - 1},
+				{"come back", func(i int) {
+					give(s.model, service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.%d.%d", i/250, i%250+1), 80))
+				}, 0},
+			} {
+				clear(d.of)
+				for i := range n {
+					c.do(i)
+				}
+				s.pass(10 * time.Second)
+				if is, most := d.of[cluster.ID{Namespace: "default", Name: liar}], n/sliceServices+1; is == 0 || is > most {
+					t.Fatalf("%d Services %s (%t): one with their addresses as its endpoints is decided %d times, want %d at most", n, c.what, first, is, most)
+				}
+				used := 0
+				for _, r := range s.kernel.Servers[key].Reals {
+					used += int(r.Weight) // those that drain have none
+				}
+				if used != c.reals {
+					t.Fatalf("%d Services %s (%t): it leads to %d of their addresses, want %d", n, c.what, first, used, c.reals)
+				}
+			}
+		}
 	}
 }
