@@ -26,6 +26,9 @@ func expand(contents []*sliceContent, portsOf func(*sliceContent) []slicePort, o
 	for n, c := range contents {
 		for i := range c.records {
 			ep := c.records[i].endpoint(split)
+			if len(c.ports) == 0 { // nobody can be sent there
+				ep.Ready, ep.Serving = false, false
+			}
 			for _, p := range ports[n] {
 				ep.PortName, ep.Protocol, ep.Port = p.name, p.proto, p.port
 				eps = append(eps, ep)

@@ -199,7 +199,7 @@ func (m *Model) Get(id ID) (*Service, []Endpoint) {
 
 // Endpoints returns the endpoints of a Service, whether the Service is ours,
 // another's or not known: each address once, sorted, with the best of its
-// states, and without a port.
+// states, and without a port. What no slice gives a port to is not ready.
 func (m *Model) Endpoints(id ID) []Endpoint {
 	m.mu.Lock()
 	s := m.services[id]

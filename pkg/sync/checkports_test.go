@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/component-base/metrics"
 
@@ -178,4 +179,68 @@ func TestB22PortOfAnotherService(t *testing.T) {
 		r.model.DeleteService("default", name)
 	}
 	r.says("all gone", events, 0)
+}
+
+// B22: what is counted are the ready addresses of this node in all of the Service's slices, each once, as kube-proxy
+// counts them: whether the Service has their ports or not, and virtual IPs too.
+func TestB22WhatCounts(t *testing.T) {
+	free, port := hold(t)
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	no, yes := false, true
+	web, owner := checked("web", "10.96.0.1", port, 2020), service("owner", "10.96.0.7", 80)
+	r, _ := newPortRig(t, owner, web, slice(web, "10.244.2.1"))
+	named := func(name, portName string, addrs ...string) *discoveryv1.EndpointSlice {
+		sl := slice(web, addrs...)
+		sl.Name, sl.Ports[0].Name = name, &portName
+		return sl
+	}
+	p80 := web.Spec.Ports[0].Name
+	ending := named("web-1", p80, "10.244.1.1@node1")
+	ending.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}
+	unready := named("web-1", p80, "10.244.1.1@node1")
+	unready.Endpoints[0].Conditions.Ready = &no
+	portless := slice(web, "10.244.1.1@node1")
+	portless.Ports = nil
+	for _, c := range []struct {
+		what   string
+		slices []*discoveryv1.EndpointSlice
+		want   string
+	}{
+		{"one here", []*discoveryv1.EndpointSlice{named("web-1", p80, "10.244.1.1@node1")}, "1"},
+		{"of a port that the Service does not have", []*discoveryv1.EndpointSlice{named("web-1", "other", "10.244.1.1@node1", "10.244.1.2@node1")}, "2"},
+		{"of two ports", []*discoveryv1.EndpointSlice{named("web-1", p80, "10.244.1.1@node1"), named("web-2", "other", "10.244.1.1@node1", "10.244.1.2@node1")}, "2"},
+		{"elsewhere", []*discoveryv1.EndpointSlice{named("web-1", p80, "10.244.1.1@node2")}, "0"},
+		{"one that ends", []*discoveryv1.EndpointSlice{ending}, "0"},
+		{"one that ends, and is ready by another port", []*discoveryv1.EndpointSlice{ending, named("web-2", "other", "10.244.1.1@node1")}, "1"},
+		{"one that is not ready", []*discoveryv1.EndpointSlice{unready}, "0"},
+		{"one without a port", []*discoveryv1.EndpointSlice{portless}, "0"},
+		{"a virtual IP", []*discoveryv1.EndpointSlice{named("web-1", p80, "10.96.0.7@node1")}, "1"},
+	} {
+		for _, name := range []string{"web-1", "web-2"} {
+			r.model.DeleteSlice("default", name)
+		}
+		for _, sl := range c.slices {
+			give(r.model, sl)
+		}
+		r.settle()
+		if got := r.weight(port); got != c.want {
+			t.Errorf("%s: %q count, want %s", c.what, got, c.want)
+		}
+	}
+}
+
+// weight is how many endpoints the answer at a port says that there are; it waits until somebody answers.
+func (r *healthRig) weight(port int32) string {
+	r.t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", port)); err == nil {
+			_ = resp.Body.Close()
+			return resp.Header.Get("X-Load-Balancing-Endpoint-Weight")
+		}
+	}
+	r.t.Fatalf("nobody answers at port %d", port)
+	return ""
 }

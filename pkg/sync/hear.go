@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,8 @@ type ear struct {
 	feed     Feed
 	triggers Triggers
 	site     *site
+	// late are the Services to decide anew when all that is known was decided, before the kernel is read.
+	late map[cluster.ID]struct{}
 }
 
 // sliceServices is how many Services are decided at a time, so that an urgent Key need not wait for all.
@@ -51,15 +54,34 @@ func (e *ear) tend(context.Context) (more bool) {
 	if nodeChanged || slices.Contains(dirty, kubernetes) {
 		e.site.move(e.desk.Site().Local)
 	}
-	for _, id := range e.dirty.take(sliceServices) {
-		// What follows from it for other Services is decided at once: between the two the kernel would be
-		// given a state that nobody wants.
-		for next := []cluster.ID{id}; len(next) > 0; next = next[1:] {
-			next = append(next, e.decide(next[0])...)
-		}
-	}
+	e.decideAll(e.dirty.take(sliceServices))
 	e.tell.tell(desk.OwnNode, e.desk.NodeProblems(), e.desk)
 	return e.dirty.len() > 0
+}
+
+// decideAll has Services decided anew, and then those for which something follows from it: before the next write, since
+// between the two the kernel would be given a state that nobody wants. However many they follow from, they have one turn:
+// a Service may have thousands of endpoints that are virtual IPs of others. Before the kernel was read nothing is written,
+// so they wait until all others are decided.
+func (e *ear) decideAll(ids []cluster.ID) {
+	for len(ids) > 0 {
+		follow := map[cluster.ID]struct{}{}
+		for _, id := range ids {
+			delete(follow, id)
+			for _, other := range e.decide(id) {
+				follow[other] = struct{}{}
+			}
+		}
+		ids = slices.SortedFunc(maps.Keys(follow), cluster.ID.Compare)
+		if !e.stage.started {
+			maps.Copy(e.late, follow)
+			ids = nil
+		}
+	}
+	if e.stage.synced && e.dirty.len() == 0 {
+		e.dirty.add(slices.SortedFunc(maps.Keys(e.late), cluster.ID.Compare))
+		clear(e.late)
+	}
 }
 
 // decide has a Service decided anew and queues the Keys whose wanted state changed. It returns the Services that must be

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/mirror"
@@ -94,7 +95,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	heal.rival = rival
 	site := &site{shared: s, node: kernel, signs: kernel, where: model, base: base, news: true}
 	base.site = site
-	ear := &ear{shared: s, feed: model, triggers: model, site: site}
+	ear := &ear{shared: s, feed: model, triggers: model, site: site, late: map[cluster.ID]struct{}{}}
 	forget := &forget{shared: s, writer: kernel}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
 		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}},

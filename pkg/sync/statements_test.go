@@ -20,6 +20,8 @@ import (
 // entries: a statement touches the same number of them every time, and where it walks, what it does to each
 // entry is a statement that is counted.
 //
+// A start costs in proportion to the number of Services, one of which has the virtual IPs of all others as its endpoints.
+//
 // What the standard library walks through by itself (maps.Clone, copy) is not counted; that shows in the
 // time and the allocations of TestOneChangeCostsTheSame.
 func TestOneChangeRunsTheSame(t *testing.T) {
@@ -46,6 +48,15 @@ func TestOneChangeRunsTheSame(t *testing.T) {
 			}
 		}
 		t.Logf("%-40s %v statements with %v Services", e.name+":", sums, countedSizes)
+	}
+	var starts []int
+	for _, n := range countedSizes {
+		starts = append(starts, readCounts(t, decoder, startDir(dir, n)).statements()/n)
+	}
+	t.Logf("%-40s %v statements for each of %v Services", "a start:", starts, countedSizes)
+	// What is sorted is compared more often.
+	if last := len(starts) - 1; starts[last] > 2*starts[1] {
+		t.Errorf("a start runs %d statements for each of %d Services, and %d for each of %d", starts[last], countedSizes[last], starts[1], countedSizes[1])
 	}
 	for _, pkg := range countedPackages {
 		if !seen[pkg] {
@@ -87,16 +98,20 @@ func eventsToCount() (es []countedEvent) {
 	}})
 }
 
-// liars are a Service with a virtual IP of each of so many others, up to 999, as its endpoint (see crowd), and one with an endpoint on
+// liars are a Service with a virtual IP of each of so many others as its endpoint (see crowd), and one with an endpoint on
 // an address that is yet to become one.
 func liars(n int) (objs []any) {
 	many, one := service("liar", "10.95.1.1", 80), service("early", "10.95.1.2", 80)
-	objs = slicesOf(many, min(n-1, 999), func(i int) string { return fmt.Sprintf("10.96.%d.%d", i/250, i%250+1) })
+	objs = slicesOf(many, n-1, func(i int) string { return fmt.Sprintf("10.96.%d.%d", i/250, i%250+1) })
 	return append(objs, many, one, slice(one, "10.244.2.20", "10.95.0.9"))
 }
 
 func countsDir(dir string, services, event int) string {
 	return filepath.Join(dir, fmt.Sprintf("%d-%d", services, event))
+}
+
+func startDir(dir string, services int) string {
+	return filepath.Join(dir, fmt.Sprintf("%d-start", services))
 }
 
 // countElsewhere runs this package's test program once more, built so that it counts statements.
@@ -140,26 +155,35 @@ func TestMain(m *testing.M) {
 func countStatements(dir string) error {
 	there, _ := changesAtRest()
 	for _, n := range countedSizes {
-		s := crowded(n, append(there, liars(n)...)...)
+		var s *stepper
+		if err := count(startDir(dir, n), func() { s = crowded(n, append(there, liars(n)...)...) }); err != nil {
+			return err
+		}
 		for i, e := range eventsToCount() {
-			into := countsDir(dir, n, i)
-			if err := os.Mkdir(into, 0o755); err != nil {
-				return err
-			}
-			if err := coverage.ClearCounters(); err != nil {
-				return err
-			}
-			e.do(s)
-			s.pass(6 * time.Second) // what was taken back drains
-			if err := coverage.WriteCountersDir(into); err != nil {
-				return err
-			}
-			if err := coverage.WriteMetaDir(into); err != nil {
+			if err := count(countsDir(dir, n, i), func() {
+				e.do(s)
+				s.pass(6 * time.Second) // what was taken back drains
+			}); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// count writes into a new directory how often each statement runs.
+func count(into string, do func()) error {
+	if err := os.Mkdir(into, 0o755); err != nil {
+		return err
+	}
+	if err := coverage.ClearCounters(); err != nil {
+		return err
+	}
+	do()
+	if err := coverage.WriteCountersDir(into); err != nil {
+		return err
+	}
+	return coverage.WriteMetaDir(into)
 }
 
 // block is a run of statements without a branch.

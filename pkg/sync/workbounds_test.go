@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -360,5 +361,161 @@ func TestB93ForgetIsBounded(t *testing.T) {
 	t.Logf("two endpoints that came and went 1,000 times: %d wait", late)
 	if late != 2 {
 		t.Errorf("two endpoints that came and went 1,000 times: %d wait, want 2", late)
+	}
+}
+
+// decisions counts how often Services are decided: of each its triggers are taken then.
+type decisions struct {
+	Triggers
+	of map[cluster.ID]int
+}
+
+func (d *decisions) TakeTriggers(id cluster.ID) []cluster.Trigger {
+	d.of[id]++
+	return d.Triggers.TakeTriggers(id)
+}
+
+// countDecisions has a stepper's decisions counted.
+func (s *stepper) countDecisions() *decisions {
+	for _, t := range s.loop.ground {
+		if e, is := t.(*ear); is {
+			d := &decisions{e.triggers, map[cluster.ID]int{}}
+			e.triggers = d
+			return d
+		}
+	}
+	panic("no ear")
+}
+
+// TestB90EndpointsThatAreVirtualIPs: a Service with many endpoints that are virtual IPs of others is decided twice at a
+// start, whichever comes first, and later once a turn for however many of those come and go in it.
+func TestB90EndpointsThatAreVirtualIPs(t *testing.T) {
+	const liar = "liar"
+	for _, n := range []int{10, 1000, 10_000} {
+		for _, first := range []bool{true, false} {
+			objs := crowd(n)
+			if first {
+				objs = append(liars(n), objs...)
+			} else {
+				objs = append(objs, liars(n)...)
+			}
+			s := newStepper()
+			s.opt.AuditPeriod, s.opt.BasePeriod = time.Hour, time.Hour
+			s.start(completeModel(objs...))
+			d := s.countDecisions()
+			s.pass(3 * time.Second)
+			is, all := d.of[cluster.ID{Namespace: "default", Name: liar}], 0
+			for _, times := range d.of {
+				all += times
+			}
+			key := tcp("10.95.1.1")
+			t.Logf("%6d Services, the one with their addresses comes first: %5t: it is decided %d times, all are %d times; it has %d real servers", n, first, is, all, len(s.kernel.Servers[key].Reals))
+			if is > 2 || all > n+4 {
+				t.Fatalf("%d Services (%t): one with their addresses as its endpoints is decided %d times, all are %d times", n, first, is, all)
+			}
+			if reals := s.kernel.Servers[key].Reals; len(reals) > 0 {
+				t.Fatalf("%d Services (%t): %d virtual IPs are real servers", n, first, len(reals))
+			}
+			if n > 1000 {
+				continue // what comes later costs the kernel in memory more than the desk
+			}
+			for _, c := range []struct {
+				what  string
+				do    func(i int)
+				reals int
+			}{
+				{"go", func(i int) { s.model.DeleteService("default", fmt.Sprintf("s%d", i)) }, n - 1},
+				{"come back", func(i int) {
+					give(s.model, service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.%d.%d", i/250, i%250+1), 80))
+				}, 0},
+			} {
+				clear(d.of)
+				for i := range n {
+					c.do(i)
+				}
+				s.pass(10 * time.Second)
+				if is, most := d.of[cluster.ID{Namespace: "default", Name: liar}], n/sliceServices+1; is == 0 || is > most {
+					t.Fatalf("%d Services %s (%t): one with their addresses as its endpoints is decided %d times, want %d at most", n, c.what, first, is, most)
+				}
+				used := 0
+				for _, r := range s.kernel.Servers[key].Reals {
+					used += int(r.Weight) // those that drain have none
+				}
+				if used != c.reals {
+					t.Fatalf("%d Services %s (%t): it leads to %d of their addresses, want %d", n, c.what, first, used, c.reals)
+				}
+			}
+		}
+	}
+}
+
+// TestB93GoneIsBounded: while the kernel neither says what becomes of a write nor can be read, Services that come and go
+// leave no more than a thousand Keys to be tried again, and to be looked at for redirected clients. Once it answers, all
+// that they left in it goes: what is not known any more is met by a pass of the audit.
+func TestB93GoneIsBounded(t *testing.T) {
+	const churn = 1500 // Services, of two UDP frontends each that redirect or are redirected to
+	all := func(written bool) func(ipvs.Op) fault {
+		return func(ipvs.Op) fault { return fault{err: errTimeout, unknown: true, written: written} }
+	}
+	for name, c := range map[string]struct {
+		fault  func(ipvs.Op) fault
+		unread bool
+	}{
+		"writes get lost":           {all(false), true},
+		"acknowledgements get lost": {all(true), true},
+		"conntrack entries cannot be deleted": {func(op ipvs.Op) fault {
+			if _, is := op.(ipvs.Forget); is {
+				return fault{err: errTimeout, unknown: true}
+			}
+			return fault{}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStepper()
+			s.opt.BasePeriod = time.Hour
+			s.start(completeModel(crowd(2)...))
+			s.pass(3 * time.Second)
+			h := &hanging{Kernel: s.door, hangs: func(ipvs.Key) bool { return c.unread }, wait: func() {}}
+			var forgets *forget
+			for _, tender := range s.loop.rounds {
+				switch tender := tender.(type) {
+				case *act:
+					tender.reader = h
+				case *forget:
+					forgets = tender
+				}
+			}
+			s.door.fault = c.fault
+			most, redirected, known := 0, 0, 0
+			for i := range churn {
+				svc := balancer("gone", fmt.Sprintf("10.97.%d.%d", i/250, i%250+1), fmt.Sprintf("203.0.%d.%d", i/250, i%250+1), 1, 53)
+				svc.Name = fmt.Sprintf("gone%d", i)
+				svc.Spec.Ports[0].Protocol, svc.Spec.ExternalTrafficPolicy = corev1.ProtocolUDP, corev1.ServiceExternalTrafficPolicyLocal
+				eps := slice(svc, "10.244.1.5@node1", "10.244.2.5")
+				give(s.model, svc, eps)
+				s.pass(100 * time.Millisecond)
+				s.model.DeleteService("default", svc.Name)
+				s.model.DeleteSlice("default", eps.Name)
+				s.pass(100 * time.Millisecond)
+				n := 0
+				for range s.loop.mirror.Keys() {
+					n++
+				}
+				most, redirected, known = max(most, len(s.loop.fare.failing)), max(redirected, len(forgets.redirected), len(forgets.keys)), max(known, n, s.loop.queue.len(), len(s.loop.fare.was))
+			}
+			t.Logf("%d frontends came and went: %d fail, %d may redirect, %d are known or wait, all at most", 2*churn, most, redirected, known)
+			const bound = goneMost + 100
+			if max(most, redirected) < goneMost || most > bound || redirected > bound || known > 2*bound {
+				t.Errorf("%d frontends came and went: %d fail, %d may redirect, %d are known or wait; want %d and %d", 2*churn, most, redirected, known, bound, 2*bound)
+			}
+			h.hangs, s.door.fault = func(ipvs.Key) bool { return false }, nil
+			s.pass(2 * time.Minute)
+			if diffs := expect(s.model, s.kernel.Node, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
+				t.Errorf("not as it should be: %d differences, %s", len(diffs), diffs[0])
+			}
+			if f, r, q := s.loop.fare, forgets, s.loop.queue.len(); len(f.failing)+f.gone+len(f.was)+len(r.redirected)+len(r.keys)+q > 0 {
+				t.Errorf("in order again: %d fail, %d of them gone, %d were somebody's, %d may redirect, %d are to be looked at, %d wait", len(f.failing), f.gone, len(f.was), len(r.redirected), len(r.keys), q)
+			}
+		})
 	}
 }

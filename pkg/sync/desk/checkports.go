@@ -59,10 +59,10 @@ type Check struct {
 // check says how a Service's healthCheckNodePort is answered, or why it cannot be. Its claims are in the ledger.
 func (d *Desk) check(id cluster.ID, local Local) (check Check, problems []Problem) {
 	port := local.HealthCheckNodePort
-	check = Check{Port: port, Ready: local.Ready}
 	if port == 0 {
 		return check, nil
 	}
+	check = Check{Port: port, Ready: d.readyHere(id)}
 	for _, h := range d.checkPorts.asking[port][1:] { // before this one takes it
 		check.Instead = append(check.Instead, h.service)
 	}
@@ -75,6 +75,18 @@ func (d *Desk) check(id cluster.ID, local Local) (check Check, problems []Proble
 		return check, []Problem{UncheckedProblem(port, false, "is a node port of Service %s", owner.Service)}
 	}
 	return check, nil
+}
+
+// readyHere counts the ready endpoints of a Service on this node by address, as kube-proxy does (LocalReadyEndpoints in
+// pkg/proxy of Kubernetes 1.37): those of all its slices, whether the Service has their ports or not, and virtual IPs
+// too. One that ends does not count, though it may still serve.
+func (d *Desk) readyHere(id cluster.ID) (ready [2]int) {
+	for _, ep := range d.cluster.Endpoints(id) {
+		if ep.Ready && ep.NodeName == d.site.Node.Name {
+			ready[family(ep.Addr.Is4())]++
+		}
+	}
+	return ready
 }
 
 // UncheckedProblem says why a healthCheckNodePort is not answered. Here: on this node alone.

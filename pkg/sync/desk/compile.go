@@ -30,14 +30,12 @@ type Fragment struct {
 	Local Local
 }
 
-// Local says how many endpoints of a Service stand on this node.
+// Local says where it is answered how many endpoints of a Service stand on this node.
 type Local struct {
 	// HealthCheckNodePort is where the load balancer asks; 0: nowhere.
 	HealthCheckNodePort uint16
 	// Created is when the Service was, in Unix seconds; of several that want one port the oldest gets it.
 	Created int64
-	// Ready are the ready endpoints of each family, IPv4 and IPv6, counted by address as kube-proxy does.
-	Ready [2]int
 }
 
 // NoLocal is what kube-proxy counts of policies that find no endpoint: [internal, external][IPv4, IPv6].
@@ -103,7 +101,7 @@ func (c *compiler) compile(eps []cluster.Endpoint) {
 			p.claim(RankNodePort, site.NodePorts, port.NodePort, outward)
 		}
 	}
-	c.countReady(eps)
+	c.f.Local.HealthCheckNodePort, c.f.Local.Created = svc.HealthCheckNodePort, svc.Created
 	c.f.DNS = isDNS(svc)
 	c.f.Considered = ipvs.SortAddrs(c.f.Considered)
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0

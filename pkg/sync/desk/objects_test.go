@@ -24,7 +24,14 @@ func (o objects) Get(id cluster.ID) (*cluster.Service, []cluster.Endpoint) {
 	return o[id].svc, o[id].eps
 }
 
-func (o objects) Endpoints(id cluster.ID) []cluster.Endpoint { return o[id].eps }
+func (o objects) Endpoints(id cluster.ID) []cluster.Endpoint {
+	once := map[netip.Addr]cluster.Endpoint{}
+	for _, ep := range o[id].eps {
+		ep.Port, ep.PortName, ep.Protocol = 0, "", 0
+		once[ep.Addr] = ep
+	}
+	return slices.SortedFunc(maps.Values(once), func(a, b cluster.Endpoint) int { return a.Addr.Compare(b.Addr) })
+}
 
 func (o objects) Lists(id cluster.ID, addr netip.AddrPort) bool {
 	return slices.ContainsFunc(o[id].eps, func(ep cluster.Endpoint) bool { return netip.AddrPortFrom(ep.Addr, ep.Port) == addr })

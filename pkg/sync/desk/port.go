@@ -197,20 +197,3 @@ func (c *portCompiler) serve(eps []cluster.Endpoint, by choice) *backends {
 	b.open = len(b.reals) > 0
 	return b
 }
-
-// countReady counts the ready endpoints of this node for who asks at the healthCheckNodePort.
-func (c *compiler) countReady(eps []cluster.Endpoint) {
-	c.f.Local.HealthCheckNodePort, c.f.Local.Created = c.svc.HealthCheckNodePort, c.svc.Created
-	if c.svc.HealthCheckNodePort == 0 {
-		return
-	}
-	var here []netip.Addr
-	for _, ep := range eps {
-		if ep.Ready && ep.NodeName == c.site.Node.Name {
-			here = append(here, ep.Addr)
-		}
-	}
-	for _, a := range ipvs.SortAddrs(here) {
-		c.f.Local.Ready[family(a.Is4())]++
-	}
-}
