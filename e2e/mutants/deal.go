@@ -51,12 +51,12 @@ func deal(mutants []mutant, size int) (out []batch) {
 	return out
 }
 
-// machines is how many run at a time. An emulated one is idle half of the time, while tests wait for what takes its time.
-// A kernel that is at hand is one.
-func machines(ctx context.Context) (int, error) {
+// machines is how many run at a time, and whether they are emulated: then each takes a processor. A kernel that is at hand
+// is one.
+func machines(ctx context.Context) (at int, emulated bool, err error) {
 	way, err := machine.Choose(ctx)
-	if err != nil || way.Mode != machine.VM || runtime.NumCPU() < 2 {
-		return 1, err
+	if err != nil || way.Mode != machine.VM {
+		return 1, false, err
 	}
-	return 2, nil
+	return min(runtime.NumCPU(), 2), true, nil
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // here runs tests that need no lab. It remembers how they fare with the agent as it is, and builds each package once.
@@ -95,8 +96,9 @@ func (h *here) try(ctx context.Context, m mutant) (outcome, error) {
 	if err := buildTestHere(ctx, m.overlay, m.pkg, file); err != nil {
 		return outcome{verdict: broken, output: err.Error()}, ctx.Err()
 	}
+	begun := time.Now()
 	exit, out, err := runHere(ctx, m, file)
-	return outcome{verdict: verdict(exit, out, m.test), output: out}, err
+	return outcome{verdict: verdict(exit, out, m.test), output: out, took: time.Since(begun)}, err
 }
 
 func runHere(ctx context.Context, m mutant, file string) (exit int, output string, err error) {

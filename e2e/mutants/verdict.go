@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 // What becomes of a mutant. Only killed is good.
@@ -19,6 +20,7 @@ const (
 // outcome is a verdict and what the test said.
 type outcome struct {
 	verdict, output string
+	took            time.Duration
 }
 
 // passes: the test itself ran, and to its end.
@@ -54,7 +56,7 @@ func (v *verdicts) say(m mutant, o outcome) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.of[m.name] = o.verdict
-	fmt.Printf("%-9s %-26s %-60s %s\n", o.verdict, m.name, strings.TrimPrefix(m.pkg, "./")+" "+m.test, m.takesOut)
+	fmt.Printf("%-9s %4.0fs %-26s %-60s %s\n", o.verdict, o.took.Seconds(), m.name, strings.TrimPrefix(m.pkg, "./")+" "+m.test, m.takesOut)
 	if v.outputs == "" {
 		return nil
 	}

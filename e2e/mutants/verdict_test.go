@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
 )
 
@@ -63,16 +62,15 @@ func TestJudge(t *testing.T) {
 		{"nothing was run", "", "", nil, nil, unproven},
 		{"it does not build", passing, "", []int{0}, errors.New("syntax error"), broken},
 	} {
-		r := kernelRun{unbuilt: map[string]error{}, outputs: map[string]*bytes.Buffer{
+		r := kernelRun{exits: map[string]int{}, unbuilt: map[string]error{}, outputs: map[string]*bytes.Buffer{
 			control: bytes.NewBufferString(c.before), m.name: bytes.NewBufferString(c.after)}}
 		if c.unbuilt != nil {
 			r.unbuilt[m.name] = c.unbuilt
 		}
-		var results []machine.Result
 		for i, exit := range c.exits {
-			results = append(results, machine.Result{Command: []string{control, m.name}[i], Exit: exit})
+			r.exits[[]string{control, m.name}[i]] = exit
 		}
-		if got := r.judge(m, results).verdict; got != c.want {
+		if got := r.judge(m).verdict; got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}

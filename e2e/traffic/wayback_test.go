@@ -82,8 +82,8 @@ func wayBack(t *testing.T) (*stage, *kubeProxy, *lab.Agent) {
 	return s, k, agent
 }
 
-// said waits until an agent has said something.
-func said(t *testing.T, a *lab.Agent, limit time.Duration, what string) {
+// logs waits until an agent has said something.
+func logs(t *testing.T, a *lab.Agent, limit time.Duration, what string) {
 	t.Helper()
 	lab.Eventually(t, limit, "the agent says: "+what, func() error {
 		if !strings.Contains(a.Log(), what) {
@@ -105,7 +105,7 @@ func TestB58WayBack(t *testing.T) {
 			if mode != "ipvs" {
 				k.start(program, mode)
 				k.wrote(mode)
-				said(t, agent, time.Minute, "another proxy is at work on this node")
+				logs(t, agent, time.Minute, "another proxy is at work on this node")
 			}
 			if err := agent.Stop(); err != nil {
 				t.Fatal(err)
@@ -139,7 +139,7 @@ func TestF26KubeProxyComesBack(t *testing.T) {
 	on := s.goesOn(t, k.svc)
 	p := k.start(program, "iptables")
 	k.wrote("iptables")
-	said(t, agent, 10*time.Second, "another proxy is at work on this node")
+	logs(t, agent, 10*time.Second, "another proxy is at work on this node")
 	on.more(4)
 	sum := on.stop()
 	before := reals(t, k.n, at(k.svc, 4, 80))
@@ -158,7 +158,7 @@ func TestF26KubeProxyComesBack(t *testing.T) {
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	said(t, agent, 3*time.Minute, "took out what kube-proxy left")
+	logs(t, agent, 3*time.Minute, "took out what kube-proxy left")
 	on.more(4)
 	back := on.stop()
 	if t.Logf("kube-proxy comes: %s", sum); sum.lost+sum.broken+sum.missing > 0 {
