@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -265,6 +266,24 @@ func (l left) Left(context.Context) (list []ipvs.Leaving, stays []string, err er
 }
 
 func (left) Trace(context.Context) (uint64, error) { return 0, nil }
+
+// unreadable is what another proxy left, where it cannot be read.
+type unreadable struct{ left }
+
+func (unreadable) Left(context.Context) ([]ipvs.Leaving, []string, error) {
+	return nil, nil, syscall.EPERM
+}
+
+// B73: where it cannot be seen what another proxy left, the rest is said all the same.
+func TestB73LeftoversUnread(t *testing.T) {
+	s := newScene()
+	s.start(t)
+	s.opt.Proxies = unreadable{}
+	r := s.report(t)
+	if text := r.Text(false); r.Differs() || !strings.Contains(text, "nothing to do") || !strings.Contains(text, "warning: look for what another proxy left: operation not permitted") {
+		t.Errorf("differs %t:\n%s", r.Differs(), text)
+	}
+}
 
 // B73: what kube-proxy left and would be taken out is something to do, and what is kept is not.
 func TestB73Leftovers(t *testing.T) {

@@ -100,8 +100,11 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 			now = now.Add(max(loop.idleFor(now), time.Millisecond))
 		}
 	}
-	if err := errors.Join(stage.err, others.look(ctx, opt.KeepLeftovers)); err != nil {
-		return nil, err
+	if stage.err != nil {
+		return nil, stage.err
+	}
+	if err := others.look(ctx, opt.KeepLeftovers); err != nil { // no more than a start would make of it
+		stage.base.Warnings = append(slices.Clip(stage.base.Warnings), err)
 	}
 	if !loop.stage.stands() {
 		return nil, errors.New("the start does not come to look at the kernel")
