@@ -19,8 +19,8 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// said is what `ipvs-proxy diff -o json` says.
-type said struct {
+// diffReport is what `ipvs-proxy diff -o json` says.
+type diffReport struct {
 	Kernel  string
 	Agent   bool `json:"agentRunning"`
 	SetUp   []string
@@ -45,7 +45,7 @@ func (s *stage) diffArgs(n *lab.Node, args ...string) []string {
 }
 
 // diff runs the command and wants its exit status; nothing may have been written.
-func (s *stage) diff(n *lab.Node, exit int) (d said, text string) {
+func (s *stage) diff(n *lab.Node, exit int) (d diffReport, text string) {
 	s.t.Helper()
 	before, changes := kernelState(s.t, n), rtnetlinkChanges(s.t, n)
 	out, stderr, got := n.Command(s.t, 0, s.diffArgs(n, "-o", "json")...)
@@ -230,7 +230,7 @@ func TestB73Diff(t *testing.T) {
 // theLastWrite of a first start is the record that it is over.
 const theLastWrite = `owned4 { 0.0.0.0 . proto-0 . 0 }"]}`
 
-func wantCounts(t *testing.T, d said, kind string, stay, come, change, gone int) {
+func wantCounts(t *testing.T, d diffReport, kind string, stay, come, change, gone int) {
 	t.Helper()
 	for _, c := range d.Counts {
 		if c.Kind == kind && (c.Stay != stay || c.Come != come || c.Change != change || c.Go != gone) {
@@ -240,7 +240,7 @@ func wantCounts(t *testing.T, d said, kind string, stay, come, change, gone int)
 }
 
 // wantWrite: it is said once that a write would be done, and so.
-func (d said) wantWrite(t *testing.T, verb, service, line, code string) {
+func (d diffReport) wantWrite(t *testing.T, verb, service, line, code string) {
 	t.Helper()
 	found := 0
 	for _, w := range d.Writes {
