@@ -130,27 +130,30 @@ func ofStart(rounds agenda) agenda {
 type rehearsedProxies struct {
 	of          Proxies
 	read        bool
+	found       []ipvs.Leaving
 	left, stays []string
 	err         error
 }
 
-// Left lists what is left, and the second time nothing.
+// Left lists what is left, but for what was taken for taken out.
 func (p *rehearsedProxies) Left(ctx context.Context) (list []ipvs.Leaving, stays []string, err error) {
-	if p.read {
-		return nil, p.stays, nil
-	}
-	p.read = true
-	if list, p.stays, p.err = p.of.Left(ctx); p.err != nil {
-		p.err = fmt.Errorf("look for what another proxy left: %w", p.err)
-		return nil, nil, p.err
-	}
-	for i := range list {
-		list[i].Take = func(context.Context) error {
-			p.left = append(p.left, list[i].Text)
-			return nil
+	if !p.read {
+		p.read = true
+		if p.found, p.stays, p.err = p.of.Left(ctx); p.err != nil {
+			p.err = fmt.Errorf("look for what another proxy left: %w", p.err)
 		}
 	}
-	return list, p.stays, nil
+	for _, l := range p.found {
+		if slices.Contains(p.left, l.Text) {
+			continue
+		}
+		l.Take = func(context.Context) error {
+			p.left = append(p.left, l.Text)
+			return nil
+		}
+		list = append(list, l)
+	}
+	return list, p.stays, p.err
 }
 
 // Trace is always the same: that another proxy is at work is no reason to say nothing.
@@ -158,7 +161,7 @@ func (*rehearsedProxies) Trace(context.Context) (uint64, error) { return 0, nil 
 
 // look reads what would stay where all is kept, which the start then does not read. Its error is that of the reading.
 func (p *rehearsedProxies) look(ctx context.Context, kept bool) error {
-	if p.of == nil || !kept || p.read {
+	if p.of == nil || !kept {
 		return p.err
 	}
 	list, _, err := p.Left(ctx)
