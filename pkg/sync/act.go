@@ -345,6 +345,9 @@ func (a *act) settle(j job, err error) {
 	}
 	a.fare.confirmed(k)
 	delete(a.fare.was, k)
+	if want == nil {
+		a.forget.takeGone(k)
+	}
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(a.opt.DrainDeadline)})
 	if drains {
 		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll), classBulk)
@@ -359,9 +362,23 @@ func (a *act) settle(j job, err error) {
 
 // retry puts a Key back with its own backoff, and counts the tries that failed.
 func (a *act) retry(j job) (tries uint8) {
-	tries = a.fare.fails(j.key, j.wish.Service)
+	gone := j.wish.Frontend == nil && j.key != ipvs.Adopted
+	tries = a.fare.fails(j.key, j.wish.Service, gone)
+	if gone && a.fare.gone > goneMost {
+		a.giveUp(j)
+		return tries
+	}
 	a.queue.addAt(j.key, a.now().Add(backoff(tries-1)), classOf(j.wish))
 	return tries
+}
+
+// giveUp lets go of a Key of which nobody wants anything, as if nothing were known of it.
+func (a *act) giveUp(j job) {
+	a.fare.mended(j.key)
+	a.fare.confirmed(j.key)
+	delete(a.fare.was, j.key)
+	a.forget.giveUp(j.key)
+	a.mirror.GiveUp(j.key, j.wish.Needs)
 }
 
 // backoff grows from 50 ms to 1.5 s: whatever was wrong, the node is right within 2 s of its end. Jitter

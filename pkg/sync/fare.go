@@ -19,6 +19,7 @@ type fare struct {
 	failing map[ipvs.Key]failure
 	objects [2]map[cluster.ID]int // by family: the Services with such Keys, and how many
 	counts  [2]int                // by family: such Keys
+	gone    int                   // those of which nobody wants anything any more
 	alone   [2]bool               // nothing but what fails could be tried
 	awaited map[ipvs.Key][]*programming
 	// was says whose a Key was of which nobody wants anything any more, until that is so.
@@ -29,16 +30,24 @@ type fare struct {
 type failure struct {
 	service cluster.ID // whose it was
 	tries   uint8      // that failed, 255 at most
+	gone    bool       // nobody wants anything of the Key any more
 }
+
+// goneMost is how many Keys may be tried again and again of which nobody wants anything any more. While the kernel neither
+// takes writes nor can be read, each Service that comes and goes would leave some. Beyond these one is given up when it
+// fails: what it may have left in the kernel is recorded there as ours, so a later pass of the audit meets it.
+const goneMost = 1000
 
 func newFare(opt Options) *fare {
 	return &fare{health: opt.Health, now: opt.Now, failing: map[ipvs.Key]failure{},
 		objects: [2]map[cluster.ID]int{{}, {}}, awaited: map[ipvs.Key][]*programming{}, was: map[ipvs.Key]cluster.ID{}}
 }
 
-// fails notes that a Key's last try failed, and counts such tries.
-func (s *fare) fails(k ipvs.Key, id cluster.ID) (tries uint8) {
+// fails notes that a Key's last try failed, and counts such tries. Gone: nobody wants anything of it any more.
+func (s *fare) fails(k ipvs.Key, id cluster.ID, gone bool) (tries uint8) {
 	is, known := s.failing[k]
+	s.gone += one(gone) - one(is.gone)
+	is.gone = gone
 	if is.tries < 255 {
 		is.tries++
 	}
@@ -59,6 +68,7 @@ func (s *fare) mended(k ipvs.Key) bool {
 		return false
 	}
 	f := healthz.FamilyOf(k.Addr)
+	s.gone -= one(is.gone)
 	delete(s.failing, k)
 	if s.objects[f][is.service]--; s.objects[f][is.service] == 0 {
 		delete(s.objects[f], is.service)
@@ -67,6 +77,13 @@ func (s *fare) mended(k ipvs.Key) bool {
 		s.alone[f] = false
 	}
 	return true
+}
+
+func one(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // anew counts again after the mirror was made anew.

@@ -130,6 +130,20 @@ func (f *forget) takeRedirected(k ipvs.Key) {
 	}
 }
 
+// takeGone takes a frontend of which nobody wants anything any more and the kernel has nothing, if it redirected.
+func (f *forget) takeGone(k ipvs.Key) {
+	if f.redirected[k] {
+		f.take(k)
+	}
+}
+
+// giveUp lets go of a frontend of which nobody wants anything any more.
+func (f *forget) giveUp(k ipvs.Key) {
+	delete(f.redirected, k)
+	delete(f.keys, k)
+	delete(f.late, k)
+}
+
 // takeAddress takes all frontends of an address, once until the next look.
 func (f *forget) takeAddress(a netip.Addr) {
 	if f.bound[a] {
@@ -181,7 +195,7 @@ func (f *forget) tend(ctx context.Context) (more bool) {
 		}
 	}
 	f.keys, f.bound, f.late, f.next = nil, nil, nil, now.Add(forgetPeriod)
-	failed := 0
+	failed, gone := 0, 0
 	var first error
 	outcomes := f.writer.Do(ctx, plan)
 	f.fare.forgot(plan, outcomes, f.now().Sub(now))
@@ -189,6 +203,12 @@ func (f *forget) tend(ctx context.Context) (more bool) {
 		if o.Err != nil {
 			if failed++; first == nil {
 				first = o.Err
+			}
+			if f.want(plan[i].Key).Frontend == nil {
+				if gone++; gone > goneMost { // its clients find out when their entries end
+					f.giveUp(plan[i].Key)
+					continue
+				}
 			}
 			for _, from := range late[i] {
 				f.comes(plan[i].Key, from, now)

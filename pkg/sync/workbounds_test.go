@@ -448,3 +448,74 @@ func TestB90EndpointsThatAreVirtualIPs(t *testing.T) {
 		}
 	}
 }
+
+// TestB93GoneIsBounded: while the kernel neither says what becomes of a write nor can be read, Services that come and go
+// leave no more than a thousand Keys to be tried again, and to be looked at for redirected clients. Once it answers, all
+// that they left in it goes: what is not known any more is met by a pass of the audit.
+func TestB93GoneIsBounded(t *testing.T) {
+	const churn = 1500 // Services, of two UDP frontends each that redirect or are redirected to
+	all := func(written bool) func(ipvs.Op) fault {
+		return func(ipvs.Op) fault { return fault{err: errTimeout, unknown: true, written: written} }
+	}
+	for name, c := range map[string]struct {
+		fault  func(ipvs.Op) fault
+		unread bool
+	}{
+		"writes get lost":           {all(false), true},
+		"acknowledgements get lost": {all(true), true},
+		"conntrack entries cannot be deleted": {func(op ipvs.Op) fault {
+			if _, is := op.(ipvs.Forget); is {
+				return fault{err: errTimeout, unknown: true}
+			}
+			return fault{}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStepper()
+			s.opt.BasePeriod = time.Hour
+			s.start(completeModel(crowd(2)...))
+			s.pass(3 * time.Second)
+			h := &hanging{Kernel: s.door, hangs: func(ipvs.Key) bool { return c.unread }, wait: func() {}}
+			var forgets *forget
+			for _, tender := range s.loop.rounds {
+				switch tender := tender.(type) {
+				case *act:
+					tender.reader = h
+				case *forget:
+					forgets = tender
+				}
+			}
+			s.door.fault = c.fault
+			most, redirected, known := 0, 0, 0
+			for i := range churn {
+				svc := balancer("gone", fmt.Sprintf("10.97.%d.%d", i/250, i%250+1), fmt.Sprintf("203.0.%d.%d", i/250, i%250+1), 1, 53)
+				svc.Name = fmt.Sprintf("gone%d", i)
+				svc.Spec.Ports[0].Protocol, svc.Spec.ExternalTrafficPolicy = corev1.ProtocolUDP, corev1.ServiceExternalTrafficPolicyLocal
+				eps := slice(svc, "10.244.1.5@node1", "10.244.2.5")
+				give(s.model, svc, eps)
+				s.pass(100 * time.Millisecond)
+				s.model.DeleteService("default", svc.Name)
+				s.model.DeleteSlice("default", eps.Name)
+				s.pass(100 * time.Millisecond)
+				n := 0
+				for range s.loop.mirror.Keys() {
+					n++
+				}
+				most, redirected, known = max(most, len(s.loop.fare.failing)), max(redirected, len(forgets.redirected), len(forgets.keys)), max(known, n, s.loop.queue.len(), len(s.loop.fare.was))
+			}
+			t.Logf("%d frontends came and went: %d fail, %d may redirect, %d are known or wait, all at most", 2*churn, most, redirected, known)
+			const bound = goneMost + 100
+			if max(most, redirected) < goneMost || most > bound || redirected > bound || known > 2*bound {
+				t.Errorf("%d frontends came and went: %d fail, %d may redirect, %d are known or wait; want %d and %d", 2*churn, most, redirected, known, bound, 2*bound)
+			}
+			h.hangs, s.door.fault = func(ipvs.Key) bool { return false }, nil
+			s.pass(2 * time.Minute)
+			if diffs := expect(s.model, s.kernel.Node, s.opt).compare(s.kernel, nobody); len(diffs) > 0 {
+				t.Errorf("not as it should be: %d differences, %s", len(diffs), diffs[0])
+			}
+			if f, r, q := s.loop.fare, forgets, s.loop.queue.len(); len(f.failing)+f.gone+len(f.was)+len(r.redirected)+len(r.keys)+q > 0 {
+				t.Errorf("in order again: %d fail, %d of them gone, %d were somebody's, %d may redirect, %d are to be looked at, %d wait", len(f.failing), f.gone, len(f.was), len(r.redirected), len(r.keys), q)
+			}
+		})
+	}
+}

@@ -102,6 +102,26 @@ func (m *Mirror) LearnDone(op ipvs.Op, now time.Time) {
 	}
 }
 
+// GiveUp lets go of all that is known and doubted of a Key, and of those facts of its address that nobody needs: a pass
+// of the audit meets as new what the kernel has of them.
+func (m *Mirror) GiveUp(k ipvs.Key, needed func(ipvs.FactKind) bool) {
+	if c := m.cells[k]; c != nil {
+		m.setDrains(c, nil)
+		delete(m.cells, k)
+	}
+	all := true
+	for kind := range ipvs.FactHairpin + 1 {
+		if needed(kind) {
+			all = false
+		} else {
+			delete(m.facts, ipvs.Fact{Kind: kind, Addr: k.Addr})
+		}
+	}
+	if all {
+		delete(m.doubted, k.Addr)
+	}
+}
+
 // LearnLost takes that nobody knows whether an operation took place. Neither the presence nor the absence of a shared
 // fact that it is about may be built upon, by whatever Key, before it is read.
 func (m *Mirror) LearnLost(op ipvs.Op) {
