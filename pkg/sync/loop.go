@@ -94,7 +94,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
 		ground: agenda{site, ear, &report{shared: s}, heal, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site}},
 		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
-			forget, &audit{shared: s, reader: kernel, base: base, heal: heal}}}
+			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()}}}
 }
 
 // Run keeps the kernel as the cluster wants it until ctx ends. It then returns at once and leaves the
