@@ -18,6 +18,7 @@ type audit struct {
 	reader Reader
 	base   *base
 	heal   *heal
+	pass   *mirror.Pass
 	next   time.Time
 	after  time.Time // the start after which next was set
 	cost   time.Duration
@@ -42,13 +43,13 @@ func (a *audit) planned() time.Time {
 // tend does a part of a pass when it is time for one.
 func (a *audit) tend(ctx context.Context) (more bool) {
 	began := a.now()
-	if !a.mirror.InPass() {
+	if !a.pass.Busy() {
 		tampered := a.heal.keys.ripe(began, a.heal.apart)
 		if began.Before(a.planned()) && !tampered {
 			return false
 		}
 		a.heal.keys.took(began, a.heal.apart, tampered)
-		a.mirror.BeginPass()
+		a.pass.Begin()
 		a.cost, a.found, a.first, a.unsure, a.met = 0, 0, "", nil, false
 	}
 	done, err := a.part(ctx)
@@ -64,7 +65,7 @@ func (a *audit) tend(ctx context.Context) (more bool) {
 		a.tell.log.Info("another program changed what is ours: putting it right", zap.Int("differences", a.found), zap.String("first", a.first))
 	}
 	a.opt.Health.Audited(a.cost, a.found)
-	a.mirror.EndPass()
+	a.pass.End()
 	a.heal.apart = max(a.opt.AuditPeriod, time.Duration(float64(a.cost)/a.opt.AuditCPU))
 	a.next, a.after = a.now().Add(a.heal.apart), a.stage.began
 	return false
@@ -79,7 +80,7 @@ func (a *audit) part(ctx context.Context) (done bool, err error) {
 	if a.met, err = a.reader.Detect(ctx, a.compare); err != nil || !a.met {
 		return false, err
 	}
-	if !a.mirror.Void() {
+	if !a.pass.Void() {
 		a.conclude()
 	}
 	return len(a.unsure) == 0, nil
@@ -87,7 +88,7 @@ func (a *audit) part(ctx context.Context) (done bool, err error) {
 
 // compare holds a piece of what the kernel has against the mirror.
 func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
-	verdict := a.mirror.Meet(k, piece, func(f ipvs.Fact) {
+	verdict := a.pass.Meet(k, piece, func(f ipvs.Fact) {
 		if k := ipvs.AddrKey(f.Addr); !a.want(k).Needs(f.Kind) {
 			a.found++
 			a.queue.add(k, classBulk)
@@ -106,7 +107,7 @@ func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
 // read on after a page, it counts those of all namespaces and skips as many of ours. Of many missed ones some are gone
 // for certain, and each is read at its turn anyway; few are read first.
 func (a *audit) conclude() {
-	missed, doubted := a.mirror.Missed(a.queue.pending)
+	missed, doubted := a.pass.Missed(a.queue.pending)
 	for _, k := range doubted {
 		a.doubt(k)
 	}
@@ -116,11 +117,11 @@ func (a *audit) conclude() {
 	for _, k := range missed {
 		a.tampered(k)
 	}
-	if a.mirror.Conclude() {
+	if a.pass.Conclude() {
 		a.found++
 		a.queue.add(ipvs.Adopted, classBulk)
 	}
-	a.found += a.queueNeeding(func(f ipvs.Fact) bool { return !a.mirror.Met(f) })
+	a.found += a.queueNeeding(func(f ipvs.Fact) bool { return !a.pass.Met(f) })
 }
 
 const (

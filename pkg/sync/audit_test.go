@@ -110,10 +110,10 @@ func TestAuditOverlooks(t *testing.T) {
 	}
 	s.kernel.Overlooks = func(k ipvs.Key) bool { return k == key }
 	s.kernel.Log = nil
-	began := s.loop.mirror.Passes()
+	began := s.loop.mirror.Pass().Number()
 	s.pass(2 * time.Minute)
-	if s.loop.mirror.Passes() < began+2 || s.audit().found != 0 || len(s.kernel.Log) > 0 {
-		t.Errorf("%s overlooked: %d passes found %d differences and wrote %s; want none", key, s.loop.mirror.Passes()-began, s.audit().found, s.kernel.Log)
+	if s.loop.mirror.Pass().Number() < began+2 || s.audit().found != 0 || len(s.kernel.Log) > 0 {
+		t.Errorf("%s overlooked: %d passes found %d differences and wrote %s; want none", key, s.loop.mirror.Pass().Number()-began, s.audit().found, s.kernel.Log)
 	}
 	delete(s.kernel.Servers, key)
 	s.pass(2 * time.Minute)
@@ -159,7 +159,7 @@ func TestAuditDuringAStart(t *testing.T) {
 	during := 0
 	s.door.after = func(ipvs.Op) {
 		s.now = s.now.Add(20 * time.Millisecond)
-		if s.loop.mirror.InPass() {
+		if s.loop.mirror.Pass().Busy() {
 			during++
 		}
 	}
@@ -171,8 +171,8 @@ func TestAuditDuringAStart(t *testing.T) {
 	}
 	s.start(completeModel(crowd(150)...))
 	s.pass(2 * time.Minute)
-	if during < 100 || s.loop.mirror.InPass() || s.loop.mirror.Passes() < 2 {
-		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.mirror.Passes(), s.loop.mirror.InPass())
+	if during < 100 || s.loop.mirror.Pass().Busy() || s.loop.mirror.Pass().Number() < 2 {
+		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.mirror.Pass().Number(), s.loop.mirror.Pass().Busy())
 	}
 	times := map[ipvs.Op]int{}
 	for _, op := range s.kernel.Log {
@@ -194,7 +194,7 @@ func TestAuditWhenTheInterfaceGoes(t *testing.T) {
 	s.kernel.Log = nil
 	reads := 0
 	s.kernel.FailRead = func() error {
-		if !s.loop.mirror.InPass() {
+		if !s.loop.mirror.Pass().Busy() {
 			return nil
 		}
 		if reads++; reads == 10 {
@@ -212,8 +212,8 @@ func TestAuditWhenTheInterfaceGoes(t *testing.T) {
 		}
 		binds++
 	}
-	if binds != 20 || s.loop.mirror.Passes() < 3 {
-		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.mirror.Passes())
+	if binds != 20 || s.loop.mirror.Pass().Number() < 3 {
+		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.mirror.Pass().Number())
 	}
 }
 
@@ -249,9 +249,9 @@ func TestB93AuditCounts(t *testing.T) {
 			a.reader = k
 		}
 	}
-	passes := s.loop.mirror.Passes()
+	passes := s.loop.mirror.Pass().Number()
 	s.pass(10 * time.Minute)
-	passes = s.loop.mirror.Passes() - passes
+	passes = s.loop.mirror.Pass().Number() - passes
 	t.Logf("10 min: %d passes, %d reads of Keys, %d at a time", passes, k.reads, k.most)
 	// At 1 ms each, 1 % of the time is 6,000 reads. The first pass comes before its cost is known.
 	if k.reads > 7000 || passes < 3 || k.most > 32 {

@@ -32,15 +32,15 @@ func numbered(first byte, i int) string {
 	return netip.AddrFrom4([4]byte{first, byte(i >> 16), byte(i >> 8), byte(i)}).String()
 }
 
-// slicesOf are EndpointSlices of a Service with so many endpoints, 1,000 each.
-func slicesOf(svc *corev1.Service, n int, addr func(int) string) (objs []any) {
-	for from := 0; from < n; from += 1000 {
+// slicesOf are a Service's EndpointSlices with its endpoints from one number to another, so many each.
+func slicesOf(svc *corev1.Service, each, from, to int, addr func(int) string) (objs []any) {
+	for at := from; at < to; at += each {
 		var addrs []string
-		for i := from; i < min(n, from+1000); i++ {
-			addrs = append(addrs, addr(i)+"@node1")
+		for i := at; i < min(at+each, to); i++ {
+			addrs = append(addrs, addr(i))
 		}
 		s := slice(svc, addrs...)
-		s.Name = fmt.Sprintf("%s-%d", svc.Name, from)
+		s.Name = fmt.Sprintf("%s-%d", svc.Name, at)
 		objs = append(objs, s)
 	}
 	return objs
@@ -70,11 +70,11 @@ func bigObjects() []bigObject {
 			for i := range n {
 				owner.Spec.ExternalIPs = append(owner.Spec.ExternalIPs, numbered(20, i))
 			}
-			return []any{owner}, append(slicesOf(svc, n, func(i int) string { return numbered(20, i) }), svc)
+			return []any{owner}, append(slicesOf(svc, 1000, 0, n, func(i int) string { return numbered(20, i) + "@node1" }), svc)
 		}, all},
 		{"endpoints that are loopback addresses", func(n int) (before, big []any) {
 			svc := service("web", "10.96.0.1", 80)
-			return nil, append(slicesOf(svc, n, func(i int) string { return numbered(127, i+1) }), slice(svc, "10.244.1.5@node1"), svc)
+			return nil, append(slicesOf(svc, 1000, 0, n, func(i int) string { return numbered(127, i+1) + "@node1" }), slice(svc, "10.244.1.5@node1"), svc)
 		}, all},
 		{"ports with hints for nobody", func(n int) (before, big []any) {
 			svc, bare := service("web", "10.96.0.1"), service("web", "10.96.0.1")

@@ -100,7 +100,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
 		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}},
 		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
-			forget, &audit{shared: s, reader: kernel, base: base, heal: heal},
+			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
 			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival}}}
 }
 

@@ -102,7 +102,7 @@ func eventsToCount() (es []countedEvent) {
 // an address that is yet to become one.
 func liars(n int) (objs []any) {
 	many, one := service("liar", "10.95.1.1", 80), service("early", "10.95.1.2", 80)
-	objs = slicesOf(many, n-1, func(i int) string { return fmt.Sprintf("10.96.%d.%d", i/250, i%250+1) })
+	objs = slicesOf(many, 1000, 0, n-1, func(i int) string { return fmt.Sprintf("10.96.%d.%d@node1", i/250, i%250+1) })
 	return append(objs, many, one, slice(one, "10.244.2.20", "10.95.0.9"))
 }
 

@@ -16,17 +16,8 @@ import (
 )
 
 // manySlices is a Service's endpoints in slices of 100, as the control plane makes them.
-func manySlices(name string, from, to int) (objs []any) {
-	for at := from; at < to; at += 100 {
-		var addrs []string
-		for i := at; i < min(at+100, to); i++ {
-			addrs = append(addrs, netip.AddrFrom4([4]byte{10, 200, byte(i >> 8), byte(i)}).String())
-		}
-		s := slice(service(name, "", 80), addrs...)
-		s.Name = fmt.Sprintf("%s-%d", name, at)
-		objs = append(objs, s)
-	}
-	return objs
+func manySlices(name string, from, to int) []any {
+	return slicesOf(service(name, "", 80), 100, from, to, func(i int) string { return netip.AddrFrom4([4]byte{10, 200, byte(i >> 8), byte(i)}).String() })
 }
 
 // plans notes how many operations the plans have that a loop gives its kernel, and how often it reads before.

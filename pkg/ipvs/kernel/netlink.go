@@ -27,6 +27,7 @@ type socket struct {
 	dial     func(protocol int) (fd int, err error) // tests put themselves in the kernel's place
 	ports    *ownPorts                              // where each port that the socket gets is noted; nil: nowhere
 	fd       int                                    // -1 when closed
+	most     int                                    // bytes of a request that it takes at once, as long as it is open; 0: not known
 	seq      uint32
 	buf      []byte
 }
@@ -58,7 +59,10 @@ func (s *socket) open() error {
 	if err != nil {
 		return err
 	}
-	s.fd = fd
+	s.fd, s.most = fd, 0
+	if buffer, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil {
+		s.most = buffer - 32 // the kernel keeps 32 bytes for itself
+	}
 	s.ports.add(fd)
 	if s.buf == nil {
 		s.buf = make([]byte, 64<<10)

@@ -26,10 +26,8 @@ const frameBytes = 64
 // room is how many bytes of elements one transaction of ours may have.
 func (n *nftDoor) room() int {
 	room := transactionBytes
-	if n.sock.open() == nil { // else nothing can be sent at all, and says so
-		if buffer, err := unix.GetsockoptInt(n.sock.fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil {
-			room = min(room, buffer-32) // the kernel keeps 32 bytes for itself
-		}
+	if n.sock.open() == nil && n.sock.most != 0 { // else nothing can be sent at all, and says so
+		room = min(room, n.sock.most)
 	}
 	return max(room-frameBytes, largestElement)
 }

@@ -20,7 +20,7 @@ type Mirror struct {
 	doubted map[netip.Addr]bool
 	// adopted: the first start is over, and the kernel has the record of it.
 	adopted  bool
-	pass     pass
+	pass     Pass
 	draining int // real servers, in all cells
 	trash    trash
 }
@@ -41,7 +41,9 @@ type cell struct {
 
 // New makes a Mirror of a kernel of which nothing is known.
 func New() *Mirror {
-	return &Mirror{cells: map[ipvs.Key]*cell{}, facts: map[ipvs.Fact]bool{}, doubted: map[netip.Addr]bool{}}
+	m := &Mirror{cells: map[ipvs.Key]*cell{}, facts: map[ipvs.Fact]bool{}, doubted: map[netip.Addr]bool{}}
+	m.pass.mirror = m
+	return m
 }
 
 // Begin makes the Mirror anew from all that the kernel has. Ours says which of the virtual servers, and of what is
@@ -162,6 +164,23 @@ func (m *Mirror) View(k ipvs.Key, want *ipvs.Frontend, needed func(ipvs.FactKind
 	}
 	v.Guard.Hairpin = ipvs.SortAddrs(v.Guard.Hairpin)
 	return &v
+}
+
+// Agrees reports whether a proper read found what is known of a Key, shared facts apart.
+func (m *Mirror) Agrees(k ipvs.Key, found *ipvs.Frontend) bool {
+	own := func(f *ipvs.Frontend) *ipvs.Frontend {
+		return &ipvs.Frontend{Server: f.Server, Guard: f.Guard.Own()}
+	}
+	c := m.cells[k]
+	return found != nil && c != nil && c.have != nil && own(found).Equal(own(c.have))
+}
+
+// Reals is how many real servers are known of a Key.
+func (m *Mirror) Reals(k ipvs.Key) int {
+	if c := m.cells[k]; c != nil && c.have != nil {
+		return len(c.have.Server.Reals)
+	}
+	return 0
 }
 
 // Knew reports whether an operation takes away only what this process itself wanted before: that is known to be gone

@@ -104,8 +104,8 @@ func TestMeet(t *testing.T) {
 		if c.known != nil {
 			m.Settle(key, Settled{Want: c.known, Complete: true})
 		}
-		m.BeginPass()
-		if got := m.Meet(key, &c.piece, func(ipvs.Fact) {}); got != c.want {
+		m.Pass().Begin()
+		if got := m.Pass().Meet(key, &c.piece, func(ipvs.Fact) {}); got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
@@ -120,14 +120,39 @@ func TestMissed(t *testing.T) {
 		m.Settle(k, Settled{Want: frontend(stay), Complete: true})
 		keys = append(keys, k)
 	}
-	m.BeginPass()
+	m.Pass().Begin()
 	for _, piece := range []ipvs.Frontend{{Server: frontend(stay).Server}, {Guard: ipvs.Guard{Owned: true}}, {Guard: ipvs.Guard{Open: true}}} {
-		m.Meet(keys[0], &piece, func(ipvs.Fact) {})
+		m.Pass().Meet(keys[0], &piece, func(ipvs.Fact) {})
 	}
 	m.Settle(keys[1], Settled{Want: frontend(goes), Complete: true})
 	m.Doubt(keys[2])
-	missed, doubted := m.Missed(func(ipvs.Key) bool { return false })
+	missed, doubted := m.Pass().Missed(func(ipvs.Key) bool { return false })
 	if !slices.Equal(missed, keys[3:]) || !slices.Equal(doubted, keys[2:3]) {
 		t.Errorf("missed %v, doubted %v; want %v and %v", missed, doubted, keys[3:], keys[2:3])
+	}
+}
+
+// TestGiveUp: of a Key that is given up nothing is known any more. A pass meets as new what the kernel has of it, but for
+// the facts of its address that others need.
+func TestGiveUp(t *testing.T) {
+	for _, needed := range []bool{false, true} {
+		m := New()
+		m.Settle(key, Settled{Want: frontend(stay), Complete: true})
+		m.LearnDone(ipvs.Bind{Addr: key.Addr}, time.Time{})
+		m.LearnLost(ipvs.Bind{Addr: key.Addr})
+		m.Failed(key)
+		m.GiveUp(key, func(ipvs.FactKind) bool { return needed })
+		if m.Knows(key) || m.MustRead(key, nil) != needed {
+			t.Errorf("others need its address: %t; the Key is known: %t, and must be read: %t", needed, m.Knows(key), m.MustRead(key, nil))
+		}
+		m.Pass().Begin()
+		fresh := 0
+		m.Pass().Meet(ipvs.AddrKey(key.Addr), &ipvs.Frontend{Bind: true}, func(ipvs.Fact) { fresh++ })
+		if (fresh == 0) != needed {
+			t.Errorf("others need its address: %t; %d facts are new", needed, fresh)
+		}
+		if got := m.Pass().Meet(key, &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}, func(ipvs.Fact) {}); got != Other && !needed {
+			t.Errorf("its record is %d, want %d", got, Other)
+		}
 	}
 }

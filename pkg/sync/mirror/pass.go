@@ -7,8 +7,9 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// pass is how far the audit has come that holds the kernel against the Mirror, piece by piece.
-type pass struct {
+// Pass holds the kernel against a Mirror, piece by piece, as the audit meets them: how far it has come.
+type Pass struct {
+	mirror *Mirror
 	number uint32 // 0: none was begun yet
 	busy   bool   // one is under way
 	void   bool   // and concludes nothing: the Mirror was made anew since it began
@@ -28,7 +29,7 @@ type meeting struct {
 }
 
 // all is the meeting of a Key that was just written.
-func (p *pass) all() meeting {
+func (p *Pass) all() meeting {
 	s := meeting{server: p.number, ranges: -1, rangesPass: p.number}
 	for i := range s.sets {
 		s.sets[i] = p.number
@@ -38,7 +39,7 @@ func (p *pass) all() meeting {
 
 // meetFact notes a shared fact that the kernel holds by other evidence than the pass under way: it may have come
 // after the pass had been there.
-func (p *pass) meetFact(f ipvs.Fact) {
+func (p *Pass) meetFact(f ipvs.Fact) {
 	if p.busy {
 		p.facts[f] = true
 	}
@@ -65,19 +66,22 @@ func (s *meeting) missed(have *ipvs.Frontend, pass uint32) bool {
 	return have.Server.Exists() && s.server != pass || n > 0 && (s.rangesPass != pass || s.ranges >= 0 && s.ranges != n)
 }
 
-// BeginPass begins to hold the kernel against the Mirror.
-func (m *Mirror) BeginPass() {
-	m.pass = pass{number: m.pass.number + 1, busy: true, facts: map[ipvs.Fact]bool{}}
+// Pass is the one that holds the kernel against this Mirror.
+func (m *Mirror) Pass() *Pass { return &m.pass }
+
+// Begin begins anew.
+func (p *Pass) Begin() {
+	*p = Pass{mirror: p.mirror, number: p.number + 1, busy: true, facts: map[ipvs.Fact]bool{}}
 }
 
-// InPass reports whether a pass is under way.
-func (m *Mirror) InPass() bool { return m.pass.busy }
+// Busy reports whether a pass is under way.
+func (p *Pass) Busy() bool { return p.busy }
 
-// Passes counts the passes that were begun.
-func (m *Mirror) Passes() uint32 { return m.pass.number }
+// Number counts the passes that were begun.
+func (p *Pass) Number() uint32 { return p.number }
 
 // Void reports whether the pass under way must conclude nothing from what it did not meet.
-func (m *Mirror) Void() bool { return m.pass.void }
+func (p *Pass) Void() bool { return p.void }
 
 // Verdict is what comes of a piece of what the kernel has, held against the Mirror.
 type Verdict uint8
@@ -96,34 +100,34 @@ const (
 
 // Meet holds a piece of what the kernel has against the Mirror. Fresh hears of each shared fact that was not known. It
 // is known from then on.
-func (m *Mirror) Meet(k ipvs.Key, piece *ipvs.Frontend, fresh func(ipvs.Fact)) (v Verdict) {
-	c := m.cells[k]
+func (p *Pass) Meet(k ipvs.Key, piece *ipvs.Frontend, fresh func(ipvs.Fact)) (v Verdict) {
+	c := p.mirror.cells[k]
 	if piece.Server.Exists() {
-		v = m.meetServer(c, piece.Server)
+		v = p.meetServer(c, piece.Server)
 	}
 	if piece.Guard.Owned && k == ipvs.Adopted {
-		m.pass.adopted = true
-	} else if !m.meetGuard(c, &piece.Guard) {
+		p.adopted = true
+	} else if !p.meetGuard(c, &piece.Guard) {
 		v = Other
 	}
 	ipvs.FactsOf(k, piece, func(f ipvs.Fact) {
-		m.pass.facts[f] = true
-		if !m.facts[f] {
-			m.facts[f] = true
+		p.facts[f] = true
+		if !p.mirror.facts[f] {
+			p.mirror.facts[f] = true
 			fresh(f)
 		}
 	})
 	return v
 }
 
-func (m *Mirror) meetServer(c *cell, s ipvs.Server) Verdict {
+func (p *Pass) meetServer(c *cell, s ipvs.Server) Verdict {
 	switch {
 	case c == nil:
 		return Stranger
 	case c.have == nil || !looksLike(s, c.have.Server):
 		return Other
 	}
-	c.met.server = m.pass.number
+	c.met.server = p.number
 	if c.have.Server.Flags != 0 && !c.doubted {
 		return Unread
 	}
@@ -131,7 +135,7 @@ func (m *Mirror) meetServer(c *cell, s ipvs.Server) Verdict {
 }
 
 // meetGuard holds facts of the guard that are the Key's own against the Mirror.
-func (m *Mirror) meetGuard(c *cell, piece *ipvs.Guard) (same bool) {
+func (p *Pass) meetGuard(c *cell, piece *ipvs.Guard) (same bool) {
 	same = true
 	known := func(is func(have *ipvs.Guard) bool) bool {
 		ok := c != nil && c.have != nil && is(&c.have.Guard)
@@ -142,12 +146,12 @@ func (m *Mirror) meetGuard(c *cell, piece *ipvs.Guard) (same bool) {
 		if piece.Has(s) && known(func(have *ipvs.Guard) bool {
 			return have.Has(s) && (s != ipvs.SetRedirect || have.Redirect == piece.Redirect)
 		}) {
-			c.met.sets[i] = m.pass.number
+			c.met.sets[i] = p.number
 		}
 	}
 	for _, r := range piece.Ranges {
 		if known(func(have *ipvs.Guard) bool { return slices.Contains(have.Ranges, r) }) {
-			c.met.meetRange(m.pass.number)
+			c.met.meetRange(p.number)
 		}
 	}
 	return same
@@ -162,13 +166,13 @@ func looksLike(met, have ipvs.Server) bool {
 
 // Missed lists the Keys of which the pass did not meet all that should be there, and those that are doubted anyway; in
 // canonical order, without those that are left out.
-func (m *Mirror) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) {
-	for k, c := range m.cells {
+func (p *Pass) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) {
+	for k, c := range p.mirror.cells {
 		switch {
 		case leave(k):
 		case c.doubted:
 			doubted = append(doubted, k)
-		case c.have != nil && c.met.missed(c.have, m.pass.number):
+		case c.have != nil && c.met.missed(c.have, p.number):
 			missed = append(missed, k)
 		}
 	}
@@ -177,34 +181,18 @@ func (m *Mirror) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) 
 	return missed, doubted
 }
 
-// Agrees reports whether a proper read found what is known of a Key, shared facts apart.
-func (m *Mirror) Agrees(k ipvs.Key, found *ipvs.Frontend) bool {
-	own := func(f *ipvs.Frontend) *ipvs.Frontend {
-		return &ipvs.Frontend{Server: f.Server, Guard: f.Guard.Own()}
-	}
-	c := m.cells[k]
-	return found != nil && c != nil && c.have != nil && own(found).Equal(own(c.have))
-}
-
-// Reals is how many real servers are known of a Key.
-func (m *Mirror) Reals(k ipvs.Key) int {
-	if c := m.cells[k]; c != nil && c.have != nil {
-		return len(c.have.Server.Reals)
-	}
-	return 0
-}
-
 // Conclude takes as gone what a pass did not meet of the shared facts and of the adoption, and reports whether that was
 // so with the latter.
-func (m *Mirror) Conclude() (unadopted bool) {
-	maps.DeleteFunc(m.facts, func(f ipvs.Fact, _ bool) bool { return !m.pass.facts[f] })
-	unadopted = m.adopted && !m.pass.adopted
-	m.adopted = m.adopted && m.pass.adopted
+func (p *Pass) Conclude() (unadopted bool) {
+	m := p.mirror
+	maps.DeleteFunc(m.facts, func(f ipvs.Fact, _ bool) bool { return !p.facts[f] })
+	unadopted = m.adopted && !p.adopted
+	m.adopted = m.adopted && p.adopted
 	return unadopted
 }
 
 // Met reports whether the pass met a shared fact.
-func (m *Mirror) Met(f ipvs.Fact) bool { return m.pass.facts[f] }
+func (p *Pass) Met(f ipvs.Fact) bool { return p.facts[f] }
 
-// EndPass ends a pass.
-func (m *Mirror) EndPass() { m.pass.busy, m.pass.facts = false, nil }
+// End ends it.
+func (p *Pass) End() { p.busy, p.facts = false, nil }
