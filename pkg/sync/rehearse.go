@@ -127,14 +127,15 @@ func ofStart(rounds agenda) agenda {
 type rehearsedProxies struct {
 	of          Proxies
 	read        bool
+	list        []ipvs.Leaving // that was not taken yet
 	left, stays []string
 	err         error
 }
 
-// Left lists what is left, and the second time nothing.
+// Left lists what is left: as the start begins, and once all is programmed.
 func (p *rehearsedProxies) Left(ctx context.Context) (list []ipvs.Leaving, stays []string, err error) {
 	if p.read {
-		return nil, p.stays, nil
+		return p.list, p.stays, nil
 	}
 	p.read = true
 	if list, p.stays, p.err = p.of.Left(ctx); p.err != nil {
@@ -143,10 +144,11 @@ func (p *rehearsedProxies) Left(ctx context.Context) (list []ipvs.Leaving, stays
 	}
 	for i := range list {
 		list[i].Take = func(context.Context) error {
-			p.left = append(p.left, list[i].Text)
+			p.left, p.list = append(p.left, list[i].Text), p.list[1:]
 			return nil
 		}
 	}
+	p.list = list
 	return list, p.stays, nil
 }
 
@@ -155,7 +157,7 @@ func (*rehearsedProxies) Trace(context.Context) (uint64, error) { return 0, nil 
 
 // look reads what would stay where all is kept, which the start then does not read. Its error is that of the reading.
 func (p *rehearsedProxies) look(ctx context.Context, kept bool) error {
-	if p.of == nil || !kept || p.read {
+	if p.of == nil || !kept || p.err != nil {
 		return p.err
 	}
 	list, _, err := p.Left(ctx)
