@@ -99,7 +99,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	defer k.Close()
 
-	sopt.Proxies = k
+	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
+		sopt.Proxies = k
+	}
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))

@@ -154,6 +154,7 @@ func TestB54TakeOverFromKubeProxy(t *testing.T) {
 			takeOver(t, false, func(k *kubeProxy) {
 				p := k.start(program, mode)
 				k.serves()
+				k.wrote(mode) // all of it
 				if err := p.Kill(); err != nil {
 					t.Fatal(err)
 				}

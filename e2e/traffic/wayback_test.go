@@ -38,6 +38,9 @@ func (k *kubeProxy) serves() {
 				if r := c.Ask(at(k.svc, family, 80), lab.Timeout(5*time.Second)); r.Verdict != lab.Answered {
 					return fmt.Errorf("%s", r)
 				}
+				if r := c.Connect(at(k.svc, family, 81), lab.Timeout(5*time.Second)); r.Err != nil {
+					return fmt.Errorf("%s", r)
+				}
 				return nil
 			})
 		}

@@ -59,7 +59,7 @@ type IPVSProxyConfiguration struct {
 // Takeover is what becomes of what another proxy left on the node.
 type Takeover struct {
 	// Leftovers is what becomes of kube-proxy's rules, chains, sets and tables once all Services are programmed: Remove, or
-	// Keep; Remove by default.
+	// Keep; Remove by default. With serviceProxyName they stay: another proxy serves beside this one.
 	Leftovers string `json:"leftovers"`
 }
 

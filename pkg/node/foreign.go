@@ -66,7 +66,7 @@ func judgeProxies(tables []string, chains []kernel.Chain) (found []Finding) {
 			}
 		}
 		if seen != "" {
-			found = append(found, warning("%s is or was at work on this node (%s): one proxy a node; stop it before the agent starts, and remove what it left", p.name, seen))
+			found = append(found, warning("%s is or was at work on this node (%s): one proxy a node; stop it before the agent starts; what kube-proxy left the agent takes out once all Services are programmed (takeover.leftovers)", p.name, seen))
 		}
 	}
 	if len(found) == 0 {

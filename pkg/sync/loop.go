@@ -33,7 +33,7 @@ type Options struct {
 	Health *healthz.Health
 	// Events takes what users should know of their objects; nil: there is only the log.
 	Events Events
-	// Proxies is what other proxies have in the kernel; nil: that is no concern of this loop.
+	// Proxies is what other proxies have in the kernel; nil: one may be at work beside this loop, for other Services.
 	Proxies Proxies
 	// KeepLeftovers leaves what another proxy left where it is.
 	KeepLeftovers bool

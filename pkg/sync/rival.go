@@ -70,6 +70,9 @@ func (r *rival) retrace() { r.traced, r.look = false, time.Time{} }
 
 // hear takes a sign of a rival.
 func (r *rival) hear(what string) {
+	if r.proxies == nil { // it is meant to be there
+		return
+	}
 	now := r.now()
 	if !r.stage.away {
 		if r.quiet = min(2*r.quiet, quietMost); r.quiet == 0 || now.Sub(r.back) > max(calm, r.quiet) {

@@ -316,6 +316,23 @@ func TestStepsBack(t *testing.T) {
 	})
 }
 
+// F26: beside a proxy that is meant to be there, for other Services, the agent does not step back.
+func TestBesideAnotherProxy(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.synced()
+		r.start()
+		r.tamper(func() { r.kernel.Hear(heardProxy); delete(r.kernel.Servers, webKey) })
+		time.Sleep(10 * time.Second)
+		r.tamper(func() {
+			if !r.kernel.Servers[webKey].Exists() {
+				t.Error("it stepped back")
+			}
+		})
+	})
+}
+
 // F26: a proxy of whose rules no notification tells is noticed by their trace, and by what it changes of ours again and again
 // while its rules are back. Who only changes ours, without being a proxy, is answered as ever.
 func TestStepsBackFromTheUnheard(t *testing.T) {
