@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -36,7 +37,7 @@ func (h *here) control(ctx context.Context, m mutant) (string, error) {
 		}
 		h.built[m.pkg] = file
 	}
-	exit, out, err := runHere(ctx, m, file)
+	exit, out, err := runHere(ctx, mutant{pkg: m.pkg, test: m.test}, file)
 	if err != nil {
 		return "", err
 	}
@@ -104,6 +105,10 @@ func (h *here) try(ctx context.Context, m mutant) (outcome, error) {
 func runHere(ctx context.Context, m mutant, file string) (exit int, output string, err error) {
 	cmd := exec.CommandContext(ctx, file, testArgs(m.test)...)
 	cmd.Dir = filepath.Clean(m.pkg) // as go test does
+	if m.overlay != "" {
+		// A test may build what it tests once more.
+		cmd.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+m.overlay)
+	}
 	b, err := cmd.CombinedOutput()
 	var ended *exec.ExitError
 	if errors.As(err, &ended) && ctx.Err() == nil {
