@@ -19,7 +19,7 @@ type batch struct {
 
 // batchSize is how many mutants one boot runs at most. Each has its own agent of 23 MB in the machine's memory, and while
 // one batch runs the next is built.
-const batchSize = 10
+const batchSize = 6
 
 // deal makes batches. Mutants of one test stay together, for each batch runs a test once with the agent as it is.
 func deal(mutants []mutant, size int) (out []batch) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -36,7 +37,7 @@ func (h *here) control(ctx context.Context, m mutant) (string, error) {
 		}
 		h.built[m.pkg] = file
 	}
-	exit, out, err := runHere(ctx, m, file)
+	exit, out, err := runHere(ctx, m, file, ".")
 	if err != nil {
 		return "", err
 	}
@@ -93,17 +94,24 @@ func (h *here) all(ctx context.Context, mutants []mutant, v *verdicts) error {
 // try runs a mutant's test with it.
 func (h *here) try(ctx context.Context, m mutant) (outcome, error) {
 	file := filepath.Join(h.tmp, "here-"+m.name+".test")
+	defer os.Remove(file)
 	if err := buildTestHere(ctx, m.overlay, m.pkg, file); err != nil {
 		return outcome{verdict: broken, output: err.Error()}, ctx.Err()
 	}
+	tree, err := patched(m, h.tmp)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer os.RemoveAll(tree)
 	begun := time.Now()
-	exit, out, err := runHere(ctx, m, file)
+	exit, out, err := runHere(ctx, m, file, tree)
 	return outcome{verdict: verdict(exit, out, m.test), output: out, took: time.Since(begun)}, err
 }
 
-func runHere(ctx context.Context, m mutant, file string) (exit int, output string, err error) {
+// runHere runs a mutant's test in a tree, in the directory of its package, as go test does.
+func runHere(ctx context.Context, m mutant, file, tree string) (exit int, output string, err error) {
 	cmd := exec.CommandContext(ctx, file, testArgs(m.test)...)
-	cmd.Dir = filepath.Clean(m.pkg) // as go test does
+	cmd.Dir = filepath.Join(tree, m.pkg)
 	b, err := cmd.CombinedOutput()
 	var ended *exec.ExitError
 	if errors.As(err, &ended) && ctx.Err() == nil {

@@ -140,5 +140,29 @@ func TestHere(t *testing.T) {
 	}
 }
 
+// TestPatched: a mutant's own tree has all of this one, with what the mutant changes.
+func TestPatched(t *testing.T) {
+	t.Chdir("../..")
+	m := mutant{name: "B0-x", path: filepath.Join(t.TempDir(), "B0-x.patch")}
+	if err := os.WriteFile(m.path, []byte("--- a/e2e/mutants/apply.go\n+++ b/e2e/mutants/apply.go\n@@ -143,1 +143,1 @@\n-"+line+"\n+changed\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tmp := t.TempDir()
+	if _, err := mutate(m, tmp); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := patched(m, tmp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, same := range map[string]bool{"go.mod": true, "pkg/ipvs/diff.go": true, "e2e/mutants/apply.go": false} {
+		here, err := os.ReadFile(file)
+		there, err2 := os.ReadFile(filepath.Join(tree, file))
+		if err != nil || err2 != nil || bytes.Equal(here, there) != same {
+			t.Errorf("%s: the same %t, want %t (%v, %v)", file, !same, same, err, err2)
+		}
+	}
+}
+
 // line is one of ours that TestApply notices.
 const line = "func distance(a, b int) int { return max(a-b, b-a) }"

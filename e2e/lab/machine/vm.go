@@ -21,6 +21,9 @@ import (
 const (
 	// bootLimit is long: 4 s is usual, 5 times that was seen on a busy host.
 	bootLimit = 3 * time.Minute
+	// slowBootLimit is that of a machine whose clock counts instructions, which is slower. 3 min were not enough for one
+	// with ten agents, on a host with 15 programs at work for each processor.
+	slowBootLimit = 12 * time.Minute
 	// bootTries is how often a machine may fail before its commands start.
 	// Software emulation crashes a kernel at boot once in a while, and that
 	// says nothing about the commands. A failure after that is final.
@@ -33,11 +36,15 @@ func runVM(ctx context.Context, s *session, dir string) error {
 	if err != nil {
 		return err
 	}
+	limit := bootLimit
+	if s.job.Icount {
+		limit = slowBootLimit
+	}
 	for try := 1; ; try++ {
 		cmd := exec.Command(vm.qemu, vm.args...)
 		var errs strings.Builder
 		cmd.Stderr = &errs
-		err := s.drive(ctx, cmd, bootLimit)
+		err := s.drive(ctx, cmd, limit)
 		if err == nil {
 			complaints(s.job.Log, vm.console)
 			return nil
