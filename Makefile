@@ -19,20 +19,31 @@ help: ## list the targets
 build: ## build the agent: bin/ipvs-proxy
 	CGO_ENABLED=0; export CGO_ENABLED; $(WITH_GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ipvs-proxy ./cmd/ipvs-proxy
 
+# The commit; empty in a source archive.
+REVISION = $(shell git rev-parse HEAD 2>/dev/null)
+
 # A module of its own, so that none of what it needs is among the agent's modules.
-IMAGE = $(WITH_GO) run -C hack/release ./image
+RELEASE = $(WITH_GO) run -C hack/release
 
 .PHONY: image
 image: ## build the image, amd64 and arm64: bin/image (OCI layout), bin/image.tar (the same as OCI archive), bin/image.cdx.json (SBOM)
 	mkdir -p bin
-	$(IMAGE) --source $(CURDIR) --version $(VERSION) --layout $(CURDIR)/bin/image --archive $(CURDIR)/bin/image.tar --sbom $(CURDIR)/bin/image.cdx.json
+	$(RELEASE) ./image --source $(CURDIR) --version $(VERSION) --revision '$(REVISION)' --layout $(CURDIR)/bin/image --archive $(CURDIR)/bin/image.tar --sbom $(CURDIR)/bin/image.cdx.json
 
 .PHONY: image-twice
 image-twice: image ## build the image again, of a copy elsewhere and with nothing cached, and compare
 	set -e; d=$$(mktemp -d); trap 'rm -rf "$$d"' EXIT; cp -R cmd pkg go.mod go.sum "$$d"; $(FIND_GO); \
 	$$GO build -C hack/release -o "$$d/pack" ./image; \
-	GOCACHE="$$d/cache" "$$d/pack" --source "$$d" --version $(VERSION) --layout "$$d/image" --archive "$$d/image.tar"; \
+	GOCACHE="$$d/cache" "$$d/pack" --source "$$d" --version $(VERSION) --revision '$(REVISION)' --layout "$$d/image" --archive "$$d/image.tar"; \
 	cmp bin/image.tar "$$d/image.tar"
+
+.PHONY: release
+release: ## all that a release needs, in dist/: make release VERSION=v1.2.3 IMAGE=registry.example.com/ipvs-proxy
+	$(RELEASE) ./release --source $(CURDIR) --version '$(VERSION)' --image '$(IMAGE)' --out $(CURDIR)/dist
+
+.PHONY: push
+push: ## hand the release's image on to its registry, with what is attached; log in by docker login before
+	$(RELEASE) ./push --archive $(CURDIR)/dist/ipvs-proxy-$(VERSION)-image.tar --image '$(IMAGE)'
 
 .PHONY: demo
 demo: ## show the main job working: Services through a real kernel
@@ -48,6 +59,11 @@ demo-shell: ## the demo's world, and you at a shell of one of its nodes
 .PHONY: test
 test: ## all checks: vet, unit tests with -race, and the kernel tests on a kernel with IPVS
 	$(RUN_LAB) test $(if $(CI),--fail-on-skip)
+
+# Helm's library takes minutes to compile, so this is no part of make test, which compares the file with the manifests.
+.PHONY: chart
+chart: ## test the chart by Helm's own library, and write anew what it renders to
+	$(WITH_GO) test -C hack/chart -count=1 ./... -update
 
 .PHONY: test-route
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
@@ -101,6 +117,7 @@ mutants: ## take one behaviour out at a time and require that its test fails
 lint: ## staticcheck
 	$(WITH_GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C hack/release honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(WITH_GO) run -C hack/chart honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 .PHONY: vuln
 vuln: ## govulncheck, with the vulnerability database or, where its host cannot be reached, its module

@@ -20,8 +20,11 @@ func newCommand() *cobra.Command {
 	return root
 }
 
-// version is set when a release is built.
-var version = "development"
+// Set when a release is built: its version, and the commit that it was built from.
+var (
+	version = "development"
+	commit  string
+)
 
 func versionLine() string {
 	return fmt.Sprintf("ipvs-proxy %s (revision %s, %s)", version, revision(), runtime.Version())
@@ -38,8 +41,11 @@ func newVersion() *cobra.Command {
 	}
 }
 
-// revision is the commit that was built.
+// revision is the commit that was built: as the release says, or else as Go found it in version control.
 func revision() string {
+	if commit != "" {
+		return commit
+	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -57,7 +58,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
-	warnings = append(warnings, w...)
+	warnings = slices.Concat(warnings, w, limitMemory(os.Getenv))
 	name, err := c.NodeName()
 	if err != nil {
 		return fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)

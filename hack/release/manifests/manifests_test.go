@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,7 +26,7 @@ const dir = "../../../manifests/"
 
 var codecs = func() serializer.CodecFactory {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{appsv1.AddToScheme, batchv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, addMonitoring} {
 		if err := add(scheme); err != nil {
 			panic(err)
 		}
@@ -45,11 +46,28 @@ func render(t *testing.T, name string) (objects []runtime.Object) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		object, _, err := codecs.UniversalDeserializer().Decode(text, nil, nil)
-		if err != nil {
-			t.Fatalf("%s: %v\n%s", r.CurId(), err, text)
+		objects = append(objects, decode(t, text))
+	}
+	return objects
+}
+
+// decode reads an object strictly: a field that the API does not know is an error.
+func decode(t *testing.T, text []byte) runtime.Object {
+	t.Helper()
+	object, _, err := codecs.UniversalDeserializer().Decode(text, nil, nil)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return object
+}
+
+// decodeAll reads the objects of a file.
+func decodeAll(t *testing.T, text []byte) (objects []runtime.Object) {
+	t.Helper()
+	for _, document := range strings.Split("\n"+string(text), "\n---\n") {
+		if filled, err := yaml.YAMLToJSON([]byte(document)); err != nil || string(filled) != "null" {
+			objects = append(objects, decode(t, []byte(document)))
 		}
-		objects = append(objects, object)
 	}
 	return objects
 }
@@ -190,6 +208,11 @@ func kubectlPatch(t *testing.T, ds *appsv1.DaemonSet, file string) *appsv1.Daemo
 	if err != nil {
 		t.Fatal(err)
 	}
+	return patchDaemonSet(t, ds, text)
+}
+
+func patchDaemonSet(t *testing.T, ds *appsv1.DaemonSet, text []byte) *appsv1.DaemonSet {
+	t.Helper()
 	patch, err := yaml.YAMLToJSON(text)
 	if err != nil {
 		t.Fatal(err)
@@ -244,10 +267,11 @@ func secure(t *testing.T, ds *appsv1.DaemonSet) {
 	}
 	host := map[string]string{}
 	for _, v := range pod.Volumes {
-		if v.HostPath != nil {
+		switch {
+		case v.HostPath != nil:
 			host[v.Name] = v.HostPath.Path
-		} else if v.ConfigMap == nil {
-			t.Errorf("volume %s is neither the configuration nor the modules", v.Name)
+		case v.ConfigMap == nil && v.Name != "service-account":
+			t.Errorf("volume %s is neither the configuration nor the modules nor the service account", v.Name)
 		}
 	}
 	if len(host) != 1 || host["lib-modules"] != "/lib/modules" {
@@ -264,17 +288,78 @@ func secure(t *testing.T, ds *appsv1.DaemonSet) {
 		}
 	}
 	probed(t, c)
+	token(t, pod)
+	limited(t, c)
 }
 
-// probed: all probes ask livez, where the agent listens by default.
+// tokenPath is where client-go looks for a token, and the kubeconfigs say it is.
+const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// token: the agent has the service account's token, and the container with more rights has not.
+func token(t *testing.T, pod corev1.PodSpec) {
+	t.Helper()
+	if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
+		t.Error("the token is mounted in all containers")
+	}
+	at := func(c corev1.Container) string {
+		i := slices.IndexFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "service-account" })
+		if i < 0 {
+			return ""
+		}
+		return c.VolumeMounts[i].MountPath
+	}
+	if agent, init := at(pod.Containers[0]), at(pod.InitContainers[0]); agent != tokenPath || init != "" {
+		t.Errorf("the token is at %q in the agent's container, at %q in init", agent, init)
+	}
+	files := map[string]bool{}
+	for _, v := range pod.Volumes {
+		if v.Name == "service-account" && v.Projected != nil {
+			for _, s := range v.Projected.Sources {
+				if s.ServiceAccountToken != nil {
+					files[s.ServiceAccountToken.Path] = true
+				}
+				if s.ConfigMap != nil && s.ConfigMap.Name == "kube-root-ca.crt" {
+					files[s.ConfigMap.Items[0].Path] = true
+				}
+			}
+		}
+	}
+	if !files["token"] || !files["ca.crt"] || len(files) != 2 {
+		t.Errorf("the service account's files are %v", files)
+	}
+}
+
+// limited: the agent is told how much memory its container may have, so that there is such a limit.
+func limited(t *testing.T, c corev1.Container) {
+	t.Helper()
+	if c.Resources.Limits.Memory().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Requests.Cpu().IsZero() || !c.Resources.Limits.Cpu().IsZero() {
+		t.Errorf("resources %+v: want requests, a limit of memory, and none of the processor", c.Resources)
+	}
+	i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "IPVS_PROXY_MEMORY_LIMIT" })
+	if i < 0 || c.Env[i].ValueFrom == nil || c.Env[i].ValueFrom.ResourceFieldRef == nil {
+		t.Fatal("the agent is not told of its limit")
+	}
+	if r := c.Env[i].ValueFrom.ResourceFieldRef; r.Resource != "limits.memory" || r.ContainerName != "" || !r.Divisor.IsZero() {
+		t.Errorf("the agent is told %+v, want bytes of its own limits.memory", r)
+	}
+}
+
+// probed: the ports have the names that probes and a PodMonitor use, and the agent's default numbers; all probes ask livez.
 func probed(t *testing.T, c corev1.Container) {
 	t.Helper()
+	ports := map[string]int32{}
+	for _, p := range c.Ports {
+		ports[p.Name] = p.ContainerPort
+	}
+	if len(ports) != 2 || ports["healthz"] != 10256 || ports["metrics"] != 10249 {
+		t.Errorf("ports %v", ports)
+	}
 	for name, p := range map[string]*corev1.Probe{"startup": c.StartupProbe, "liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
 		if p == nil || p.HTTPGet == nil {
 			t.Errorf("no %s probe", name)
 			continue
 		}
-		if got := fmt.Sprintf("%s:%s%s", p.HTTPGet.Host, p.HTTPGet.Port.String(), p.HTTPGet.Path); got != "127.0.0.1:10256/livez" {
+		if got := fmt.Sprintf("%s:%s%s", p.HTTPGet.Host, p.HTTPGet.Port.String(), p.HTTPGet.Path); got != "127.0.0.1:healthz/livez" {
 			t.Errorf("the %s probe asks %s", name, got)
 		}
 	}
