@@ -76,6 +76,12 @@ RUN_E2E = $(RUN_LAB) e2e $(if $(KUBERNETES),--kubernetes $(KUBERNETES))
 e2e: ## the tests with a real control plane; the first time compiles Kubernetes, etcd and CoreDNS
 	$(RUN_E2E) --verbose
 
+# Its tests have a build tag of their own: they need kube-proxy, which is compiled the first time.
+.PHONY: takeover
+takeover: ## take nodes over from kube-proxy itself and give them back, under load
+	$(RUN_LAB) e2e --build
+	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^(TestB54TakeOverFromKubeProxy|TestB58WayBack|TestF26KubeProxyComesBack)$$'
+
 .PHONY: memory
 memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services from a real API server
 	$(RUN_E2E) --memory

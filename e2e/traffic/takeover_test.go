@@ -146,23 +146,6 @@ func TestB54TakeOver(t *testing.T) {
 	}
 }
 
-// B54: the same with kube-proxy itself, which is killed.
-func TestB54TakeOverFromKubeProxy(t *testing.T) {
-	program := kubeProxyProgram(t)
-	for _, mode := range []string{"iptables", "nftables", "ipvs"} {
-		t.Run(mode, func(t *testing.T) {
-			takeOver(t, false, func(k *kubeProxy) {
-				p := k.start(program, mode)
-				k.serves()
-				k.wrote(mode) // all of it
-				if err := p.Kill(); err != nil {
-					t.Fatal(err)
-				}
-			}, false, false)
-		})
-	}
-}
-
 func takeOver(t *testing.T, legacy bool, put func(*kubeProxy), keep, ipvs bool) {
 	s := newStage(t)
 	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")

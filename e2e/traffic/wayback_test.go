@@ -1,3 +1,5 @@
+//go:build kubeproxy
+
 package traffic
 
 import (
@@ -11,12 +13,13 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// kubeProxyProgram is kube-proxy itself, where the lab has it in its cache: compiling it takes a quarter of an hour.
+// kubeProxyProgram is kube-proxy itself. Compiling it takes a quarter of an hour, so these tests are for those who ask for
+// them: make takeover.
 func kubeProxyProgram(t *testing.T) string {
 	t.Helper()
 	program := filepath.Join(os.Getenv("LAB_DIR"), "kube-proxy")
 	if _, err := os.Stat(program); err != nil {
-		t.Skip("kube-proxy is not in the lab's cache: go run ./e2e/lab/cmd/lab e2e --build puts it there")
+		t.Fatal("kube-proxy is not in the lab's cache: go run ./e2e/lab/cmd/lab e2e --build puts it there")
 	}
 	return program
 }
@@ -173,5 +176,22 @@ func TestF26KubeProxyComesBack(t *testing.T) {
 	wantReals(t, k.n, at(k.svc, 4, 80), "10.244.1.11:8080 1")
 	if left := k.rules(); strings.Contains(left, "KUBE-SERVICES") {
 		t.Errorf("left:\n%s", left)
+	}
+}
+
+// B54: the same with kube-proxy itself, which is killed.
+func TestB54TakeOverFromKubeProxy(t *testing.T) {
+	program := kubeProxyProgram(t)
+	for _, mode := range []string{"iptables", "nftables", "ipvs"} {
+		t.Run(mode, func(t *testing.T) {
+			takeOver(t, false, func(k *kubeProxy) {
+				p := k.start(program, mode)
+				k.serves()
+				k.wrote(mode) // all of it
+				if err := p.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}, false, false)
+		})
 	}
 }
