@@ -100,10 +100,10 @@ func Build(ctx context.Context, root, release string, log io.Writer, names ...st
 }
 
 // Cached is the file of a program that Build has compiled; empty: it has not.
-func Cached(ctx context.Context, root, name string) (string, error) {
-	p, ok := programs[name]
-	if !ok {
-		return "", fmt.Errorf("no program called %q", name)
+func Cached(ctx context.Context, root, release, name string) (string, error) {
+	p, err := find(release, name)
+	if err != nil {
+		return "", err
 	}
 	key, err := cacheKey(ctx, filepath.Join(root, Dir, p.module), p.buildArgs())
 	if err != nil {

@@ -46,3 +46,18 @@ func TestReleases(t *testing.T) {
 		t.Error("kubectl can be built")
 	}
 }
+
+// Each program of each release can be asked for, where nothing was compiled yet.
+func TestCached(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	for _, release := range Releases {
+		for _, name := range []string{Etcd, CoreDNS, Portmap, APIServer, ControllerManager, KubeProxy} {
+			if file, err := Cached(t.Context(), "../..", release, name); file != "" || err != nil {
+				t.Errorf("%s %s: %q, %v", name, release, file, err)
+			}
+		}
+	}
+	if _, err := Cached(t.Context(), "../..", Default, "kubectl"); err == nil {
+		t.Error("kubectl is one of them")
+	}
+}

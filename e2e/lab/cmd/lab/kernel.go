@@ -39,7 +39,7 @@ func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report
 	if err := addAgent(ctx, &job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}
-	if file, err := programs.Cached(ctx, ".", programs.KubeProxy); err != nil {
+	if file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy); err != nil {
 		r.failed("kube-proxy", err.Error())
 	} else if file != "" { // its tests are for whoever has compiled it
 		job.Files[programs.KubeProxy] = file
