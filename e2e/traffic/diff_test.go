@@ -291,9 +291,9 @@ func TestB73DiffCannotLook(t *testing.T) {
 		says []string
 	}{
 		{"no rights", 65534, s.diffArgs(n), []string{"no permission to change the node's network", "CAP_NET_ADMIN"}},
-		{"no directory", 0, []string{"diff", "--source-dir=/nonesuch"}, []string{"/nonesuch", "no such file"}},
-		{"a broken file", 0, []string{"diff", "--source-dir", unreadable.Dir, "--timeout=1s"}, []string{"not all of the cluster's objects came within 1s", "broken.yaml"}},
-		{"no API server", 0, []string{"diff", "--master=http://127.0.0.1:1", "--timeout=1s"}, []string{"127.0.0.1:1", "not all of the cluster's objects came within 1s", "connection refused"}},
+		{"no directory", 0, []string{"diff", "--source-dir=/nonesuch", "--cluster-cidr=10.244.0.0/16"}, []string{"/nonesuch", "no such file"}},
+		{"a broken file", 0, []string{"diff", "--source-dir", unreadable.Dir, "--timeout=1s", "--cluster-cidr=10.244.0.0/16"}, []string{"not all of the cluster's objects came within 1s", "broken.yaml"}},
+		{"no API server", 0, []string{"diff", "--master=http://127.0.0.1:1", "--timeout=1s", "--cluster-cidr=10.244.0.0/16"}, []string{"127.0.0.1:1", "not all of the cluster's objects came within 1s", "connection refused"}},
 		{"no such form", 0, s.diffArgs(n, "-o", "xml"), []string{"--output=xml: want table, json or yaml"}},
 		{"no such flag", 0, []string{"diff", "--nonesuch"}, []string{"--nonesuch"}},
 	} {

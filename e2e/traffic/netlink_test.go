@@ -228,6 +228,10 @@ func routeWrite(typ uint16) []string {
 	return []string{verb + object}
 }
 
+// ipsetReads are the messages that ask: protocol, list, save, test, header, type, and the two of an index (uapi
+// ipset/ip_set.h). What another proxy left there is looked for.
+var ipsetReads = map[int]bool{1: true, 7: true, 8: true, 11: true, 12: true, 13: true, 14: true, 15: true}
+
 // netfilterWrites: the upper byte is the subsystem. A batch of nftables begins and ends with messages of none.
 func netfilterWrites(typ uint16, body []byte) []string {
 	const headerOfNetfilter = 4
@@ -243,6 +247,10 @@ func netfilterWrites(typ uint16, body []byte) []string {
 		return writes
 	case subsystem == unix.NFNL_SUBSYS_CTNETLINK:
 		return named(map[int]string{0: "ct NEW", 1: "", 2: "ct DELETE", 4: "", 5: "", 6: "", 7: ""}, n, "ctnetlink message")
+	case subsystem == unix.NFNL_SUBSYS_IPSET:
+		if ipsetReads[n] {
+			return nil
+		}
 	}
 	return []string{fmt.Sprintf("netfilter subsystem %d message %d", subsystem, n)}
 }
