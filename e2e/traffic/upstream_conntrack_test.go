@@ -82,8 +82,9 @@ func TestUpstreamUDPCycles(t *testing.T) {
 					}
 					r := cy.flow.Stop()
 					t.Log(r)
-					if cy.failed != nil || r.Lost > 20 { // B31's own test counts them; here many clients wait for one slow machine
-						t.Errorf("%v; %s; want a second's worth lost at most", cy.failed, r)
+					// B31's own test counts them; here many clients wait for one machine, and the flow moves three times.
+					if most := max(20, 3*r.UnderWay()); cy.failed != nil || r.Lost > most {
+						t.Errorf("%v; %s; want %d lost at most: a second's worth, or what was on its way", cy.failed, r, most)
 					}
 				}
 			})
