@@ -115,6 +115,12 @@ fuzz: ## run each fuzz target for a minute
 	set -e; $(FIND_GO); for f in $(FUZZ); do \
 		$$GO test ./pkg/$${f%%.*} -run '^$$' -fuzz "^$${f##*.}$$" -fuzztime 1m -fuzzminimizetime 10x; done
 
+# Another first history: make soak SEED=1000001; 0: another one each time.
+SEED = 1
+.PHONY: soak
+soak: ## walk a million random histories on a kernel that only remembers; half an hour on two processors
+	$(WITH_GO) test -count=1 -timeout 12h ./pkg/sync -run '^TestModel$$' -v -model.sequences=1000000 -model.seed=$(SEED)
+
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails
 	$(WITH_GO) run ./e2e/mutants

@@ -4,7 +4,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 GO=$(hack/go.sh)
-export GO
+# As the programs for the lab are built: what one step has compiled the next need not compile again.
+CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -trimpath"
+export GO CGO_ENABLED GOFLAGS
 if ! said=$($GO list -deps ./e2e/lab/cmd/lab 2>&1 >/dev/null); then
 	echo "$said" >&2
 	echo "lab.sh: the Go modules that the lab is made of cannot be had, see above: is there a network?" >&2

@@ -179,7 +179,7 @@ func TestAgentDiesWithTheLab(t *testing.T) {
 	if pid == 0 {
 		return
 	}
-	Eventually(t, 10*time.Second, "the end of the agent", func() error {
+	Eventually(t, 30*time.Second, "the end of the agent", func() error {
 		if alive(pid) == nil {
 			return fmt.Errorf("agent %d outlives its lab", pid)
 		}

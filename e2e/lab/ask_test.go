@@ -134,7 +134,7 @@ func TestServerStops(t *testing.T) {
 	}
 	held := make(chan Reply)
 	go func() { held <- w.Pod("pod-a").Ask(to, Wait(time.Minute), Timeout(time.Minute)) }()
-	Eventually(t, 5*time.Second, "a connection under way", func() error {
+	Eventually(t, 30*time.Second, "a connection under way", func() error {
 		if r := w.Pod("pod-a").Ask(to); r.Verdict != Answered {
 			return fmt.Errorf("%s", r)
 		}

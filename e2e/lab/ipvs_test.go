@@ -122,7 +122,7 @@ func TestVirtualServers(t *testing.T) {
 	}
 	held := make(chan Reply, 1)
 	go func() { held <- w.Pod("pod-b").Ask(to, Wait(2*time.Second), Timeout(20*time.Second)) }()
-	Eventually(t, 5*time.Second, "the connection counts", func() error {
+	Eventually(t, 30*time.Second, "the connection counts", func() error {
 		if s := read()[1]; s.Reals[0].Active != 1 {
 			return fmt.Errorf("%s: %s", s, s.Reals)
 		}
@@ -131,7 +131,7 @@ func TestVirtualServers(t *testing.T) {
 	if r := <-held; r.Verdict != Answered {
 		t.Error(r)
 	}
-	Eventually(t, 10*time.Second, "the closed connection counts, and in all", func() error {
+	Eventually(t, 30*time.Second, "the closed connection counts, and in all", func() error {
 		s := read()[1]
 		if r := s.Reals[0]; r.Active != 0 || r.Inactive != 1 || r.Connections != 1 || s.Connections != 1 {
 			return fmt.Errorf("%s: %s", s, s.Reals)

@@ -18,7 +18,7 @@ import (
 // on after both sockets are closed; until it is over the kernel has no such pair of addresses to give.
 func askAgain(t *testing.T, h *Host, to netip.AddrPort, port uint16) (r Reply) {
 	t.Helper()
-	Eventually(t, 10*time.Second, "the old association is over", func() error {
+	Eventually(t, 30*time.Second, "the old association is over", func() error {
 		if r = h.AskSCTP(to, FromPort(port)); errors.Is(r.Err, unix.EADDRNOTAVAIL) {
 			return r.Err
 		}

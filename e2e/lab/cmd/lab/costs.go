@@ -26,7 +26,7 @@ func (p *parts) time(name string, f func()) {
 
 func (p parts) print(w io.Writer) {
 	for _, one := range p {
-		fmt.Fprintf(w, "%-34s %6.0f s\n", one.name, one.took.Seconds())
+		fmt.Fprintf(w, "%-40s %6.0f s\n", one.name, one.took.Seconds())
 	}
 }
 

@@ -26,62 +26,85 @@ var buildFlags = []string{"-trimpath", "-buildvcs=false", "-ldflags=-s -w"}
 
 var static = []string{"CGO_ENABLED=0", "GOOS=linux"}
 
-// kernelTests builds what the lab runs, and runs it in one boot or shares it between two.
-func kernelTests(ctx context.Context, o testOptions, r *recorder) machine.Report {
+// kernelWork is what the lab runs, built.
+type kernelWork struct {
+	job   machine.Job
+	loads []load
+	at    int    // machines at a time
+	conv  string // test2json
+	ends  []func()
+}
+
+// remove takes away what was built.
+func (k *kernelWork) remove() {
+	for _, end := range slices.Backward(k.ends) {
+		end()
+	}
+}
+
+// run runs it in one boot, or shares it between machines.
+func (k *kernelWork) run(ctx context.Context, o testOptions, r *recorder) machine.Report {
+	if len(k.loads) == 0 {
+		return machine.Report{} // why is recorded
+	}
+	fmt.Fprintln(r.w, "== kernel tests: run")
+	return side(ctx, r, k.at, k.loads, func(r *recorder, l load) machine.Report {
+		return runKernelTests(ctx, o, r, l.only(k.job), l.programs, l.others, k.conv)
+	})
+}
+
+// buildKernelTests builds what the lab runs. Without loads nothing of it could be, and why is recorded.
+func buildKernelTests(ctx context.Context, o testOptions, r *recorder) *kernelWork {
+	k := &kernelWork{job: machine.Job{Files: map[string]string{}, Kernel: o.kernel, KubeProxy: true}} // tests put what it leaves
 	dir, err := os.MkdirTemp("", "ipvs-proxy-test-")
 	if err != nil {
 		r.failed("lab", err.Error())
-		return machine.Report{}
+		return k
 	}
-	defer os.RemoveAll(dir)
+	k.ends = append(k.ends, func() { os.RemoveAll(dir) })
 	fmt.Fprintln(r.w, "== kernel tests: build")
-	job := machine.Job{Files: map[string]string{}, Kernel: o.kernel, KubeProxy: true} // tests put what it leaves
-	if err := addAgent(ctx, &job, dir); err != nil {
+	if err := addAgent(ctx, &k.job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}
 	if file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy); err != nil {
 		r.failed("kube-proxy", err.Error())
 	} else if file != "" { // its tests are for whoever has compiled it
-		job.Files[programs.KubeProxy] = file
+		k.job.Files[programs.KubeProxy] = file
 	}
-	if err := addImage(ctx, o, &job, dir); err != nil {
+	if err := addImage(ctx, o, &k.job, dir); err != nil {
 		r.failed("build of the image", err.Error())
 	}
-	programs := kernelBinaries(ctx, o, r, &job, dir, kernelPackages...)
+	programs := kernelBinaries(ctx, o, r, &k.job, dir, kernelPackages...)
 	if len(programs) == 0 {
 		r.failed("kernel tests", "none of their packages could be built")
-		return machine.Report{}
+		return k
 	}
-	shell, end, err := addShellTests(ctx, o, &job, dir)
+	shell, end, err := addShellTests(ctx, o, &k.job, dir)
 	if err != nil {
 		r.failed("e2e/demo (build)", err.Error())
 	} else {
-		defer end()
+		k.ends = append(k.ends, end)
 	}
-	if err := addNative(ctx, o, &job, dir); err != nil {
+	if err := addNative(ctx, o, &k.job, dir); err != nil {
 		r.failed("e2e/native (build)", err.Error())
 	}
-	conv, err := buildConverter(ctx, dir)
-	if err != nil {
+	if k.conv, err = buildConverter(ctx, dir); err != nil {
 		r.failed("build of test2json", err.Error())
-		return machine.Report{}
+		return k
 	}
-	n, err := machines(ctx, o)
-	if err != nil {
+	if k.at, err = machines(ctx, o); err != nil {
 		r.failed("lab", err.Error())
-		return machine.Report{}
+		return k
 	}
 	loads := []load{{programs, shell}}
-	if n > 1 {
+	if k.at > 1 {
 		if loads, err = share(ctx, programs, shell); err != nil {
 			r.failed("lab", err.Error())
-			return machine.Report{}
+			return k
 		}
 	}
-	fmt.Fprintln(r.w, "== kernel tests: run")
-	return side(r, n, loads, func(r *recorder, l load) machine.Report {
-		return runKernelTests(ctx, o, r, l.only(job), l.programs, l.others, conv)
-	})
+	k.loads = loads
+	return k
 }
 
 // only is the job with the files that a load needs: all are unpacked at each boot, by a slow processor.

@@ -24,8 +24,8 @@ type program struct {
 }
 
 // machines says how many run the tests at a time. An emulated processor is idle half of the time, while tests wait for
-// what takes its time, so there is one more than this machine has processors, up to what has been tried. A kernel that is
-// at hand is one.
+// what takes its time, so there is one more than this machine has processors, up to what has been tried, while there is
+// something left for it (room). A kernel that is at hand is one.
 func machines(ctx context.Context, o testOptions) (int, error) {
 	if o.run != "" || runtime.NumCPU() < 2 {
 		return 1, nil
@@ -105,25 +105,32 @@ func testNames(ctx context.Context, p program) ([]string, error) {
 	return strings.Fields(string(out)), nil
 }
 
-// side runs loads on so many machines at a time and records them as one. What the machines are is told by the first load
-// that had one.
-func side(r *recorder, at int, loads []load, run func(*recorder, load) machine.Report) machine.Report {
+// side runs loads on so many machines at a time and records them as one. A machine for which there is no processor waits
+// for room. What the machines are is told by the first load that had one.
+func side(ctx context.Context, r *recorder, at int, loads []load, run func(*recorder, load) machine.Report) machine.Report {
 	var wg sync.WaitGroup
 	parts, reports := make([]*recorder, len(loads)), make([]machine.Report, len(loads))
-	next := make(chan int)
-	for range min(at, len(loads)) {
-		wg.Go(func() {
-			for i := range next {
-				reports[i] = run(parts[i], loads[i])
-			}
-		})
-	}
+	next := make(chan int, len(loads))
 	for i := range loads {
 		parts[i] = newRecorder(r.w, r.where)
 		parts[i].verbose = r.verbose
 		next <- i
 	}
 	close(next)
+	for m := range min(at, len(loads)) {
+		wg.Go(func() {
+			for {
+				if m >= max(2, runtime.NumCPU()) && !room(ctx, next) {
+					return
+				}
+				i, more := <-next
+				if !more {
+					return
+				}
+				reports[i] = run(parts[i], loads[i])
+			}
+		})
+	}
 	wg.Wait()
 	for _, p := range parts {
 		r.absorb(p)

@@ -67,7 +67,7 @@ func TestSide(t *testing.T) {
 	over, both := make(chan struct{}), make(chan struct{})
 	var running, most atomic.Int32
 	loads := []load{{programs: []program{{run: "A"}}}, {programs: []program{{run: "B"}}}, {programs: []program{{run: "none"}}}}
-	report := side(r, 2, loads, func(r *recorder, l load) machine.Report {
+	report := side(t.Context(), r, 2, loads, func(r *recorder, l load) machine.Report {
 		defer running.Add(-1)
 		if n := running.Add(1); n > most.Load() {
 			most.Store(n)

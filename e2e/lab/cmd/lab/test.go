@@ -88,31 +88,39 @@ not build or runs no test, the lab itself) counts as one failed test.`,
 func runTests(ctx context.Context, o testOptions, w io.Writer) error {
 	w = &lineWriter{w: w}
 	start, costs, beside := time.Now(), parts{}, parts{}
-	host, kernel := newRecorder(w, "host"), newRecorder(w, "kernel")
+	host, later, kernel := newRecorder(w, "host"), newRecorder(w, "host"), newRecorder(w, "kernel")
 	if !o.skipHost {
 		costs.time("gofmt, go vet", func() { checks(ctx, host) })
+	}
+	// What the host tests leave of the processors is enough to build the kernel tests, and what those leave is enough for
+	// tests that may wait.
+	var work *kernelWork
+	built, others := make(chan struct{}), sync.WaitGroup{}
+	others.Go(func() {
+		beside.time("beside them: build of the kernel tests", func() { work = buildKernelTests(ctx, o, kernel) })
+		close(built)
+		if !o.skipHost && ctx.Err() == nil {
+			beside.time("beside them: long, without -race", func() { unracedTests(ctx, o, later) })
+			beside.time("beside them: nested modules", func() { nestedTests(ctx, o, later) })
+		}
+	})
+	if !o.skipHost {
 		costs.time("host tests with -race", func() { hostTests(ctx, o, host) })
 	}
+	costs.time("wait for the build of the kernel tests", func() { <-built })
+	defer work.remove()
 	report, begun := machine.Report{}, time.Now()
 	if ctx.Err() == nil {
-		costs.time("kernel tests, with build and boot", func() {
-			var wg sync.WaitGroup
-			if !o.skipHost { // what the kernel tests leave of the processors is enough for these
-				wg.Go(func() {
-					beside.time("beside them: nested modules", func() { nestedTests(ctx, o, host) })
-					beside.time("beside them: long, without -race", func() { unracedTests(ctx, o, host) })
-				})
-			}
-			report = kernelTests(ctx, o, kernel)
-			wg.Wait()
-		})
+		costs.time("kernel tests", func() { report = work.run(ctx, o, kernel) })
 	}
+	took := time.Since(begun) // without the host's
+	costs.time("wait for what ran beside them", others.Wait)
 	costs = append(costs, beside...)
+	host.absorb(later)
 	host.forgetSkips(kernel)
 	if host.count() == (counts{}) && kernel.count() == (counts{}) {
 		kernel.failed("no test ran", "")
 	}
-	took := time.Since(begun) // without the host's
 	fmt.Fprintf(w, "\n== what took how long\n")
 	costs.print(w)
 	host.longest(w, 5, 5)
