@@ -111,7 +111,7 @@ func buildKernelTests(ctx context.Context, o testOptions, r *recorder) *kernelWo
 func (l load) only(job machine.Job) machine.Job {
 	needs := func(name string) bool {
 		for _, p := range l.programs {
-			if name == p.file || strings.HasPrefix(name, p.rel+"/testdata") || p.rel == nativePackage || (name == imageFile || name == programs.KubeProxy) && p.big {
+			if name == p.file || strings.HasPrefix(name, p.rel+"/testdata") || p.rel == nativePackage || (name == imageFile || name == programs.KubeProxy) && p.rel == trafficPackage {
 				return true
 			}
 		}

@@ -96,7 +96,7 @@ const lackTest, lackWord = "TestWhatThisKernelLacks", "lacks: "
 
 // lacks are these things, if the test ran.
 func (r *recorder) lacks() (list []string, ran bool) {
-	o := r.tests[testID{importPath("e2e/traffic"), lackTest}]
+	o := r.tests[testID{importPath(trafficPackage), lackTest}]
 	if o == nil || o.action != "pass" {
 		return nil, false
 	}

@@ -60,7 +60,7 @@ func TestKeepResults(t *testing.T) {
 		}
 	}
 	r := recorded(t)
-	id := testID{importPath("e2e/traffic"), lackTest}
+	id := testID{importPath(trafficPackage), lackTest}
 	for _, e := range []event{{Action: "output", Output: "    kernel_test.go:1: lacks: scheduler ovf\n"}, {Action: "pass"}} {
 		e.Package, e.Test = id.pkg, id.test
 		r.event(e)

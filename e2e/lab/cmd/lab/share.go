@@ -45,15 +45,12 @@ type load struct {
 	others   []*commandTest
 }
 
-// pieces is how many loads the tests of a big package make: enough that all machines are busy to the end, and few
-// enough that booting costs little.
-const pieces = 8
-
-// share deals the programs to loads, the long ones first. The tests of a program that is big are dealt singly.
+// share deals the programs to loads, those first that cannot be dealt, which may be long. The tests of the others are
+// dealt singly.
 func share(ctx context.Context, programs []program, others []*commandTest) (loads []load, err error) {
 	small := load{others: others}
 	for _, p := range programs {
-		if !p.big {
+		if p.pieces == 0 {
 			small.programs = append(small.programs, p)
 			continue
 		}
@@ -61,13 +58,13 @@ func share(ctx context.Context, programs []program, others []*commandTest) (load
 		if err != nil {
 			return nil, err
 		}
-		for _, list := range deal(names, pieces) {
+		for _, list := range deal(names, p.pieces) {
 			part := p
 			part.run = anyOf(list)
 			loads = append(loads, load{programs: []program{part}})
 		}
 	}
-	return append(loads, split(small)...), nil
+	return append(split(small), loads...), nil
 }
 
 // split makes a load of each program; the other commands go with the last.

@@ -44,10 +44,10 @@ func TestDeal(t *testing.T) {
 func TestLoadTakesItsFiles(t *testing.T) {
 	job := machine.Job{Files: map[string]string{agentFile: "1", imageFile: "2", "demo": "3", "examples": "4", "guest": "5",
 		"e2e/traffic/traffic.test": "6", "pkg/x/x.test": "7", "pkg/x/testdata": "8"}}
-	big := program{kernelPackage: kernelPackage{big: true}, rel: "e2e/traffic", file: "e2e/traffic/traffic.test"}
+	traffic := program{rel: trafficPackage, file: "e2e/traffic/traffic.test"}
 	small := program{rel: "pkg/x", file: "pkg/x/x.test"}
 	for want, l := range map[string]load{
-		"126": {programs: []program{big}}, "178": {programs: []program{small}}, "13478": {programs: []program{small}, others: []*commandTest{{}}},
+		"126": {programs: []program{traffic}}, "178": {programs: []program{small}}, "13478": {programs: []program{small}, others: []*commandTest{{}}},
 		"12345678": {programs: []program{{rel: nativePackage}}},
 	} {
 		if got := strings.Join(slices.Sorted(maps.Values(l.only(job).Files)), ""); got != want {

@@ -20,16 +20,21 @@ import (
 type kernelPackage struct {
 	dir  string
 	host bool // has tests that run on any host, too
-	big  bool // is shared between machines where there are two
+	// pieces is into how many loads its tests are dealt where there are several machines: enough that all of them are busy
+	// to the end, and few enough that booting costs little. 0: it is one load.
+	pieces int
 	// only names the tests that need the kernel, where the others would take long in an emulated machine;
 	// empty: all of them.
 	only string
 }
 
+// trafficPackage needs the image, and kube-proxy where it is to be had.
+const trafficPackage = "e2e/traffic"
+
 var kernelPackages = []kernelPackage{
 	{dir: "./e2e/lab", host: true},
-	{dir: "./e2e/traffic", big: true},
-	{dir: "./pkg/ipvs/kernel", host: true},
+	{dir: "./" + trafficPackage, pieces: 8},
+	{dir: "./pkg/ipvs/kernel", host: true, pieces: 3},
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
 	{dir: "./" + nativePackage},
 }
