@@ -21,8 +21,8 @@ import (
 // stopTime is how long an agent may take to end after SIGTERM.
 const stopTime = 30 * time.Second
 
-// commandTime is how long a command of the agent may take.
-const commandTime = time.Minute
+// commandTime is how long a command of the agent may take, on a machine that has other work.
+const commandTime = 5 * time.Minute
 
 // Agent is a running ipvs-proxy of a node, or another program in a namespace of the world.
 type Agent struct {
