@@ -149,7 +149,7 @@ func TestB50DidYouMean(t *testing.T) {
 	for text, want := range map[string]string{
 		"clusterCidr: 10.0.0.0/8":        `unknown field "clusterCidr", did you mean clusterCIDR?: ignored`,
 		"ipvs: {shceduler: lc}":          `unknown field "ipvs.shceduler", did you mean ipvs.scheduler?: ignored`,
-		"ipvs: {masqueradeAll: true}":    `unknown field "ipvs.masqueradeAll", did you mean iptables.masqueradeAll or nftables.masqueradeAll?: ignored`,
+		"ipvs: {masqueradeAll: true}":    `unknown field "ipvs.masqueradeAll", did you mean iptables.masqueradeAll?: ignored`,
 		"strictARP: true":                `unknown field "strictARP", did you mean ipvs.strictARP?: ignored`,
 		"conntrack: {max: 7}":            `unknown field "conntrack.max": ignored`,
 		"resourceContainer: /kube-proxy": `unknown field "resourceContainer": ignored`,

@@ -121,6 +121,7 @@ func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error
 	c.setDefaults() // an empty flag means the default
 	c.setNoServers(fs)
 	c.setNoPorts(fs, f.file != "")
+	warnings = append(warnings, c.lowerMode()...)
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}

@@ -32,6 +32,9 @@ func (c *Config) Invalid(key string, value any, want string) error {
 	return fmt.Errorf("%s: %w", c.file, problem{key, fmt.Sprintf("%q", fmt.Sprint(value)), want})
 }
 
+// modes are those that kube-proxy has on Linux.
+var modes = []string{"", "ipvs", "iptables", "nftables"}
+
 // Validate says which values cannot be used, each by Invalid. nodePortAddresses are for whoever uses them.
 func (c *Config) Validate() error {
 	var errs []error
@@ -40,7 +43,7 @@ func (c *Config) Validate() error {
 	c.checkAddresses(bad)
 	c.checkPods(bad)
 	c.checkGates(bad)
-	if !slices.Contains([]string{"", "ipvs", "iptables", "nftables"}, string(c.Proxy.Mode)) {
+	if !slices.Contains(modes, string(c.Proxy.Mode)) {
 		bad("mode", c.Proxy.Mode, "ipvs or nothing; iptables and nftables are accepted, too, and served as ipvs")
 	}
 	if !slices.Contains([]string{"text", "json"}, c.Proxy.Logging.Format) {
