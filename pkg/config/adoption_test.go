@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,6 +145,18 @@ func TestB50NoClusterCIDR(t *testing.T) {
 	}
 }
 
+// TestB50Unread: what kube-proxy does not look at in mode ipvs ends no agent, whatever its value.
+func TestB50Unread(t *testing.T) {
+	for text, want := range map[string]string{
+		"clusterCIDR: 10.0.0.0/8\nnftables: {masqueradeBit: 77}": "[nftables.masqueradeBit: no effect: for another proxy]",
+		"detectLocalMode: NodeCIDR\nclusterCIDR: none":           "[]",
+	} {
+		if _, warnings := loaded(t, "--config", file(t, proxyHead+text)); fmt.Sprint(warnings) != want {
+			t.Errorf("%s: warnings %q, want %s", text, warnings, want)
+		}
+	}
+}
+
 // TestB50DidYouMean: a key or a scheduler that looks misspelt is told from one that nobody knows.
 func TestB50DidYouMean(t *testing.T) {
 	for text, want := range map[string]string{
@@ -164,7 +177,7 @@ func TestB50DidYouMean(t *testing.T) {
 		}
 	}
 	name := file(t, ownHead+"drainDeadlin: 5m\n")
-	if _, _, err := load(t, "--config", name); err == nil || err.Error() != name+`: document 1: unknown field "drainDeadlin", did you mean drainDeadline?` {
+	if _, _, err := load(t, "--config", name); err == nil || err.Error() != name+`: document 1 (IPVSProxyConfiguration): unknown field "drainDeadlin", did you mean drainDeadline?` {
 		t.Errorf("our own document: %v", err)
 	}
 }

@@ -29,8 +29,9 @@ type Config struct {
 	// Own has what kube-proxy has no key for.
 	Own IPVSProxyConfiguration
 
-	file  string            // where it was read from; empty if from flags alone
-	flags map[string]string // key: the flag that gave its value
+	file  string                  // where it was read from; empty if from flags alone
+	docs  map[metav1.TypeMeta]int // kind: which document of the file, counted from 1
+	flags map[string]string       // key: the flag that gave its value
 }
 
 // IPVSProxyConfiguration is our own document.
