@@ -199,6 +199,11 @@ func TestB50Unread(t *testing.T) {
 			t.Errorf("%s: warnings %q, want %s", text, warnings, want)
 		}
 	}
+	_, warnings := loaded(t, "--cluster-cidr=10.0.0.0/8", "--iptables-sync-period=-1s", "--iptables-min-sync-period=-1s")
+	want := []string{"--iptables-min-sync-period: no effect: for another proxy", "--iptables-sync-period: no effect: for another proxy"}
+	if diff := cmp.Diff(want, warnings); diff != "" {
+		t.Errorf("flags: warnings (-want +got):\n%s", diff)
+	}
 }
 
 // TestB50DidYouMean: a key or a scheduler that looks misspelt is told from one that nobody knows.

@@ -204,8 +204,12 @@ next:
 // FuzzFile: whatever a file holds, reading it does not panic, an error names the file, and what is accepted is
 // read as the same after it was written.
 func FuzzFile(f *testing.F) {
-	for _, name := range []string{"kubeadm", "tuned"} {
-		text, err := os.ReadFile("testdata/" + name + ".conf")
+	ofTools, err := filepath.Glob(filepath.Join(toolsDir, "*.yaml"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range append(ofTools, "testdata/kubeadm.conf", "testdata/tuned.conf") {
+		text, err := os.ReadFile(name)
 		if err != nil {
 			f.Fatal(err)
 		}
