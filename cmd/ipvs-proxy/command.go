@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+	cliflag "k8s.io/component-base/cli/flag"
 )
 
 // newCommand puts the command line together.
@@ -16,6 +17,8 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	// As with kube-proxy, --proxy_mode is --proxy-mode: command lines of years ago are written so.
+	root.SetGlobalNormalizationFunc(cliflag.WordSepNormalizeFunc)
 	root.AddCommand(newRun(), newInit(), newCheck(), newDiff(), newExplain(), newCleanup(), newVersion())
 	return root
 }

@@ -41,14 +41,19 @@ func (o *once) printVersion(cmd *cobra.Command) (done bool, err error) {
 }
 
 // do does what the other flags ask for, in kube-proxy's order where there are several, and reports whether it did.
-func (o *once) do(cmd *cobra.Command, c *config.Config) (done bool, err error) {
+// There is no log yet: it tells the warnings itself.
+func (o *once) do(cmd *cobra.Command, c *config.Config, warnings []string) (done bool, err error) {
+	if o.writeTo == "" && !o.cleanup && !o.init {
+		return false, nil
+	}
+	for _, w := range warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+	}
 	switch {
 	case o.writeTo != "":
 		return true, c.Write(o.writeTo)
 	case o.cleanup:
 		return true, cleanup(cmd.Context(), c, false, cmd.OutOrStdout())
-	case o.init:
-		return true, node.Init(cmd.Context(), nodeOptions(c), "/", func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
 	}
-	return false, nil
+	return true, node.Init(cmd.Context(), nodeOptions(c), "/", func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
 }

@@ -31,7 +31,15 @@ func newRun() *cobra.Command {
 		Long: `Program this node's kernel for the Services of the cluster, and keep it so.
 
 Stopping it leaves the kernel as it is: connections go on, and the next start takes over.`,
-		Args: cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			// As with kube-proxy, an empty one is none: it is what a DaemonSet's variable without a value leaves.
+			for _, arg := range args {
+				if arg != "" {
+					return fmt.Errorf("%q: want flags alone", arg)
+				}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if done, err := only.printVersion(cmd); done {
 				return err
@@ -40,7 +48,7 @@ Stopping it leaves the kernel as it is: connections go on, and the next start ta
 			if err != nil {
 				return err
 			}
-			if done, err := only.do(cmd, c); done {
+			if done, err := only.do(cmd, c, warnings); done {
 				return err
 			}
 			return run(cmd.Context(), c, from, warnings, flagValues(f))

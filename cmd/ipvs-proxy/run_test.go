@@ -170,11 +170,16 @@ func TestB50AllCommandsReadTheFile(t *testing.T) {
 		cmd.SetArgs(append(args, "--config", conf))
 		return cmd.ExecuteContext(t.Context())
 	}
+	const document = ": document 1 (KubeProxyConfiguration): "
 	write("conntrack: {min: -1}")
 	for _, args := range [][]string{{"run", "--source-dir=/nowhere"}, {"init"}, {"check"}} {
-		if err := execute(args...); err == nil || !strings.HasPrefix(err.Error(), conf+": conntrack.min: ") {
+		if err := execute(args...); err == nil || err.Error() != conf+document+"conntrack.min: -1: want 0, which leaves the kernel's value alone, or more" {
 			t.Errorf("%s: %v", args[0], err)
 		}
+	}
+	write("nodePortAddresses: [primary, eth0]")
+	if err := execute("run", "--source-dir=/nowhere"); err == nil || !strings.HasPrefix(err.Error(), conf+document+`nodePortAddresses: "primary,eth0": want address ranges`) {
+		t.Errorf("node ports on an interface: %v", err)
 	}
 	write("clusterCIDR: 10.1.0.0/16")
 	if err := execute("run", "--write-config-to", out); err != nil {

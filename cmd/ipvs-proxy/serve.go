@@ -41,7 +41,7 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 	} {
 		address, err := healthz.Address(s.address, s.port)
 		if err != nil {
-			return nil, c.Invalid(s.key, s.address, "an IP address and a port, such as 127.0.0.1:10249; nothing, to switch it off")
+			return nil, c.Invalid(s.key, s.address, "an IP address and a port, such as 127.0.0.1:10249")
 		}
 		list = append(list, healthz.Server{Name: s.name, Address: address, Handler: s.handler, HardFail: p.BindAddressHardFail, Log: log})
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,14 +95,20 @@ func flagValue(t *testing.T, name string) string {
 }
 
 // TestB50OldPorts: --healthz-port and --metrics-port do what they do with kube-proxy: 0 switches the server off, another
-// value is the port of an address that has none.
+// value is the port of an address that has none. Where kube-proxy does not look at them no value ends the agent.
 func TestB50OldPorts(t *testing.T) {
+	const none = ": no effect, as with kube-proxy: it counts where --healthz-bind-address is given without a port"
 	for _, c := range []struct{ args, healthz, metrics, warnings string }{
 		{"--healthz-port=0 --metrics-port=0", "", "", ""},
+		{"--healthz-port=0x0 --metrics-port=00", "", "", ""},
 		{"--healthz-port=0 --healthz-bind-address=192.0.2.1:7", "", "127.0.0.1:10249", ""},
 		{"--healthz-port=77 --healthz-bind-address=192.0.2.1", "192.0.2.1:77", "127.0.0.1:10249", ""},
+		{"--healthz-port=0x4d --healthz-bind-address=192.0.2.1", "192.0.2.1:77", "127.0.0.1:10249", ""},
 		{"--metrics-port=78 --metrics-bind-address=::1", "0.0.0.0:10256", "[::1]:78", ""},
-		{"--healthz-port=77", "0.0.0.0:10256", "127.0.0.1:10249", "--healthz-port: no effect, as with kube-proxy: it counts where --healthz-bind-address is given without a port"},
+		{"--healthz-port=10256 --metrics-port=10249", "0.0.0.0:10256", "127.0.0.1:10249", ""}, // the default
+		{"--healthz-port=77", "0.0.0.0:10256", "127.0.0.1:10249", "--healthz-port" + none},
+		{"--healthz-port=70000", "0.0.0.0:10256", "127.0.0.1:10249", "--healthz-port" + none},
+		{"--healthz-port=-1 --healthz-bind-address=192.0.2.1:7", "192.0.2.1:7", "127.0.0.1:10249", "--healthz-port" + none},
 	} {
 		conf, warnings := loaded(t, append(strings.Fields(c.args), "--cluster-cidr=10.244.0.0/16")...)
 		got := []string{conf.Proxy.HealthzBindAddress, conf.Proxy.MetricsBindAddress, strings.Join(warnings, "\n")}
@@ -109,14 +116,52 @@ func TestB50OldPorts(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", c.args, diff)
 		}
 	}
-	if _, _, err := load(t, "--healthz-port=70000"); err == nil || err.Error() != "--healthz-port=70000: want a port, or 0 for no server" {
-		t.Errorf("no port: %v", err)
+	for _, c := range []struct{ args, value string }{ // kube-proxy ends as well
+		{"--healthz-port=70000 --healthz-bind-address=192.0.2.1", "70000"},
+		{"--healthz-port=3000000000", "3000000000"},
+		{"--healthz-port=http", "http"},
+	} {
+		if _, _, err := load(t, strings.Fields(c.args)...); err == nil || err.Error() != "--healthz-port="+c.value+": want a port, or 0 for no server" {
+			t.Errorf("%s: %v", c.args, err)
+		}
 	}
-	// Beside a file kube-proxy looks at neither, and the flags of the log count.
-	c, _ := loaded(t, "--config="+file(t, proxyHead+"logging: {format: text}\n"), "--healthz-port=0", "--logging-format=json")
-	if c.Proxy.HealthzBindAddress != "0.0.0.0:10256" || c.Proxy.Logging.Format != "json" {
-		t.Errorf("beside a file: healthz at %q, log as %s", c.Proxy.HealthzBindAddress, c.Proxy.Logging.Format)
+}
+
+// TestB50BesideAFile: a flag that does not count beside a file is worth a warning where the file says something else, whatever
+// the flag's value; those of the log count, and an empty --hostname-override leaves the file's.
+func TestB50BesideAFile(t *testing.T) {
+	conf := file(t, proxyHead+"clusterCIDR: 10.244.0.0/16\nmode: ipvs\nhostnameOverride: node7\nlogging: {format: text}\nipvs: {scheduler: lc}\nmetricsBindAddress: 0.0.0.0:9")
+	const ignored = " is ignored, as kube-proxy does it: --config is given, and "
+	for args, want := range map[string]string{
+		"--proxy-mode=ipvs --ipvs-scheduler=lc --cluster-cidr=10.244.0.0/16 --metrics-port=9 --healthz-port=10256": "",
+		"--ipvs-scheduler=rr":     "--ipvs-scheduler" + ignored + "ipvs.scheduler in it counts",
+		"--healthz-port=0":        "--healthz-port" + ignored + "healthzBindAddress in it counts",
+		"--metrics-port=10249":    "--metrics-port" + ignored + "metricsBindAddress in it counts",
+		"--metrics-port=99999":    "--metrics-port" + ignored + "metricsBindAddress in it counts",
+		"--metrics-bind-address=": "--metrics-bind-address" + ignored + "metricsBindAddress in it counts",
+		"--hostname-override=":    "",
+	} {
+		c, warnings := loaded(t, append(strings.Fields(args), "--logging-format=json", "--config="+conf)...)
+		if got := strings.Join(warnings, "\n"); got != want {
+			t.Errorf("%s: warnings\n%s\nwant\n%s", args, got, want)
+		}
+		got := []string{c.Proxy.HealthzBindAddress, c.Proxy.MetricsBindAddress, c.Proxy.IPVS.Scheduler, c.Proxy.HostnameOverride, c.Proxy.Logging.Format}
+		if diff := cmp.Diff([]string{"0.0.0.0:10256", "0.0.0.0:9", "lc", "node7", "json"}, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", args, diff)
+		}
 	}
+}
+
+// TestB50DefaultFlags: a flag of kube-proxy's that is given the value that it has anyway, by whoever lists all, is worth no word.
+func TestB50DefaultFlags(t *testing.T) {
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	RunFlags(fs)
+	fs.VisitAll(func(f *pflag.Flag) {
+		value := strings.Trim(f.DefValue, "[]") // of a list
+		if _, warnings := loaded(t, "--"+f.Name+"="+value, "--detect-local-mode=NodeCIDR"); len(warnings) > 0 {
+			t.Errorf("--%s=%s: warnings %q", f.Name, value, warnings)
+		}
+	})
 }
 
 // TestB50NoClusterCIDR: an empty clusterCIDR is said, with what comes of it, where nothing else tells pods from others.
@@ -144,12 +189,29 @@ func TestB50NoClusterCIDR(t *testing.T) {
 	}
 }
 
+// TestB50Unread: what kube-proxy does not look at in mode ipvs ends no agent, whatever its value.
+func TestB50Unread(t *testing.T) {
+	for text, want := range map[string]string{
+		"clusterCIDR: 10.0.0.0/8\nnftables: {masqueradeBit: 77}": "[nftables.masqueradeBit: no effect: for another proxy]",
+		"detectLocalMode: NodeCIDR\nclusterCIDR: none":           "[]",
+	} {
+		if _, warnings := loaded(t, "--config", file(t, proxyHead+text)); fmt.Sprint(warnings) != want {
+			t.Errorf("%s: warnings %q, want %s", text, warnings, want)
+		}
+	}
+	_, warnings := loaded(t, "--cluster-cidr=10.0.0.0/8", "--iptables-sync-period=-1s", "--iptables-min-sync-period=-1s")
+	want := []string{"--iptables-min-sync-period: no effect: for another proxy", "--iptables-sync-period: no effect: for another proxy"}
+	if diff := cmp.Diff(want, warnings); diff != "" {
+		t.Errorf("flags: warnings (-want +got):\n%s", diff)
+	}
+}
+
 // TestB50DidYouMean: a key or a scheduler that looks misspelt is told from one that nobody knows.
 func TestB50DidYouMean(t *testing.T) {
 	for text, want := range map[string]string{
 		"clusterCidr: 10.0.0.0/8":        `unknown field "clusterCidr", did you mean clusterCIDR?: ignored`,
 		"ipvs: {shceduler: lc}":          `unknown field "ipvs.shceduler", did you mean ipvs.scheduler?: ignored`,
-		"ipvs: {masqueradeAll: true}":    `unknown field "ipvs.masqueradeAll", did you mean iptables.masqueradeAll or nftables.masqueradeAll?: ignored`,
+		"ipvs: {masqueradeAll: true}":    `unknown field "ipvs.masqueradeAll", did you mean iptables.masqueradeAll?: ignored`,
 		"strictARP: true":                `unknown field "strictARP", did you mean ipvs.strictARP?: ignored`,
 		"conntrack: {max: 7}":            `unknown field "conntrack.max": ignored`,
 		"resourceContainer: /kube-proxy": `unknown field "resourceContainer": ignored`,
@@ -164,7 +226,7 @@ func TestB50DidYouMean(t *testing.T) {
 		}
 	}
 	name := file(t, ownHead+"drainDeadlin: 5m\n")
-	if _, _, err := load(t, "--config", name); err == nil || err.Error() != name+`: document 1: unknown field "drainDeadlin", did you mean drainDeadline?` {
+	if _, _, err := load(t, "--config", name); err == nil || err.Error() != name+`: document 1 (IPVSProxyConfiguration): unknown field "drainDeadlin", did you mean drainDeadline?` {
 		t.Errorf("our own document: %v", err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
@@ -29,8 +28,9 @@ type Config struct {
 	// Own has what kube-proxy has no key for.
 	Own IPVSProxyConfiguration
 
-	file  string            // where it was read from; empty if from flags alone
-	flags map[string]string // key: the flag that gave its value
+	file  string                  // where it was read from; empty if from flags alone
+	docs  map[metav1.TypeMeta]int // kind: which document of the file, counted from 1
+	flags map[string]string       // key: the flag that gave its value
 }
 
 // IPVSProxyConfiguration is our own document.
@@ -130,16 +130,6 @@ func withPort(addr, port string) string {
 		return net.JoinHostPort(ip.String(), port)
 	}
 	return addr
-}
-
-// setNoServers takes an empty flag for what it says: no server. As with kube-proxy, an empty key of the file
-// means the default.
-func (c *Config) setNoServers(given *pflag.FlagSet) {
-	for key, addr := range map[string]*string{"healthzBindAddress": &c.Proxy.HealthzBindAddress, "metricsBindAddress": &c.Proxy.MetricsBindAddress} {
-		if flag := c.flags[key]; flag != "" && given.Lookup(flag).Value.String() == "" {
-			*addr = ""
-		}
-	}
 }
 
 func def[T comparable](to *T, value T) {

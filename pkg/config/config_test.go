@@ -1,10 +1,8 @@
 package config
 
 import (
-	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,97 +100,6 @@ const (
 	ownHead   = "apiVersion: ipvs-proxy.io/v1alpha1\nkind: IPVSProxyConfiguration\n"
 )
 
-// TestB50Errors: a value that cannot be used is an error that names file, key, value, and what is allowed.
-func TestB50Errors(t *testing.T) {
-	for _, c := range []struct {
-		text string
-		want []string
-	}{
-		{proxyHead + "conntrack: {min: many}", []string{`conntrack.min: "many": want a whole number`}},
-		{proxyHead + "conntrack: {min: 3000000000}", []string{`conntrack.min: 3000000000: want a whole number`}},
-		{proxyHead + "conntrack: {min: 1.5}", []string{`conntrack.min: 1.5: want a whole number`}},
-		{proxyHead + "conntrack: {min: -1}", []string{`conntrack.min: "-1": want 0, which leaves`}},
-		{proxyHead + "conntrack: 7", []string{`conntrack: 7: want keys with values`}},
-		{proxyHead + "conntrack: {udpTimeout: 5, tcpCloseWaitTimeout: soon}", []string{`conntrack.udpTimeout: 5: want a duration like 30s`,
-			`conntrack.tcpCloseWaitTimeout: "soon": want a duration like 30s`}},
-		{proxyHead + "conntrack: {udpStreamTimeout: -1s}", []string{`conntrack.udpStreamTimeout: "-1s": want 0, which leaves`}},
-		{proxyHead + "conntrack: {tcpBeLiberal: 'on'}", []string{`conntrack.tcpBeLiberal: "on": want true or false`}},
-		{proxyHead + "clusterCIDR: 10", []string{`clusterCIDR: 10: want text`}},
-		{proxyHead + "clusterCIDR: {v4: 10.0.0.0/8}", []string{`clusterCIDR: "10.0.0.0/8": want text`}},
-		{proxyHead + "clusterCIDR: 10.244.0.0", []string{`clusterCIDR: "10.244.0.0": want an address range like 10.244.0.0/16`}},
-		{proxyHead + "clusterCIDR: '10.0.0.0/8,10.244.0.0/16'", []string{`clusterCIDR: "10.0.0.0/8,10.244.0.0/16": want`, "one of each family"}},
-		{proxyHead + "clusterCIDR: '10.244.0.0/16,'", []string{`clusterCIDR: "10.244.0.0/16,": want`}},
-		{proxyHead + "nodePortAddresses: 10.0.0.0/8", []string{`nodePortAddresses: "10.0.0.0/8": want a list`}},
-		{proxyHead + "featureGates: {A: yes please}", []string{`featureGates.A: "yes please": want true or false`}},
-		{proxyHead + "featureGates: {no gate: true}", []string{`featureGates: "no gate=true": want names of feature gates like AllowServiceExternalIPs`}},
-		{proxyHead + "logging: {format: xml}", []string{`logging.format: "xml": want text or json`}},
-		{proxyHead + "mode: userspace", []string{`mode: "userspace": want ipvs or nothing`}},
-		{proxyHead + "detectLocalMode: Magic", []string{`detectLocalMode: "Magic": want ClusterCIDR, NodeCIDR`}},
-		{proxyHead + "detectLocalMode: BridgeInterface", []string{`detectLocal.bridgeInterface: "": want the name`}},
-		{proxyHead + "detectLocalMode: InterfaceNamePrefix", []string{`detectLocal.interfaceNamePrefix: "": want the beginning`}},
-		{proxyHead + "oomScoreAdj: 2000", []string{`oomScoreAdj: "2000": want -1000 to 1000`}},
-		{proxyHead + "iptables: {masqueradeBit: 32}", []string{`iptables.masqueradeBit: "32": want 0 to 31`}},
-		{proxyHead + "ipvs: {excludeCIDRs: [1.2.3.4]}", []string{`ipvs.excludeCIDRs: "1.2.3.4": want address ranges`}},
-		{proxyHead + "ipvs: {tcpTimeout: -1s}", []string{`ipvs.tcpTimeout: "-1s": want 0`}},
-		{proxyHead + "bindAddress: here", []string{`bindAddress: "here": want an IP address`}},
-		{proxyHead + "healthzBindAddress: 'here:1'", []string{`healthzBindAddress: "here:1": want an IP address and a port`}},
-		{proxyHead + "logging: {verbosity: -1}", []string{`logging.verbosity: -1: want a whole number, 0 or more`}},
-
-		{ownHead + "takeover: {leftovers: Delete}", []string{`takeover.leftovers: "Delete": want Remove or Keep`}},
-		{ownHead + "takeover: {leftover: Keep}", []string{"takeover", "leftover"}},
-		{ownHead + "vipBinding: bridge", []string{`vipBinding: "bridge": want address or route`}},
-		{ownHead + "drainDeadlin: 5m", []string{`unknown field "drainDeadlin"`}},
-		{ownHead + "vipBinding: route\nvipBinding: address", []string{`vipBinding`, "already set"}},
-		{ownHead + "drainDeadline: 0s", []string{`drainDeadline: "0s": want more than 0`}},
-		{ownHead + "auditPeriod: -3s", []string{`auditPeriod: "-3s": want more than 0`}},
-		{ownHead + "auditCPU: 2", []string{`auditCPU: "2": want a share of one processor`}},
-		{ownHead + "externalIPCIDRs: [all]", []string{`externalIPCIDRs: "all": want address ranges`}},
-		{ownHead + "protectedCIDRs: ['::ffff:192.0.2.0/120']", []string{`protectedCIDRs: "::ffff:192.0.2.0/120": want address ranges`}},
-		{ownHead + "externalIPCIDRs: ['::ffff:192.0.2.1/64']", []string{`externalIPCIDRs: "::ffff:192.0.2.1/64": want address ranges`}},
-		{proxyHead + "ipvs: {excludeCIDRs: ['::ffff:1.2.3.0/120']}", []string{`ipvs.excludeCIDRs: "::ffff:1.2.3.0/120": want address ranges`}},
-		{proxyHead + "clusterCIDR: '::ffff:10.244.0.0/112'", []string{`clusterCIDR: "::ffff:10.244.0.0/112": want an address range`}},
-		{ownHead + "protectedCIDRs: [10.0.0.1]", []string{`protectedCIDRs: "10.0.0.1": want address ranges`}},
-
-		{"", []string{"no document in it: want one of kind KubeProxyConfiguration"}},
-		{"# nothing\n---\n", []string{"no document in it"}},
-		{"kind: [", []string{"document 1"}},
-		{"- a list", []string{"document 1: not a document with apiVersion and kind"}},
-		{proxyHead + "---\n" + proxyHead, []string{"document 2: a second document of kind KubeProxyConfiguration"}},
-		{proxyHead + "---\nkind: Pod\napiVersion: v1", []string{`document 2: apiVersion: "v1", kind: "Pod": want kubeproxy.config.k8s.io/v1alpha1`}},
-		{strings.Replace(ownHead, "v1alpha1", "v1", 1), []string{`apiVersion: "ipvs-proxy.io/v1"`, "ipvs-proxy.io/v1alpha1, IPVSProxyConfiguration"}},
-	} {
-		name := file(t, c.text)
-		_, _, err := load(t, "--config", name)
-		for _, want := range append(c.want, name) {
-			if err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("%s\nerror: %v\nit does not say: %s", c.text, err, want)
-			}
-		}
-	}
-	if _, _, err := load(t, "--config", "testdata/nowhere"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no file: %v", err)
-	}
-}
-
-// A flag that cannot be used is named as a flag, also where a file is read.
-func TestFlagErrors(t *testing.T) {
-	conf := file(t, proxyHead)
-	for _, c := range []struct{ args, want string }{
-		{"--cluster-cidr=10.244.0.0", "--cluster-cidr=10.244.0.0: want an address range like 10.244.0.0/16"},
-		{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=: want the name of the pods' bridge"},
-		{"--vip-binding=bridge", "--vip-binding=bridge: want address or route"},
-		{"--protected-cidrs=10.0.0.0/8,x", "--protected-cidrs=x: want address ranges"},
-		{"--feature-gates=A=true,=true", "--feature-gates==true: want names of feature gates"},
-		{"--kube-api-qps=NaN", "--kube-api-qps=NaN: want a number"},
-		{"--proxy-mode=userspace", "--proxy-mode=userspace: want ipvs or nothing"},
-		{"--vip-binding=bridge --config=" + conf, "--vip-binding=bridge: want address or route"},
-	} {
-		if _, _, err := load(t, strings.Fields(c.args)...); err == nil || !strings.HasPrefix(err.Error(), c.want) {
-			t.Errorf("%s: %v; want %s", c.args, err, c.want)
-		}
-	}
-}
-
 // TestB50FlagsBesideAFile: as with kube-proxy, the file counts, but for the name of the node and the log; the
 // flags that kube-proxy does not have count always.
 func TestB50FlagsBesideAFile(t *testing.T) {
@@ -229,7 +136,7 @@ func TestFlagsAndKeys(t *testing.T) {
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	RunFlags(fs)
 	fs.VisitAll(func(f *pflag.Flag) {
-		if f.Name != "config" && keys[f.Name] == "" && keyless[f.Name] == "" {
+		if f.Name != "config" && keys[f.Name] == "" && keyless[f.Name].usual == "" {
 			t.Errorf("--%s stands for no key", f.Name)
 		}
 	})
@@ -297,8 +204,12 @@ next:
 // FuzzFile: whatever a file holds, reading it does not panic, an error names the file, and what is accepted is
 // read as the same after it was written.
 func FuzzFile(f *testing.F) {
-	for _, name := range []string{"kubeadm", "tuned"} {
-		text, err := os.ReadFile("testdata/" + name + ".conf")
+	ofTools, err := filepath.Glob(filepath.Join(toolsDir, "*.yaml"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range append(ofTools, "testdata/kubeadm.conf", "testdata/tuned.conf") {
+		text, err := os.ReadFile(name)
 		if err != nil {
 			f.Fatal(err)
 		}

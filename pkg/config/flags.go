@@ -98,29 +98,17 @@ func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error
 	bound := pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.add(bound, c)
 	fs.Visit(func(given *pflag.Flag) {
-		target := bound.Lookup(given.Name)
-		switch {
-		case target == nil: // not about the configuration
-			return
-		case keyless[given.Name] != "":
-			w, portErr := c.keyless(given, fs, f.file != "")
-			warnings, err = append(warnings, w...), errors.Join(err, portErr)
-			return
-		case f.file != "" && !over[given.Name]:
-			warnings = append(warnings, fmt.Sprintf("--%s is ignored, as kube-proxy does it: --config is given, and %s in it counts", given.Name, keys[given.Name]))
-			return
-		}
-		c.flags[keys[given.Name]] = given.Name
-		if copyErr := copyValue(target.Value, given.Value); copyErr != nil && err == nil {
-			err = fmt.Errorf("--%s: %w", given.Name, copyErr)
+		if target := bound.Lookup(given.Name); target != nil { // else it is not about the configuration
+			w, flagErr := f.take(c, given, target, fs)
+			warnings, err = append(warnings, w...), errors.Join(err, flagErr)
 		}
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	c.setDefaults() // an empty flag means the default
-	c.setNoServers(fs)
 	c.setNoPorts(fs, f.file != "")
+	warnings = append(warnings, c.lowerMode()...)
 	if err := c.Validate(); err != nil {
 		return nil, nil, err
 	}
@@ -128,6 +116,29 @@ func (f *Flags) Load(fs *pflag.FlagSet) (c *Config, warnings []string, err error
 		warnings = append(warnings, c.noPods()...)
 	}
 	return c, slices.Concat(warnings, c.strangeScheduler(), c.effectless()), nil
+}
+
+// take gives a configuration the value of a flag, by the flag of its own that is bound to the key. Beside a file it may not
+// count; that is worth a warning where the file says something else.
+func (f *Flags) take(c *Config, given, target *pflag.Flag, all *pflag.FlagSet) (warnings []string, err error) {
+	name := given.Name
+	if _, is := keyless[name]; is {
+		return c.keyless(given, all, f.file != "")
+	}
+	if f.file != "" && !over[name] {
+		if given.Value.String() == target.Value.String() {
+			return nil, nil
+		}
+		return []string{fmt.Sprintf("--%s is ignored, as kube-proxy does it: --config is given, and %s in it counts", name, keys[name])}, nil
+	}
+	if warnings, yes := c.isUnset(given); yes {
+		return warnings, nil
+	}
+	c.flags[keys[name]] = name
+	if err := copyValue(target.Value, given.Value); err != nil {
+		return nil, fmt.Errorf("--%s: %w", name, err)
+	}
+	return nil, nil
 }
 
 func copyValue(to, from pflag.Value) error {

@@ -45,8 +45,8 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.Int32Var(p.OOMScoreAdj, "oom-score-adj", *p.OOMScoreAdj, "how readily the kernel ends the agent when memory runs out, -1000 (never) to 1000")
 	f.Var(cliflag.NewMapStringBool(&p.FeatureGates), "feature-gates", "feature gates of kube-proxy's, NAME=true or false with commas between; those that have an effect are "+liveGateText)
 
-	f.StringVar(&p.HealthzBindAddress, "healthz-bind-address", p.HealthzBindAddress, "address and port of /healthz and /livez; none switches them off")
-	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "address and port of /metrics and the pages beside it; none switches them off")
+	f.StringVar(&p.HealthzBindAddress, "healthz-bind-address", p.HealthzBindAddress, "address and port of /healthz and /livez; empty means the default, and --healthz-port=0 switches them off, as with kube-proxy")
+	f.StringVar(&p.MetricsBindAddress, "metrics-bind-address", p.MetricsBindAddress, "address and port of /metrics and the pages beside it; empty means the default, as with kube-proxy, and --metrics-port=0 switches them off")
 	f.BoolVar(&p.BindAddressHardFail, "bind-address-hard-fail", p.BindAddressHardFail, "end when one of these ports cannot be had, in place of a warning and another try")
 	f.BoolVar(&p.EnableProfiling, "profiling", p.EnableProfiling, "serve /debug/pprof beside /metrics")
 	f.DurationVar(&p.IPVS.SyncPeriod.Duration, "ipvs-sync-period", p.IPVS.SyncPeriod.Duration, "half the time for which work may wait for the kernel, or the agent stand still, before /healthz and /livez answer 503")
@@ -76,8 +76,8 @@ func addUnused(f *pflag.FlagSet, c *Config) {
 	f.DurationVar(&p.IPTables.MinSyncPeriod.Duration, "iptables-min-sync-period", p.IPTables.MinSyncPeriod.Duration, "")
 	f.StringVar(&p.ShowHiddenMetricsForVersion, "show-hidden-metrics-for-version", p.ShowHiddenMetricsForVersion, "")
 	addLogging(f, &p.Logging)
-	for name := range keyless {
-		f.String(name, "", "")
+	for name, of := range keyless {
+		f.String(name, of.usual, "")
 	}
 	f.VisitAll(func(flag *pflag.Flag) {
 		if flag.Usage == "" {

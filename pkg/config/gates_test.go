@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // B14, B50: AllowServiceExternalIPs counts where it is given, by file or flag; of other gates it is said that they
@@ -34,8 +36,8 @@ func TestB50FeatureGates(t *testing.T) {
 	}
 }
 
-// B50: the addresses of the servers are defaulted as kube-proxy does it: an empty key of the file is the default, an
-// empty flag no server, and an address without a port gets it.
+// B50: the addresses of the servers are defaulted as kube-proxy does it: empty is the default, in the file and, with a
+// warning, as a flag, and an address without a port gets it.
 func TestB50BindAddresses(t *testing.T) {
 	for _, c := range []struct{ args, text, want string }{
 		{"", "", "0.0.0.0:10256 127.0.0.1:10249"},
@@ -43,8 +45,9 @@ func TestB50BindAddresses(t *testing.T) {
 		{"", `{bindAddress: "::"}`, "[::]:10256 [::1]:10249"},
 		{"", `{healthzBindAddress: 192.0.2.1, metricsBindAddress: "::1"}`, "192.0.2.1:10256 [::1]:10249"},
 		{"", `{healthzBindAddress: "192.0.2.1:1", metricsBindAddress: "[::1]:2"}`, "192.0.2.1:1 [::1]:2"},
-		{"--healthz-bind-address= --metrics-bind-address=", "", " "},
-		{"--healthz-bind-address=", "", " 127.0.0.1:10249"},
+		{"--healthz-bind-address= --metrics-bind-address=", "", "0.0.0.0:10256 127.0.0.1:10249"},
+		{"--healthz-bind-address= --metrics-bind-address= --bind-address=::", "", "0.0.0.0:10256 127.0.0.1:10249"},
+		{"--bind-address=", "", "0.0.0.0:10256 127.0.0.1:10249"},
 		{"--metrics-bind-address=192.0.2.1", "", "0.0.0.0:10256 192.0.2.1:10249"},
 		{"--healthz-bind-address=", "{}", "0.0.0.0:10256 127.0.0.1:10249"}, // beside a file the flag does not count
 	} {
@@ -57,5 +60,11 @@ func TestB50BindAddresses(t *testing.T) {
 		if got := cfg.Proxy.HealthzBindAddress + " " + cfg.Proxy.MetricsBindAddress; got != c.want {
 			t.Errorf("%s %s: %q, want %q", c.args, c.text, got, c.want)
 		}
+	}
+	_, warnings := loaded(t, "--detect-local-mode=NodeCIDR", "--bind-address=", "--healthz-bind-address=", "--metrics-bind-address=")
+	want := []string{"--healthz-bind-address: no effect, as with kube-proxy: empty means the default, 0.0.0.0:10256; --healthz-port=0 switches the server off",
+		"--metrics-bind-address: no effect, as with kube-proxy: empty means the default, 127.0.0.1:10249; --metrics-port=0 switches the server off"}
+	if diff := cmp.Diff(want, warnings); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
 }

@@ -44,7 +44,7 @@ func withMeant(err error, t reflect.Type) error {
 		if ok && !strings.Contains(rest, ".") {
 			beside = append(beside, rest)
 		}
-		if key[strings.LastIndex(key, ".")+1:] == name {
+		if key[strings.LastIndex(key, ".")+1:] == name && whyNone(key) == "" { // one without effect is no advice
 			elsewhere = append(elsewhere, key)
 		}
 	}

@@ -31,9 +31,8 @@ func read(file string) (*Config, []string, error) {
 
 // parse reads the text of a configuration file. Its name is for messages.
 func parse(file string, data []byte) (*Config, []string, error) {
-	c := &Config{file: file}
+	c := &Config{file: file, docs: map[metav1.TypeMeta]int{}}
 	var warnings []string
-	seen := map[metav1.TypeMeta]bool{}
 	docs := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	for n := 1; ; n++ {
 		doc, err := docs.Read()
@@ -44,18 +43,20 @@ func parse(file string, data []byte) (*Config, []string, error) {
 			return nil, nil, fmt.Errorf("%s: %w", file, err)
 		}
 		kind, w, err := c.document(doc)
-		if err == nil && kind != (metav1.TypeMeta{}) && seen[kind] {
-			err = fmt.Errorf("a second document of kind %s", kind.Kind)
+		if err == nil && c.docs[kind] != 0 {
+			err = fmt.Errorf("document %d is of this kind, too: want one", c.docs[kind])
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: document %d: %w", file, n, err)
+			return nil, nil, placed(place(file, n, kind), err)
 		}
-		seen[kind] = true
+		if kind != (metav1.TypeMeta{}) {
+			c.docs[kind] = n
+		}
 		for _, text := range w {
 			warnings = append(warnings, file+": "+text)
 		}
 	}
-	if !seen[proxyKind] && !seen[ownKind] {
+	if len(c.docs) == 0 {
 		return nil, nil, fmt.Errorf("%s: no document in it: want one of kind %s (%s), and %s (%s) beside it where needed", file,
 			proxyKind.Kind, proxyKind.APIVersion, ownKind.Kind, ownKind.APIVersion)
 	}
@@ -63,11 +64,24 @@ func parse(file string, data []byte) (*Config, []string, error) {
 	return c, warnings, nil
 }
 
+// placed puts a place before an error, and before each of several, so that every line says where it is.
+func placed(place string, err error) error {
+	several, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return fmt.Errorf("%s: %w", place, err)
+	}
+	var errs []error
+	for _, e := range several.Unwrap() {
+		errs = append(errs, placed(place, e))
+	}
+	return errors.Join(errs...)
+}
+
 // document reads one document of the file into its place. No kind and no error means that it is empty.
 // kube-proxy's document is read as kube-proxy does it, which ignores unknown keys; in ours they are errors.
 func (c *Config) document(doc []byte) (kind metav1.TypeMeta, warnings []string, err error) {
-	raw, twice := yaml.YAMLToJSONStrict(doc)
-	if twice != nil {
+	raw, strict := yaml.YAMLToJSONStrict(doc)
+	if strict != nil {
 		if raw, err = yaml.YAMLToJSON(doc); err != nil {
 			return kind, nil, err
 		}
@@ -75,8 +89,11 @@ func (c *Config) document(doc []byte) (kind metav1.TypeMeta, warnings []string, 
 	if string(raw) == "null" {
 		return kind, nil, nil
 	}
+	if raw[0] != '{' {
+		return kind, nil, fmt.Errorf("%s: want keys with values, apiVersion and kind among them", raw)
+	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &kind); err != nil {
-		return kind, nil, fmt.Errorf("not a document with apiVersion and kind: %w", err)
+		return metav1.TypeMeta{}, nil, blame(raw, reflect.TypeFor[metav1.TypeMeta](), err)
 	}
 	var into any
 	switch kind {
@@ -92,19 +109,40 @@ func (c *Config) document(doc []byte) (kind metav1.TypeMeta, warnings []string, 
 	if err != nil {
 		return kind, nil, blame(raw, reflect.TypeOf(into).Elem(), err)
 	}
-	if twice != nil {
-		unknown = append(unknown, twice)
-	}
 	for i, u := range unknown {
 		unknown[i] = withMeant(u, reflect.TypeOf(into).Elem())
 	}
+	twice := repeated(strict)
 	if kind == ownKind {
+		for _, t := range twice {
+			unknown = append(unknown, fmt.Errorf("%s: want it once", t))
+		}
 		return kind, nil, errors.Join(unknown...)
 	}
 	for _, u := range unknown {
 		warnings = append(warnings, u.Error()+": ignored")
 	}
+	for _, t := range twice {
+		warnings = append(warnings, t+": the last one counts")
+	}
 	return kind, warnings, nil
+}
+
+// repeated names the keys that a document has twice, which the parser tells of in one error of several lines. It counts
+// lines from the document's first.
+func repeated(err error) (keys []string) {
+	if err == nil {
+		return nil
+	}
+	for line := range strings.Lines(err.Error()) {
+		if at, key, ok := strings.Cut(strings.TrimSpace(line), ": key "); ok {
+			keys = append(keys, fmt.Sprintf("%s of the document: %s a second time", at, strings.TrimSuffix(key, " already set in map")))
+		}
+	}
+	if len(keys) == 0 { // another text than is known here
+		return []string{strings.Join(strings.Fields(err.Error()), " ")}
+	}
+	return keys
 }
 
 // blame finds the keys whose values do not fit: it decodes each value by itself. The decoder's own error, which

@@ -151,10 +151,10 @@ func keysOf(t reflect.Type, front string) (out []string) {
 	}
 	for i := range t.NumField() {
 		f := t.Field(i)
-		name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		switch {
 		case f.Type == reflect.TypeFor[metav1.TypeMeta]():
-		case rest == "inline":
+		case name == "": // inline
 			out = append(out, keysOf(f.Type, front)...)
 		default:
 			out = append(out, keysOf(f.Type, front+name+".")...)

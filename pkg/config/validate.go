@@ -1,15 +1,16 @@
 package config
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // problem is a value that cannot be used. The key is its path in the document.
@@ -19,8 +20,8 @@ type problem struct {
 
 func (p problem) Error() string { return fmt.Sprintf("%s: %s: want %s", p.key, p.value, p.want) }
 
-// Invalid is the error about a value that cannot be used: it names the value's origin, which is a key of a file
-// or a flag, the value, and what is wanted.
+// Invalid is the error about a value that cannot be used: it names the value's origin, which is a flag, or a key of one of
+// the file's documents, the value, and what is wanted.
 func (c *Config) Invalid(key string, value any, want string) error {
 	flag := c.flags[key]
 	if flag == "" && c.file == "" {
@@ -29,8 +30,31 @@ func (c *Config) Invalid(key string, value any, want string) error {
 	if flag != "" {
 		return fmt.Errorf("--%s=%v: want %s", flag, value, want)
 	}
-	return fmt.Errorf("%s: %w", c.file, problem{key, fmt.Sprintf("%q", fmt.Sprint(value)), want})
+	text := fmt.Sprintf("%q", fmt.Sprint(value))
+	switch value.(type) {
+	case int32, float64: // no text in a file, either
+		text = fmt.Sprint(value)
+	}
+	kind := proxyKind
+	if first, _, _ := strings.Cut(key, "."); below(reflect.TypeFor[IPVSProxyConfiguration](), first) != nil {
+		kind = ownKind
+	}
+	return fmt.Errorf("%s: %w", place(c.file, c.docs[kind], kind), problem{key, text, want})
 }
+
+// place is how messages name a document of a file.
+func place(file string, number int, kind metav1.TypeMeta) string {
+	switch {
+	case number == 0: // not in the file
+		return file
+	case kind != proxyKind && kind != ownKind:
+		return fmt.Sprintf("%s: document %d", file, number)
+	}
+	return fmt.Sprintf("%s: document %d (%s)", file, number, kind.Kind)
+}
+
+// modes are those that kube-proxy has on Linux.
+var modes = []string{"", "ipvs", "iptables", "nftables"}
 
 // Validate says which values cannot be used, each by Invalid. nodePortAddresses are for whoever uses them.
 func (c *Config) Validate() error {
@@ -40,7 +64,7 @@ func (c *Config) Validate() error {
 	c.checkAddresses(bad)
 	c.checkPods(bad)
 	c.checkGates(bad)
-	if !slices.Contains([]string{"", "ipvs", "iptables", "nftables"}, string(c.Proxy.Mode)) {
+	if !slices.Contains(modes, string(c.Proxy.Mode)) {
 		bad("mode", c.Proxy.Mode, "ipvs or nothing; iptables and nftables are accepted, too, and served as ipvs")
 	}
 	if !slices.Contains([]string{"text", "json"}, c.Proxy.Logging.Format) {
@@ -68,7 +92,6 @@ func (c *Config) checkNumbers(bad func(string, any, string)) {
 		{"conntrack.maxPerCore", *p.Conntrack.MaxPerCore, 0, 1<<31 - 1, kept},
 		{"conntrack.min", *p.Conntrack.Min, 0, 1<<31 - 1, kept},
 		{"iptables.masqueradeBit", *p.IPTables.MasqueradeBit, 0, 31, "0 to 31"},
-		{"nftables.masqueradeBit", *p.NFTables.MasqueradeBit, 0, 31, "0 to 31"},
 		{"oomScoreAdj", *p.OOMScoreAdj, -1000, 1000, "-1000 to 1000"},
 		{"clientConnection.burst", p.ClientConnection.Burst, 0, 1<<31 - 1, "0 or more"},
 	} {
@@ -112,14 +135,9 @@ func (c *Config) checkAddresses(bad func(string, any, string)) {
 	if _, err := netip.ParseAddr(c.Proxy.BindAddress); err != nil {
 		bad("bindAddress", c.Proxy.BindAddress, "an IP address")
 	}
-	for key, value := range map[string]string{"healthzBindAddress": c.Proxy.HealthzBindAddress, "metricsBindAddress": c.Proxy.MetricsBindAddress} {
-		if value == "" {
-			continue // no server
-		}
-		host, port, err := net.SplitHostPort(value)
-		_, alone := netip.ParseAddr(strings.Trim(value, "[]"))
-		_, both := netip.ParseAddrPort(net.JoinHostPort(cmp.Or(host, "::"), port))
-		if alone != nil && (err != nil || both != nil) {
+	for _, key := range []string{"healthzBindAddress", "metricsBindAddress"} {
+		value := *c.bindAddress(key)
+		if at, err := netip.ParseAddrPort(value); value != "" && (err != nil || at.Port() == 0) { // empty: no server
 			bad(key, value, "an IP address and a port, like 0.0.0.0:10256")
 		}
 	}
@@ -140,12 +158,13 @@ func (c *Config) checkAddresses(bad func(string, any, string)) {
 // checkPods looks at the keys that say how pods are told from other clients.
 func (c *Config) checkPods(bad func(string, any, string)) {
 	p := &c.Proxy
-	ranges, err := ParseRanges(splitCIDRs(p.ClusterCIDR))
-	if err != nil || len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
-		bad("clusterCIDR", p.ClusterCIDR, "an address range like 10.244.0.0/16, or one of each family with a comma between")
-	}
 	switch p.DetectLocalMode {
-	case "ClusterCIDR", "NodeCIDR":
+	case "ClusterCIDR": // elsewhere nobody looks at the ranges, as with kube-proxy
+		ranges, err := ParseRanges(splitCIDRs(p.ClusterCIDR))
+		if err != nil || len(ranges) > 2 || len(ranges) == 2 && ranges[0].Addr().Is4() == ranges[1].Addr().Is4() {
+			bad("clusterCIDR", p.ClusterCIDR, "an address range like 10.244.0.0/16, or one of each family with a comma between")
+		}
+	case "NodeCIDR":
 	case "BridgeInterface":
 		if p.DetectLocal.BridgeInterface == "" {
 			bad("detectLocal.bridgeInterface", "", "the name of the pods' bridge, as detectLocalMode is BridgeInterface")

@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
+
+	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 )
 
 // A key, or the beginning of a key, and why it does nothing here.
@@ -34,14 +37,33 @@ func (c *Config) effectless() (warnings []string) {
 		warnings = append(warnings, fmt.Sprintf("%s: %s is another proxy; this one serves by IPVS", c.origin("mode"), m))
 	}
 	for _, key := range changed(c) {
-		for _, k := range without {
-			if within(key, k.key) && !isLiveGate(key) {
-				warnings = append(warnings, fmt.Sprintf("%s: no effect: %s", c.origin(key), k.why))
-				break
-			}
+		if why := whyNone(key); why != "" && !isLiveGate(key) {
+			warnings = append(warnings, fmt.Sprintf("%s: no effect: %s", c.origin(key), why))
 		}
 	}
 	return warnings
+}
+
+// whyNone says why a key has no effect; empty where it has one.
+func whyNone(key string) string {
+	for _, k := range without {
+		if within(key, k.key) {
+			return k.why
+		}
+	}
+	return ""
+}
+
+// lowerMode takes a mode in capitals, which is what the interfaces of some clouds have, for the one that is meant, so that it
+// starts the agent; kube-proxy refuses it.
+func (c *Config) lowerMode() []string {
+	given := c.Proxy.Mode
+	c.Proxy.Mode = kubeproxy.ProxyMode(strings.ToLower(string(given)))
+	if c.Proxy.Mode == given || !slices.Contains(modes, string(c.Proxy.Mode)) {
+		c.Proxy.Mode = given
+		return nil
+	}
+	return []string{fmt.Sprintf("%s: %s is taken for %s; kube-proxy takes it in lower case alone", c.origin("mode"), given, c.Proxy.Mode)}
 }
 
 // noPods warns where nothing says which addresses pods have, and of what comes of it, which is kube-proxy's way, too.
