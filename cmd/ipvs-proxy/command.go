@@ -6,7 +6,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
-	cliflag "k8s.io/component-base/cli/flag"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 )
 
 // newCommand puts the command line together.
@@ -17,8 +18,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	// As with kube-proxy, --proxy_mode is --proxy-mode: command lines of years ago are written so.
-	root.SetGlobalNormalizationFunc(cliflag.WordSepNormalizeFunc)
+	root.SetGlobalNormalizationFunc(config.FlagName)
 	root.AddCommand(newRun(), newInit(), newCheck(), newDiff(), newExplain(), newCleanup(), newVersion())
 	return root
 }

@@ -6,6 +6,12 @@ import (
 	logsapi "k8s.io/component-base/logs/api/v1"
 )
 
+// FlagName is the name by which a flag is known that was given by another: as with kube-proxy, --proxy_mode is
+// --proxy-mode. Command lines of years ago are written so.
+func FlagName(f *pflag.FlagSet, given string) pflag.NormalizedName {
+	return cliflag.WordSepNormalizeFunc(f, given)
+}
+
 // addSetup binds the flags that run, init and check share. Help texts speak of what the values do here.
 func addSetup(f *pflag.FlagSet, c *Config) {
 	v, t := &c.Proxy.IPVS, &c.Proxy.Conntrack
