@@ -93,11 +93,11 @@ record-kube-proxy: ## record what the real kube-proxy serves over HTTP, for the 
 # A kernel takes 11 to 14 min. One that the mirrors have no more fails this target, never make test.
 .PHONY: test-kernels
 test-kernels: ## the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2, and the conformance page from what they come to
-	$(RUN_LAB) kernels; s=$$?; $(WITH_GO) run ./e2e/conformance && exit $$s
+	$(RUN_LAB) kernels; s=$$?; $(WITH_GO) run ./e2e/conformance && $$GO run ./e2e/pictures && exit $$s
 
 .PHONY: conformance
-conformance: ## renew docs/conformance.md from the last results
-	$(WITH_GO) run ./e2e/conformance
+conformance: ## renew docs/conformance.md and docs/proof.svg from the last results
+	$(WITH_GO) run ./e2e/conformance && $$GO run ./e2e/pictures
 
 .PHONY: proportion
 proportion: ## count what a change writes to the kernel with 10, 1,000 and 10,000 Services

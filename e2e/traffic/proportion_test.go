@@ -140,6 +140,7 @@ func testProportion(t *testing.T, size int) {
 		if !slices.Equal(got, m.writes) {
 			t.Errorf("%s: wrote\n  %s\nwant\n  %s", m.name, strings.Join(got, "\n  "), strings.Join(m.writes, "\n  "))
 		}
+		lab.Figure(t, m.name+", writes", len(got))
 		t.Logf("%s: %d writes, %s", m.name, len(got), time.Since(began).Round(time.Millisecond))
 	}
 }

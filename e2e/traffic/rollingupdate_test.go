@@ -131,6 +131,7 @@ func TestB33RollingUpdate(t *testing.T) {
 	if cut > 0 {
 		t.Errorf("%d connections of pods that were told to end had to be cut off", cut)
 	}
+	figures(t, "ipvs-proxy", reports)
 	for i, rep := range reports {
 		if rep.Lost > 0 {
 			t.Errorf("rolling update, %s: %s", r.ways[i], rep)
@@ -147,12 +148,24 @@ func TestB33RollingUpdate(t *testing.T) {
 			replaceReal(t, node, to, realAt(old, to), realAt(fresh, to))
 		}
 	}, func(*lab.Pod, *lab.Pod) {})
+	figures(t, "deleted at once", reports)
 	for _, rep := range reports {
 		lost += rep.Lost
 	}
 	if lost == 0 {
 		t.Error("the control lost nothing: that the agent lost nothing means nothing")
 	}
+}
+
+// figures keeps what was sent and lost in a rolling update.
+func figures(t *testing.T, by string, reports []lab.LoadReport) {
+	t.Helper()
+	sent, lost := 0, 0
+	for _, r := range reports {
+		sent, lost = sent+r.Sent, lost+r.Lost
+	}
+	lab.Figure(t, by+", requests sent", sent)
+	lab.Figure(t, by+", requests lost", lost)
 }
 
 // realAt is a pod as a real server behind a frontend.

@@ -199,6 +199,8 @@ func takeOver(t *testing.T, legacy bool, put func(*kubeProxy), keep, ipvs bool) 
 	if t.Logf("through the change: %s", sum); sum.lost+sum.broken+sum.missing > 0 {
 		t.Errorf("lost something")
 	}
+	lab.Figure(t, "new connections, kept connections and datagrams", sum.sent+sum.kept+sum.datagrams)
+	lab.Figure(t, "lost", sum.lost+sum.broken+sum.missing)
 	s.afterTakeOver(t, agent, proxy, keep, ipvs)
 }
 

@@ -27,6 +27,8 @@ type File struct {
 	// Tests are the verdicts by package, below the repository's root, and by name. A test with subtests is there
 	// as its subtests, and by itself only if it failed although none of them did.
 	Tests map[string]map[string]string `json:"tests"`
+	// Figures are what tests measured, by the test's package and name and by what was counted.
+	Figures map[string]map[string]int `json:"figures,omitempty"`
 	// Prints are those of the tests' text when they ran, by package and by name.
 	Prints map[string]map[string]string `json:"prints"`
 }

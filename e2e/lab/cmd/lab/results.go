@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/conformance/results"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
@@ -67,6 +68,12 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 	if lacks, ok := r.lacks(); ok {
 		f.Lacks = lacks
 	}
+	for test, figures := range r.figures() {
+		if f.Figures == nil {
+			f.Figures = map[string]map[string]int{}
+		}
+		f.Figures[test] = figures
+	}
 	return f.Write(file)
 }
 
@@ -106,6 +113,28 @@ func (r *recorder) lacks() (list []string, ran bool) {
 		}
 	}
 	return list, true
+}
+
+// figures are what the tests that passed measured, by their packages and names.
+func (r *recorder) figures() map[string]map[string]int {
+	all := map[string]map[string]int{}
+	for _, o := range r.order {
+		if o.action != "pass" {
+			continue
+		}
+		for line := range strings.Lines(o.output.String()) {
+			name, value, ok := lab.ParseFigure(line)
+			if !ok {
+				continue
+			}
+			test := short(o.id.pkg) + " " + o.id.test
+			if all[test] == nil {
+				all[test] = map[string]int{}
+			}
+			all[test][name] = value
+		}
+	}
+	return all
 }
 
 // verdicts are those of tests without subtests, and of tests that failed by themselves, by package.
