@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 GO=$(hack/go.sh)
 # As the programs for the lab are built: what one step has compiled the next need not compile again.
-CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -trimpath"
+CGO_ENABLED=0 GOFLAGS="$($GO env GOFLAGS) -trimpath"
 export GO CGO_ENABLED GOFLAGS
 if ! said=$($GO list -deps ./e2e/lab/cmd/lab 2>&1 >/dev/null); then
 	echo "$said" >&2
