@@ -13,7 +13,7 @@ func TestB50InitOnly(t *testing.T) {
 	s := newStage(t)
 	n := s.w.Node(1)
 	setSysctls(t, n, zero(wantedSysctls))
-	stdout, stderr, exit := n.Command(t, 0, append([]string{"run", "--init-only"}, untuned...)...)
+	stdout, stderr, exit := n.Command(t, 0, append([]string{"run", "--init-only", "--cluster-cidr=10.244.0.0/16"}, untuned...)...)
 	if exit != 0 || stderr != "" || !strings.Contains(stdout, "ip_vs: ") || !strings.Contains(stdout, "sysctl -w net/ipv4/vs/conntrack=1") {
 		t.Errorf("exit status %d:\n%s%s", exit, stdout, stderr)
 	}
