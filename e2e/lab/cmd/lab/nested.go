@@ -34,7 +34,7 @@ func nestedTests(ctx context.Context, o testOptions, r *recorder) {
 		before := r.count().failed
 		test := goCommand(ctx, nil, append(args, "./...")...)
 		test.Dir = dir
-		err = recordAs(test, r, lowest)
+		err = recordAs(test, r, lowPriority)
 		for _, p := range pkgs {
 			r.endPackage(p.ImportPath, nil, p.hasTests() && o.run == "")
 		}

@@ -82,7 +82,7 @@ not build or runs no test, the lab itself) counts as one failed test.`,
 	f.StringVar(&o.run, "run", "", "only tests that match, as go test -run")
 	f.BoolVar(&o.skipHost, "skip-host", false, "only the tests that need a kernel")
 	f.BoolVar(&o.failOnSkip, "fail-on-skip", os.Getenv("CI") == "true", "count a skipped test as a failure; the default where CI=true")
-	f.DurationVar(&o.timeout, "timeout", 25*time.Minute, "for the tests of one package")
+	f.DurationVar(&o.timeout, "timeout", 45*time.Minute, "for the tests of one package")
 	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests on the lab")
 	f.StringVar(&o.results, "results", "", "keep the verdicts of the kernel tests in this directory; with --run, those of the others stay")
 	f.StringVar(&o.kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
