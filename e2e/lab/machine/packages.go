@@ -81,6 +81,20 @@ func EnsureCompiler(ctx context.Context, log io.Writer) error {
 	})
 }
 
+// EnsureGit installs git where there is none: what makes releases asks it for the commit and for what changed.
+func EnsureGit(ctx context.Context, log io.Writer) error {
+	cache, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	return installed(ctx, cache, log, func() []string {
+		if _, err := exec.LookPath("git"); err == nil {
+			return nil
+		}
+		return []string{"git"}
+	})
+}
+
 // installed has apt install the packages that lack as long as there are any.
 func installed(ctx context.Context, cache string, log io.Writer, lack func() []string) error {
 	if len(lack()) == 0 {

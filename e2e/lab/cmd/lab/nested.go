@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 )
 
 // nestedModules are the parts of the tree with a go.mod of their own, whose tests need neither a kernel nor a
@@ -14,6 +16,10 @@ const releaseModule = "hack/release"
 
 // nestedTests runs go vet and the tests of the nested modules.
 func nestedTests(ctx context.Context, o testOptions, r *recorder) {
+	if err := machine.EnsureGit(ctx, r.w); err != nil {
+		r.failed("git for the tests of "+releaseModule, err.Error())
+		return
+	}
 	for _, dir := range nestedModules {
 		fmt.Fprintf(r.w, "== host tests of the module %s\n", dir)
 		pkgs, err := listIn(ctx, dir, "./...")
