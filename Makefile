@@ -52,6 +52,10 @@ demo: ## show the main job working: Services through a real kernel
 	@echo 'where this machine has no IPVS). Nothing of it stays on this machine but packages and a cache.'
 	$(RUN_LAB) demo
 
+.PHONY: transcript
+transcript: ## run the demo and keep what it prints in docs/demo.txt
+	@hack/lab.sh demo >docs/demo.txt.new && mv docs/demo.txt.new docs/demo.txt
+
 .PHONY: demo-shell
 demo-shell: ## the demo's world, and you at a shell of one of its nodes
 	$(RUN_LAB) demo --shell
