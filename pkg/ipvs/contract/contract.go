@@ -69,7 +69,7 @@ type suite struct {
 }
 
 func ctxOf(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // of an emulated machine among others
 	t.Cleanup(cancel)
 	return ctx
 }
