@@ -94,7 +94,7 @@ memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services
 record-kube-proxy: ## record what the real kube-proxy serves over HTTP, for the tests that compare
 	$(RUN_E2E) --record
 
-# A kernel takes 11 to 14 min. One that the mirrors have no more fails this target, never make test.
+# A kernel takes some 20 min. One that the mirrors have no more fails this target, never make test.
 .PHONY: test-kernels
 test-kernels: ## the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2, and the conformance page from what they come to
 	$(RUN_LAB) kernels; s=$$?; $(WITH_GO) run ./e2e/conformance && $$GO run ./e2e/pictures && exit $$s
