@@ -23,7 +23,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
-var realSequences = flag.Int("real.sequences", 200, "how many histories TestModelOnKernel walks")
+var realSequences = flag.Int("real.sequences", 100, "how many histories TestModelOnKernel walks")
 
 // The first thread cannot end and would keep its namespace: the main goroutine holds on to it.
 func init() { runtime.LockOSThread() }
