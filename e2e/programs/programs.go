@@ -43,7 +43,7 @@ const Default = "1.36.3"
 // CheckRelease says why a version of Kubernetes is none that can be built.
 func CheckRelease(version string) error {
 	if !slices.Contains(Releases, version) {
-		return fmt.Errorf("Kubernetes %q: want one of %s", version, strings.Join(Releases, ", "))
+		return fmt.Errorf("no programs of Kubernetes %q: want one of %s", version, strings.Join(Releases, ", "))
 	}
 	return nil
 }
