@@ -58,6 +58,10 @@ func keepResults(o testOptions, r *recorder, report machine.Report, took time.Du
 			ran[topOf(name)] = true
 		}
 		maps.DeleteFunc(f.Tests[pkg], func(name, _ string) bool { return ran[topOf(name)] }) // also subtests that are no more
+		maps.DeleteFunc(f.Figures, func(test string, _ map[string]int) bool {
+			of, name, _ := strings.Cut(test, " ")
+			return of == pkg && (o.run == "" || ran[topOf(name)])
+		})
 		maps.Copy(f.Tests[pkg], tests)
 		for top := range ran {
 			if print := prints[pkg][top]; print != "" {

@@ -73,6 +73,44 @@ func TestKeepResults(t *testing.T) {
 	}
 }
 
+// Figures are kept and replaced with the tests that measured them: of a test that ran and fails now, or has another subtest,
+// none of the old is left, nor after a whole run of one that is no more.
+func TestKeepFigures(t *testing.T) {
+	dir := t.TempDir()
+	for _, step := range []struct {
+		run    string
+		events []event
+		want   map[string]map[string]int
+	}{
+		{"", []event{{Test: "TestA/x", Output: "    a_test.go:1: figure: lost = 1\n"}, {Test: "TestA/x", Action: "pass"},
+			{Test: "TestB", Output: "    b_test.go:1: figure: lost = 2\n"}, {Test: "TestB", Action: "pass"}},
+			map[string]map[string]int{"p TestA/x": {"lost": 1}, "p TestB": {"lost": 2}}},
+		{"TestA", []event{{Test: "TestA/y", Output: "    a_test.go:1: figure: lost = 3\n"}, {Test: "TestA/y", Action: "pass"}},
+			map[string]map[string]int{"p TestA/y": {"lost": 3}, "p TestB": {"lost": 2}}},
+		{"TestA", []event{{Test: "TestA/y", Output: "    a_test.go:1: figure: lost = 4\n"}, {Test: "TestA/y", Action: "fail"}},
+			map[string]map[string]int{"p TestB": {"lost": 2}}},
+		{"", []event{{Test: "TestC", Action: "pass"}}, map[string]map[string]int{}},
+	} {
+		r := recorded(t)
+		for _, e := range step.events {
+			if e.Package = module + "/p"; e.Action == "" {
+				e.Action = "output"
+			}
+			r.event(e)
+		}
+		if err := keepResults(testOptions{results: dir, run: step.run}, r, machine.Report{Kernel: "6.1.0-1"}, 0); err != nil {
+			t.Fatal(err)
+		}
+		all, err := results.Read(dir)
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%d files, %v", len(all), err)
+		}
+		if got := all[0].Figures; len(got)+len(step.want) > 0 && !reflect.DeepEqual(got, step.want) {
+			t.Errorf("figures %v, want %v", got, step.want)
+		}
+	}
+}
+
 func TestSayFailed(t *testing.T) {
 	var out strings.Builder
 	if err := sayFailed(&out, []string{"a", "b"}, nil); err != nil {
