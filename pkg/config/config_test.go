@@ -73,19 +73,7 @@ func TestB50Files(t *testing.T) {
 			text := written(t, c)
 			got := fmt.Sprintf("warnings:\n  %s\nnode: %s\npod ranges: %s\npod interface: %q\n\n%s", strings.Join(warnings, "\n  "), node,
 				c.ClusterCIDRs(), c.PodInterface(), text)
-			golden := filepath.Join("testdata", name+".golden")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("not as %s has it (-want +got):\n%s", golden, diff)
-			}
+			golden(t, filepath.Join("testdata", name+".golden"), got)
 
 			again, _ := loaded(t, "--config", file(t, text))
 			if diff := cmp.Diff(c, again, cmpopts.IgnoreUnexported(Config{})); diff != "" {
