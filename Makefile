@@ -122,7 +122,7 @@ fuzz: ## run each fuzz target for a minute
 # Another first history: make soak SEED=1000001; 0: another one each time.
 SEED = 1
 .PHONY: soak
-soak: ## walk a million random histories on a kernel that only remembers; half an hour on two processors
+soak: ## walk a million random histories on a kernel that only remembers
 	$(WITH_GO) test -count=1 -timeout 12h ./pkg/sync -run '^TestModel$$' -v -model.sequences=1000000 -model.seed=$(SEED)
 
 .PHONY: mutants
