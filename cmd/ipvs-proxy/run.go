@@ -71,16 +71,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)
 	}
-	log, dropped := newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format, os.Stderr)
+	log, dropped := settle(c, warnings)
 	defer func() { _ = log.Sync() }()
-	captureLogs(log)
 
-	for _, w := range warnings {
-		log.Warn(w)
-	}
-	if err := node.SetOOMScore(*c.Proxy.OOMScoreAdj); err != nil {
-		log.Warn("when memory runs out, the kernel may end this process before others", zap.Error(err))
-	}
 	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
 	src, err := from.open(c, model, log)
 	if err != nil {
@@ -127,6 +120,19 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	err = together(ctx, parts...)
 	log.Info("stopped, the kernel stays as it is")
 	return err
+}
+
+// settle makes the log and gives the process its place among those of the node. dropped counts the lines that were lost.
+func settle(c *config.Config, warnings []string) (log *zap.Logger, dropped func() uint64) {
+	log, dropped = newLogger(uint32(c.Proxy.Logging.Verbosity), c.Proxy.Logging.Format, os.Stderr)
+	captureLogs(log)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	if err := node.SetOOMScore(*c.Proxy.OOMScoreAdj); err != nil {
+		log.Warn("when memory runs out, the kernel may end this process before others", zap.Error(err))
+	}
+	return log, dropped
 }
 
 // syncOptions is what decides what Services become.

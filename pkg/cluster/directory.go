@@ -2,10 +2,8 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
-	"io/fs"
 	"iter"
 	"maps"
 	"os"
@@ -41,16 +39,17 @@ type Directory struct {
 	// then on the last good content stands in for what cannot.
 	complete bool
 
-	newWatcher func() (*fsnotify.Watcher, error)
-	watcher    *fsnotify.Watcher // nil: no notifications, look every now and then
-	watched    fs.FileInfo       // the directory that it watches
-
+	watch   dirWatch
 	trouble *Trouble // with the directory: gone, or nothing usable in it
-	watch   *Trouble // with the notifications
-	reports reporter // of these two
+	reports reporter // of this one, and of the watch's
 
-	touched map[string]bool // files with events since the last look
-	listed  bool            // the list of files may have changed
+	noted noted
+}
+
+// noted is what events told since the last look.
+type noted struct {
+	files map[string]bool // by name: these had events
+	list  bool            // the list of files may have changed
 }
 
 // timing is how patient a Directory is.
@@ -73,14 +72,14 @@ func NewDirectory(dir string, m *Model, report func(error)) *Directory {
 			settle: 30 * time.Millisecond, delay: 250 * time.Millisecond,
 			reread: 10 * time.Second, poll: 2 * time.Second,
 		},
-		newWatcher: fsnotify.NewWatcher,
-		maxSize:    maxFileSize,
-		seed:       maphash.MakeSeed(),
-		files:      map[string]*file{},
-		defs:       map[objectKey][]*file{},
-		stale:      map[*file]bool{},
-		reports:    reporter{tell: report},
-		touched:    map[string]bool{},
+		watch:   dirWatch{make: fsnotify.NewWatcher},
+		maxSize: maxFileSize,
+		seed:    maphash.MakeSeed(),
+		files:   map[string]*file{},
+		defs:    map[objectKey][]*file{},
+		stale:   map[*file]bool{},
+		reports: reporter{tell: report},
+		noted:   noted{files: map[string]bool{}},
 	}
 }
 
@@ -92,15 +91,15 @@ func (d *Directory) Run(ctx context.Context) error {
 	if _, err := os.ReadDir(d.path); err != nil { // fails for what is no directory, too
 		return fmt.Errorf("directory of cluster objects: %w", err)
 	}
-	defer d.unwatch()
-	d.listed = true
+	defer d.watch.end()
+	d.noted.list = true
 	d.update()
 
 	tick, settled := time.NewTimer(d.interval()), time.NewTimer(time.Hour)
 	settled.Stop()
 	var latest time.Time // when the oldest event must be looked at; zero: none waits
 	for {
-		events, errs := d.channels()
+		events, errs := d.watch.channels()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -116,7 +115,7 @@ func (d *Directory) Run(ctx context.Context) error {
 			tick.Reset(d.interval())
 			continue
 		case <-tick.C:
-			d.listed = true
+			d.noted.list = true
 			d.update()
 			tick.Reset(d.interval())
 			continue
@@ -129,17 +128,10 @@ func (d *Directory) Run(ctx context.Context) error {
 }
 
 func (d *Directory) interval() time.Duration {
-	if d.watcher == nil {
+	if !d.watch.runs() {
 		return d.timing.poll
 	}
 	return d.timing.reread
-}
-
-func (d *Directory) channels() (<-chan fsnotify.Event, <-chan error) {
-	if d.watcher == nil {
-		return nil, nil
-	}
-	return d.watcher.Events, d.watcher.Errors
 }
 
 // note takes down what an event is about; not ok: the watch has ended. False:
@@ -150,14 +142,14 @@ func (d *Directory) note(ev fsnotify.Event, ok bool) bool {
 	switch {
 	case !ok, filepath.Clean(ev.Name) == d.path:
 		if !ok || ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename) {
-			d.unwatch() // the watch went with the directory
+			d.watch.end() // the watch went with the directory
 		}
-		d.listed = true
+		d.noted.list = true
 	case wanted(name):
-		d.touched[name] = true
-		d.listed = d.listed || moved
+		d.noted.files[name] = true
+		d.noted.list = d.noted.list || moved
 	case moved: // files may be links through it, as "..data" in a mounted ConfigMap
-		d.listed = true
+		d.noted.list = true
 	default:
 		return false
 	}
@@ -166,18 +158,18 @@ func (d *Directory) note(ev fsnotify.Event, ok bool) bool {
 
 // update brings the Model up to date with what was noted.
 func (d *Directory) update() {
-	if !d.listed && d.trouble == nil {
-		for _, name := range slices.Sorted(maps.Keys(d.touched)) {
+	if !d.noted.list && d.trouble == nil {
+		for _, name := range slices.Sorted(maps.Keys(d.noted.files)) {
 			if !d.look(name, true) {
-				d.listed = true // what went is told apart from what only cannot be read
+				d.noted.list = true // what went is told apart from what only cannot be read
 			}
 		}
-		d.listed = d.listed || !anyUsable(maps.Values(d.files)) // the last good file broke: say so
+		d.noted.list = d.noted.list || !anyUsable(maps.Values(d.files)) // the last good file broke: say so
 	}
-	if d.listed || d.trouble != nil {
+	if d.noted.list || d.trouble != nil {
 		d.all()
 	}
-	clear(d.touched)
+	clear(d.noted.files)
 	d.tell()
 	if !d.synced && d.trouble == nil {
 		d.synced = true
@@ -206,17 +198,17 @@ func (d *Directory) missing() bool {
 // all looks at all files, new and gone ones included: it stats each and reads
 // those that changed.
 func (d *Directory) all() {
-	d.rewatch() // before the list is read, so that nothing falls between
-	d.listed = false
+	d.watch.renew(d.path, d.timing.poll) // before the list is read, so that nothing falls between
+	d.noted.list = false
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		d.unwatch()
+		d.watch.end()
 		d.trouble = &Trouble{Reason: TroubleDirectory, Message: oneLine(err.Error()) + "; the last state stays"}
 		return
 	}
 	present := map[*file]bool{}
 	for _, e := range entries {
-		if name := e.Name(); wanted(name) && d.look(name, d.touched[name]) {
+		if name := e.Name(); wanted(name) && d.look(name, d.noted.files[name]) {
 			present[d.files[name]] = true
 		}
 	}
@@ -251,42 +243,10 @@ func (d *Directory) tell() {
 	}
 	clear(d.stale)
 	var own []Trouble
-	for _, t := range []*Trouble{d.trouble, d.watch} {
+	for _, t := range []*Trouble{d.trouble, d.watch.trouble} {
 		if t != nil {
 			own = append(own, *t)
 		}
 	}
 	d.reports.set(own)
-}
-
-// rewatch sees to it that the directory is watched: the one that is there now,
-// not one that was moved away or unmounted.
-func (d *Directory) rewatch() {
-	info, err := os.Stat(d.path)
-	if err != nil || d.watcher != nil && os.SameFile(info, d.watched) {
-		return // if it is gone, the list of files will say so
-	}
-	d.unwatch()
-	w, err := d.newWatcher()
-	if err == nil {
-		if err = w.Add(d.path); err != nil {
-			err = errors.Join(err, w.Close())
-		}
-	}
-	if err != nil {
-		d.watch = &Trouble{
-			Reason:  TroubleWatch,
-			Message: fmt.Sprintf("no notifications, changes are looked for every %v: %s", d.timing.poll, oneLine(err.Error())),
-		}
-		return
-	}
-	d.watcher, d.watched, d.watch = w, info, nil
-}
-
-func (d *Directory) unwatch() {
-	if d.watcher != nil {
-		// An error could only mean that it is closed already.
-		_ = d.watcher.Close()
-		d.watcher, d.watched = nil, nil
-	}
 }

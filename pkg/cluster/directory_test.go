@@ -476,7 +476,7 @@ func TestDirectoryWithoutNotifications(t *testing.T) {
 	f := newFollower(t)
 	f.d.timing.poll = 20 * time.Millisecond
 	allowed := make(chan bool, 1)
-	f.d.newWatcher = func() (*fsnotify.Watcher, error) {
+	f.d.watch.make = func() (*fsnotify.Watcher, error) {
 		if len(allowed) == 0 {
 			return nil, syscall.EMFILE
 		}
@@ -503,18 +503,18 @@ func TestDirectoryReadsOnlyWhatChanged(t *testing.T) {
 	f.write("a.yaml", serviceText("a", "10.96.0.1"))
 	old := time.Now().Add(-time.Hour)
 	f.must(os.Chtimes(filepath.Join(f.dir, "a.yaml"), old, old))
-	f.d.listed = true
+	f.d.noted.list = true
 	f.d.update()
 	first := f.d.files["a.yaml"].objects[objectKey{"Service", ID{"default", "a"}}]
 	if f.d.files["a.yaml"].info == nil {
 		t.Fatal("an old file would be read again")
 	}
 	f.d.files["a.yaml"].hash++ // reading it would show
-	f.d.listed = true
+	f.d.noted.list = true
 	f.d.update()
 	f.d.files["a.yaml"].hash--
 	for range 2 {
-		f.d.listed, f.d.touched["a.yaml"] = true, true
+		f.d.noted.list, f.d.noted.files["a.yaml"] = true, true
 		f.d.update()
 	}
 	if f.d.files["a.yaml"].objects[first.key] != first {
@@ -524,7 +524,7 @@ func TestDirectoryReadsOnlyWhatChanged(t *testing.T) {
 	if svc != first.svc {
 		t.Error("the Model does not share the Service")
 	}
-	f.d.unwatch()
+	f.d.watch.end()
 }
 
 // Under constant change news are at most a moment late.
@@ -585,7 +585,7 @@ func TestDirectoryFileGoesMeanwhile(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			d.listed = true
+			d.noted.list = true
 			d.update()
 			troubles = nil // that two files have one object is said
 			file := filepath.Join(dir, "b.yaml")

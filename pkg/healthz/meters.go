@@ -81,7 +81,12 @@ func (m *maker) histograms(name, help string, buckets []float64) (h [families]me
 // meters are all our metrics.
 type meters struct {
 	made []Metric
+	kubeProxyMeters
+	ownMeters
+}
 
+// kubeProxyMeters have the names that kube-proxy gives them.
+type kubeProxyMeters struct {
 	rounds, full, partial, programming [families]metrics.ObserverMetric
 	synced, queued                     [families]metrics.GaugeMetric
 	changes                            [2]metrics.CounterMetric // of Services, of EndpointSlices
@@ -91,7 +96,10 @@ type meters struct {
 	nftFailures, nftCleanupFailures    [families]metrics.CounterMetric
 	conntrack                          [families]metrics.ObserverMetric
 	conntrackDeleted                   [families]metrics.CounterMetric
+}
 
+// ownMeters are those that kube-proxy has none of.
+type ownMeters struct {
 	queue, draining, setup, away metrics.GaugeMetric
 	leavings                     metrics.CounterMetric
 	frontends, failing           [families]metrics.GaugeMetric
@@ -109,16 +117,16 @@ func newMeters(o Options) *meters {
 	}
 	m := &meters{}
 	mk.kubernetes()
-	m.makeKubeProxys(mk)
-	m.makeOwn(mk, o)
+	m.kubeProxyMeters.make(mk)
+	m.ownMeters.make(mk, o)
 	m.made = mk.made
 	return m
 }
 
-// makeKubeProxys makes the metrics of kube-proxy: names, types, labels, help and buckets are those of
+// make makes the metrics of kube-proxy: names, types, labels, help and buckets are those of
 // pkg/proxy/metrics/metrics.go in Kubernetes 1.36 and 1.37. What only its other modes have is there as well, because
 // dashboards select it.
-func (m *meters) makeKubeProxys(mk *maker) {
+func (m *kubeProxyMeters) make(mk *maker) {
 	const p = "kubeproxy_"
 	latency := metrics.ExponentialBuckets(0.001, 2, 15)
 	m.rounds = mk.histograms(p+"sync_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds", latency)
@@ -183,8 +191,7 @@ func kubernetesVersion(deps []*debug.Module) (major, minor, full string) {
 	return i.Major, i.Minor, i.GitVersion
 }
 
-// makeOwn makes the metrics that kube-proxy has none of.
-func (m *meters) makeOwn(mk *maker, o Options) {
+func (m *ownMeters) make(mk *maker, o Options) {
 	const p = "ipvsproxy_"
 	mk.gauge(p+"build_info", "Always 1; the labels say which agent this is", "version", "revision", "go_version").
 		WithLabelValues(o.Version, o.Revision, runtime.Version()).Set(1)
