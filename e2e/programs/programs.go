@@ -38,7 +38,7 @@ const (
 var Releases = []string{"1.37.2", "1.36.3"}
 
 // Default is that of Releases which tests run beside where nobody says which.
-const Default = "1.36.3"
+const Default = "1.37.2"
 
 // CheckRelease says why a version of Kubernetes is none that can be built.
 func CheckRelease(version string) error {

@@ -20,7 +20,7 @@ import (
 
 // recordings are what kube-proxy itself serves in ipvs mode, of the oldest release that is tested and of the newest;
 // make record-kube-proxy makes them.
-var recordings = []string{"1.36.3"}
+var recordings = []string{"1.36.3", "1.37.2"}
 
 // eachRecording is a test against each.
 func eachRecording(t *testing.T, test func(t *testing.T, release string)) {
