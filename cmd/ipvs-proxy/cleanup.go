@@ -28,8 +28,8 @@ others stay, and so do sysctls and kernel modules: others may rely on them by no
 nor a configuration nor IPVS, and can be run again: where nothing is left it says so. While an agent is at work it refuses:
 the agent would put everything back.
 
-The connections of Services end with it. Where another proxy follows, none need end: --keep-ipvs leaves the
-virtual servers and their addresses for it to take over.`,
+The connections of Services end with it. Where kube-proxy in mode ipvs follows, none need end: start it first, and when
+it serves run cleanup --keep-ipvs, which leaves virtual servers and addresses to it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, warnings, err := flags.Load(cmd.Flags())
@@ -39,7 +39,7 @@ virtual servers and their addresses for it to take over.`,
 			for _, w := range warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
-			return cleanup(cmd.Context(), c, keepIPVS, cmd.OutOrStdout())
+			return cleanup(cmd.Context(), c, keepIPVS, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags = config.CleanupFlags(cmd.Flags())
@@ -47,8 +47,19 @@ virtual servers and their addresses for it to take over.`,
 	return cmd
 }
 
+// nobodyFollows: kube-proxy has written nothing here. What cannot be looked at is not complained of.
+func nobodyFollows(ctx context.Context) bool {
+	k, err := kernel.OpenRemains(ctx)
+	if err != nil {
+		return false
+	}
+	defer k.Close()
+	left, stays, err := k.Left(ctx)
+	return err == nil && len(left)+len(stays) == 0
+}
+
 // cleanup removes what is ours of the kernel. It holds the agent's place meanwhile.
-func cleanup(ctx context.Context, c *config.Config, keepIPVS bool, out io.Writer) error {
+func cleanup(ctx context.Context, c *config.Config, keepIPVS bool, out, warn io.Writer) error {
 	say := func(line string) { fmt.Fprintln(out, line) }
 	if err := kernel.MayAdminister(); err != nil {
 		return err
@@ -62,6 +73,9 @@ func cleanup(ctx context.Context, c *config.Config, keepIPVS bool, out io.Writer
 	}
 	defer release()
 	if keepIPVS {
+		if nobodyFollows(ctx) {
+			fmt.Fprintln(warn, "warning: no other proxy has written its rules on this node: until one does, connections that the node masquerades break. Start it first, and run this once more when it serves")
+		}
 		done, err := kernel.RemoveTable(ctx)
 		if err == nil && done == "" {
 			done = "nothing to remove: there is no nftables table inet ipvs-proxy"

@@ -42,7 +42,7 @@ func manifest(t *testing.T, name string) (all []corev1.Container) {
 
 // What the manifests run is a command that there is, with flags that it takes. A patch leaves kube-proxy's command.
 func TestManifestsCommands(t *testing.T) {
-	for _, name := range []string{"base/daemonset.yaml", "replace-kube-proxy/kube-proxy.yaml", "replace-kube-proxy/patch.yaml", "replace-kube-proxy/way-back.yaml", "jobs/check.yaml",
+	for _, name := range []string{"base/daemonset.yaml", "replace-kube-proxy/kube-proxy.yaml", "replace-kube-proxy/patch.yaml", "jobs/check.yaml",
 		"jobs/cleanup.yaml", "jobs/diff.yaml"} {
 		for _, c := range manifest(t, name) {
 			if len(c.Command) == 0 && name == "replace-kube-proxy/patch.yaml" {

@@ -53,7 +53,7 @@ func (o *once) do(cmd *cobra.Command, c *config.Config, warnings []string) (done
 	case o.writeTo != "":
 		return true, c.Write(o.writeTo)
 	case o.cleanup:
-		return true, cleanup(cmd.Context(), c, false, cmd.OutOrStdout())
+		return true, cleanup(cmd.Context(), c, false, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	}
 	return true, node.Init(cmd.Context(), nodeOptions(c), "/", func(did string) { fmt.Fprintln(cmd.OutOrStdout(), did) })
 }

@@ -40,6 +40,7 @@ type LoadReport struct {
 	// are sent again where an answer takes more than a second, on a machine that is busy.
 	Again    int
 	Rate     float64 // achieved, per second
+	Began    time.Time
 	Duration time.Duration
 	Slowest  time.Duration // of the answered
 	ByPod    map[string]int
@@ -125,6 +126,7 @@ func (h *Host) StartLoad(to netip.AddrPort, cfg LoadConfig, opts ...AskOption) *
 	}
 	l := &Load{host: h, to: to, cfg: cfg, opts: opts, start: time.Now(), stop: make(chan struct{}),
 		report: LoadReport{ByPod: map[string]int{}}}
+	l.report.Began = l.start
 	if cfg.Rate > 0 {
 		l.pace.every = time.Duration(float64(time.Second) / cfg.Rate)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	mobyipvs "github.com/moby/ipvs"
 	"golang.org/x/sys/unix"
@@ -228,7 +229,8 @@ func TestB55KeepIPVS(t *testing.T) {
 	if !strings.Contains(before, ourTable) {
 		t.Fatalf("no table to begin with:\n%s", before)
 	}
-	cleanup(t, n, 0, []string{"nft delete table inet ipvs-proxy"}, "cleanup", "--keep-ipvs")
+	// There is no other proxy, and that is said.
+	cleanup(t, n, 0, []string{"nft delete table inet ipvs-proxy", "warning: no other proxy has written its rules"}, "cleanup", "--keep-ipvs")
 	if strings.Contains(nftList(t, n, "ruleset"), ourTable) || !slices.Equal(virtualServers(t, n), servers) {
 		t.Errorf("virtual servers %q, were %q\n%s", virtualServers(t, n), servers, nftList(t, n, "ruleset"))
 	}
@@ -253,5 +255,58 @@ func TestB55KeepIPVS(t *testing.T) {
 	cleanup(t, n, 0, []string{"kube-ipvs0 stays: address " + stranger.Addr().String()}, "cleanup")
 	if got := virtualServers(t, n); len(got) > 0 || !hasAddr(t, n, stranger.Addr()) || strings.Contains(nftList(t, n, "ruleset"), ourTable) {
 		t.Errorf("left: %q, the other's address %t\n%s", got, hasAddr(t, n, stranger.Addr()), nftList(t, n, "ruleset"))
+	}
+}
+
+// B55: whoever sends datagrams from one port all the time is served by another proxy's rules once cleanup is done: with
+// its connection IPVS takes away what connection tracking knows of the flow (ip_vs_conn_drop_conntrack), so that the
+// rules are asked again.
+func TestB55FlowsGoOn(t *testing.T) {
+	s := newStage(t)
+	s.serveUDP(5353, s.pods()...)
+	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
+	svc := taken()
+	s.apply(svc, b, c)
+	agent := s.w.StartAgent(t, n, s.cluster)
+	programmed(t, agent)
+	type flow struct {
+		name string
+		*lab.Flow
+	}
+	var flows []flow
+	for _, family := range []int{4, 6} {
+		for _, from := range s.clients() {
+			if from.name == "node" {
+				continue // its socket has the virtual IP as its own address, which goes
+			}
+			f, err := from.StartFlow(at(svc, family, 53), 100*time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			flows = append(flows, flow{fmt.Sprintf("%s/IPv%d", from.name, family), f})
+		}
+	}
+	answered := func(when string) {
+		t.Helper()
+		for _, f := range flows {
+			before := f.Report().Answered
+			lab.Eventually(t, soon, f.name+" is answered "+when, func() error {
+				if r := f.Report(); r.Answered < before+3 {
+					return fmt.Errorf("%s", r)
+				}
+				return nil
+			})
+		}
+	}
+	answered("through IPVS")
+	(&kubeProxy{t: t, s: s, n: n, svc: svc, pods: []*lab.Pod{b, c}}).iptables()
+	answered("while both have rules")
+	if err := agent.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	cleanup(t, n, 0, nil, "cleanup")
+	answered("by the other proxy's rules")
+	for _, f := range flows {
+		t.Logf("%s: %s", f.name, f.Stop())
 	}
 }

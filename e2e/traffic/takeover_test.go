@@ -27,6 +27,8 @@ type traffic struct {
 	loads []*lab.Load
 	kept  []*lab.Kept
 	flows []*lab.Flow
+	// ended: connections that began before then are not new ones any more; zero: there is no such time.
+	ended time.Time
 }
 
 // goesOn starts it.
@@ -68,7 +70,7 @@ func (r *traffic) more(n int) {
 		}
 		for _, k := range r.kept {
 			k := k.Report()
-			if k.Err != nil {
+			if k.Err != nil || !r.ended.IsZero() {
 				k.Answered = 1 << 30 // it says so in the end
 			}
 			all = append(all, k.Answered)
@@ -90,10 +92,11 @@ func (r *traffic) more(n int) {
 }
 
 // loss is what was sent and lost in all.
-type loss struct{ sent, lost, kept, broken, datagrams, missing int }
+type loss struct{ sent, lost, under, kept, broken, datagrams, missing int }
 
 func (l loss) String() string {
-	return fmt.Sprintf("%d new connections, %d lost; %d kept, %d broken; %d datagrams, %d lost", l.sent, l.lost, l.kept, l.broken, l.datagrams, l.missing)
+	return fmt.Sprintf("%d new connections, %d lost, and %d that were under way; %d kept, %d broken; %d datagrams, %d lost",
+		l.sent, l.lost, l.under, l.kept, l.broken, l.datagrams, l.missing)
 }
 
 // stop ends it and adds up.
@@ -103,6 +106,11 @@ func (r *traffic) stop() (sum loss) {
 		p := l.Stop()
 		if sum.sent, sum.lost = sum.sent+p.Sent, sum.lost+p.Lost; p.Lost > 0 {
 			r.t.Logf("%s: %s", r.names[i], p)
+		}
+		for _, l := range p.Losses {
+			if p.Began.Add(l.At).Before(r.ended) {
+				sum.lost, sum.under = sum.lost-1, sum.under+1
+			}
 		}
 	}
 	for _, k := range r.kept {

@@ -99,39 +99,86 @@ func logs(t *testing.T, a *lab.Agent, limit time.Duration, what string) {
 	})
 }
 
-// B58: the way back to kube-proxy itself. To mode ipvs: the agent ends, cleanup --keep-ipvs, kube-proxy starts, and nothing is
-// lost. To the other modes: kube-proxy starts, from which the agent steps back, then the agent ends and cleanup takes out
-// what is ours; no new connection is lost, and what went through IPVS ends with it.
+// B58: the way back to kube-proxy itself. To mode ipvs: the agent ends, kube-proxy starts, and when it has written its rules
+// cleanup --keep-ipvs takes ours; nothing is lost. The control: with the table gone before kube-proxy is there the kernel
+// stops to translate what was masqueraded. To the other modes: kube-proxy starts, from which the agent steps back, then the
+// agent ends and cleanup takes out what is ours; no connection that begins after that is lost, nor one before that is
+// over by then, flows from one port of pods and from outside go on, and connections that go through IPVS end.
 func TestB58WayBack(t *testing.T) {
 	program := kubeProxyProgram(t)
-	for _, mode := range []string{"ipvs", "iptables", "nftables"} {
-		t.Run(mode, func(t *testing.T) {
+	for _, way := range []struct {
+		name, mode string
+		change     func(k *kubeProxy, agent *lab.Agent)
+		loses      bool
+	}{
+		{"ipvs", "ipvs", func(k *kubeProxy, _ *lab.Agent) {
+			k.start(program, "ipvs")
+			k.wrote("ipvs")
+			if said := cleanup(k.t, k.n, 0, []string{"nft delete table inet ipvs-proxy"}, "cleanup", "--keep-ipvs"); strings.Contains(said, "warning") {
+				k.t.Errorf("kube-proxy has its rules: %s", said)
+			}
+		}, false},
+		{"ipvs, control", "ipvs", func(k *kubeProxy, _ *lab.Agent) {
+			cleanup(k.t, k.n, 0, []string{"warning: no other proxy has written its rules"}, "cleanup", "--keep-ipvs")
+			k.start(program, "ipvs")
+			k.wrote("ipvs")
+		}, true},
+		{"iptables", "iptables", nil, false},
+		{"nftables", "nftables", nil, false},
+	} {
+		t.Run(way.name, func(t *testing.T) {
 			s, k, agent := wayBack(t)
+			k.t = t
 			on := s.goesOn(t, k.svc)
-			if mode != "ipvs" {
-				k.start(program, mode)
-				k.wrote(mode)
+			if way.change == nil {
+				k.start(program, way.mode)
+				k.wrote(way.mode)
 				logs(t, agent, time.Minute, "another proxy is at work on this node")
 			}
 			if err := agent.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			if mode == "ipvs" {
-				cleanup(t, k.n, 0, []string{"nft delete table inet ipvs-proxy"}, "cleanup", "--keep-ipvs")
-				k.start(program, mode)
-				k.wrote(mode)
-			} else {
+			if way.change == nil {
 				cleanup(t, k.n, 0, nil, "cleanup")
+				on.ended = time.Now()
+			} else {
+				way.change(k, agent)
 			}
 			on.more(8)
+			if way.change == nil {
+				on.flowsGoOn()
+			}
 			sum := on.stop()
-			if t.Logf("through the change: %s", sum); sum.lost > 0 || mode == "ipvs" && sum.broken+sum.missing > 0 {
+			switch t.Logf("through the change: %s", sum); {
+			case way.loses:
+				if sum.lost+sum.broken+sum.missing == 0 {
+					t.Error("the control lost nothing")
+				}
+			case sum.lost > 0 || way.change != nil && sum.broken+sum.missing > 0:
 				t.Errorf("lost something")
 			}
 			k.serves()
 			if strings.Contains(nftList(t, k.n, "ruleset"), ourTable) {
 				t.Error("our table is left")
 			}
+		})
+	}
+}
+
+// flowsGoOn waits until each flow is answered anew but for those of the node, whose sockets have the virtual IP as their
+// own address.
+func (r *traffic) flowsGoOn() {
+	r.t.Helper()
+	for i, f := range r.flows {
+		if i%3 == 1 {
+			continue
+		}
+		before := f.Report().Answered
+		lab.Eventually(r.t, time.Minute, fmt.Sprintf("flow %d is answered again", i), func() error {
+			if r := f.Report(); r.Answered < before+2 {
+				return fmt.Errorf("%s", r)
+			}
+			return nil
 		})
 	}
 }

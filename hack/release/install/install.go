@@ -131,10 +131,16 @@ type swap struct{ old, new string }
 // ofKubeProxy are the names that a Job has where the ConfigMap and the service account are kubeadm's.
 var ofKubeProxy = []swap{{"/var/lib/ipvs-proxy", "/var/lib/kube-proxy"}, {"          name: ipvs-proxy\n", "          name: kube-proxy\n"}}
 
+// keepIPVS makes of the Job that cleans up the one for nodes where kube-proxy in mode ipvs serves again.
+var keepIPVS = []swap{
+	{"# Takes out of a node's kernel what an agent left there.", "# Leaves virtual servers and addresses to kube-proxy in mode ipvs, once that serves, and takes out of a node's kernel\n# what else an agent left there."},
+	{"ipvs-proxy-cleanup", "ipvs-proxy-way-back"}, {"        - cleanup\n", "        - cleanup\n        - --keep-ipvs\n"},
+}
+
 var texts = []text{
 	{"replace-kube-proxy/patch.yaml", "kubeproxydaemonset.yaml", nil},
-	{"replace-kube-proxy/way-back.yaml", "way-back.yaml", nil},
 	{"jobs/cleanup.yaml", "job-cleanup.yaml", nil},
+	{"jobs/cleanup.yaml", "job-way-back.yaml", keepIPVS},
 	{"jobs/check.yaml", "job-check-fresh.yaml", nil},
 	{"jobs/check.yaml", "job-check-replace-kube-proxy.yaml", ofKubeProxy},
 	{"jobs/diff.yaml", "job-diff-fresh.yaml", nil},

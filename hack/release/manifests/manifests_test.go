@@ -182,26 +182,6 @@ func kubeadm(t *testing.T) *appsv1.DaemonSet {
 	return object.(*appsv1.DaemonSet)
 }
 
-// The patch for the way back adds an init container to kubeadm's DaemonSet, with no more rights than the agent has,
-// and changes nothing else.
-func TestWayBack(t *testing.T) {
-	before := kubeadm(t)
-	after := kubectlPatch(t, before, "way-back.yaml")
-	init := after.Spec.Template.Spec.InitContainers
-	if len(init) != 1 || !slices.Equal(init[0].Command, []string{"/usr/local/bin/ipvs-proxy", "cleanup", "--keep-ipvs"}) || len(init[0].VolumeMounts) != 0 {
-		t.Fatalf("init containers %+v", init)
-	}
-	agent := kubectlPatch(t, before, "patch.yaml").Spec.Template.Spec.Containers[0].SecurityContext
-	agent.Privileged = nil // the default, which the patch must name to take kubeadm's back
-	if got, want := asYAML(t, init[0].SecurityContext), asYAML(t, agent); got != want {
-		t.Errorf("security context\n%s\nwant\n%s", got, want)
-	}
-	after.Spec.Template.Spec.InitContainers = nil
-	if got, want := asYAML(t, after), asYAML(t, before); got != want {
-		t.Errorf("the patch changed more: \n%s\nwant\n%s", got, want)
-	}
-}
-
 // kubectlPatch applies a patch as the API server does.
 func kubectlPatch(t *testing.T, ds *appsv1.DaemonSet, file string) *appsv1.DaemonSet {
 	t.Helper()

@@ -56,7 +56,7 @@ func TestRelease(t *testing.T) {
 	}
 	want := []string{"NOTICES.txt", "SHA256SUMS", "changes.md", "image.txt", "install-fresh.yaml", "install-replace-kube-proxy.yaml", "ipvs-proxy-1.2.3.tgz",
 		"ipvs-proxy-v1.2.3-image.tar", "ipvs-proxy-v1.2.3-linux-" + runtime.GOARCH + ".tar.gz", "ipvs-proxy-v1.2.3.cdx.json", "job-check-fresh.yaml",
-		"job-check-replace-kube-proxy.yaml", "job-cleanup.yaml", "job-diff-fresh.yaml", "job-diff-replace-kube-proxy.yaml", "kubeproxydaemonset.yaml", "way-back.yaml"}
+		"job-check-replace-kube-proxy.yaml", "job-cleanup.yaml", "job-diff-fresh.yaml", "job-diff-replace-kube-proxy.yaml", "job-way-back.yaml", "kubeproxydaemonset.yaml"}
 	if got := names(all[0]); !slices.Equal(got, want) {
 		t.Errorf("a release has\n%q, want\n%q", got, want)
 	}
