@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -22,6 +24,31 @@ func kubeProxyProgram(t *testing.T) string {
 		t.Fatal("kube-proxy is not in the lab's cache: go run ./e2e/lab/cmd/lab e2e --build puts it there")
 	}
 	return program
+}
+
+// hasMode: kube-proxy refuses mode nftables on kernels before 5.13 (pkg/proxy/nftables/proxier.go, minKernelVersion), so
+// there is nothing to take over from, nor to go back to.
+func hasMode(t *testing.T, mode string) bool {
+	t.Helper()
+	if mode == "nftables" && kernelBefore(t, 5, 13) {
+		t.Log("kube-proxy has no mode nftables on this kernel")
+		return false
+	}
+	return true
+}
+
+// kernelBefore compares with the running kernel's version.
+func kernelBefore(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var have [2]int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1]); err != nil {
+		t.Fatal(err)
+	}
+	return have[0] < major || have[0] == major && have[1] < minor
 }
 
 // start runs kube-proxy on the node, beside a server of the cluster's objects.
@@ -126,6 +153,9 @@ func TestB58WayBack(t *testing.T) {
 		{"iptables", "iptables", nil, false},
 		{"nftables", "nftables", nil, false},
 	} {
+		if !hasMode(t, way.mode) {
+			continue
+		}
 		t.Run(way.name, func(t *testing.T) {
 			s, k, agent := wayBack(t)
 			k.t = t
@@ -230,6 +260,9 @@ func TestF26KubeProxyComesBack(t *testing.T) {
 func TestB54TakeOverFromKubeProxy(t *testing.T) {
 	program := kubeProxyProgram(t)
 	for _, mode := range []string{"iptables", "nftables", "ipvs"} {
+		if !hasMode(t, mode) {
+			continue
+		}
 		t.Run(mode, func(t *testing.T) {
 			takeOver(t, false, func(k *kubeProxy) {
 				p := k.start(program, mode)
