@@ -84,7 +84,7 @@ e2e: ## the tests with a real control plane; the first time compiles Kubernetes,
 .PHONY: takeover
 takeover: ## take nodes over from kube-proxy itself and give them back, under load
 	$(RUN_LAB) e2e --build
-	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^(TestB54TakeOverFromKubeProxy|TestB58WayBack|TestF26KubeProxyComesBack)$$'
+	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^(TestB54TakeOverFromKubeProxy|TestB54AdoptsThousand|TestB58WayBack|TestF26KubeProxyComesBack|TestB73DiffBesideKubeProxy)$$'
 
 .PHONY: memory
 memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services from a real API server
