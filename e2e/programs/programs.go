@@ -9,14 +9,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"go/version"
 	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -38,7 +35,7 @@ const (
 )
 
 // Releases are the versions of Kubernetes whose programs can be built, each from a module of its own, newest first.
-var Releases = []string{"1.38.0-beta.0", "1.37.2", "1.36.3", "1.35.4"}
+var Releases = []string{"1.37.2", "1.36.3", "1.35.4"}
 
 // Default is that of Releases which tests run beside where nobody says which.
 const Default = "1.37.2"
@@ -124,10 +121,7 @@ func (p program) build(ctx context.Context, module, name string, log io.Writer) 
 	dir, err := machine.Cached(name+"-"+key, func(tmp string) error {
 		start := time.Now()
 		fmt.Fprintf(log, "building %s of %s, once\n", name, p.pkg)
-		cmd, err := goCommand(ctx, module, slices.Concat([]string{"build", "-o", filepath.Join(tmp, name)}, args)...)
-		if err != nil {
-			return err
-		}
+		cmd := goCommand(ctx, module, slices.Concat([]string{"build", "-o", filepath.Join(tmp, name)}, args)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w\n%s", err, out)
 		}
@@ -145,24 +139,13 @@ func (p program) buildArgs() []string {
 	return []string{"-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", flags, p.pkg}
 }
 
-// wants are the directives go and toolchain of a go.mod, as go mod tidy writes them.
-var wants = regexp.MustCompile(`(?m)^go (\S+)\n\ntoolchain (\S+)$`)
-
-// goCommand runs go in a module of its own, whatever workspace the caller is in. A module that wants a newer Go than
-// this one is built by the toolchain that it names, which go fetches as it does modules, also where GOTOOLCHAIN says local.
-func goCommand(ctx context.Context, module string, args ...string) (*exec.Cmd, error) {
-	text, err := os.ReadFile(filepath.Join(module, "go.mod"))
-	if err != nil {
-		return nil, err
-	}
+// goCommand runs go in a module of its own, whatever workspace the caller is in.
+func goCommand(ctx context.Context, module string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, machine.GoTool(), args...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOWORK=off")
-	if m := wants.FindSubmatch(text); m != nil && version.Compare("go"+string(m[1]), runtime.Version()) > 0 {
-		cmd.Env = append(cmd.Env, "GOTOOLCHAIN="+string(m[2]))
-	}
 	cmd.WaitDelay = 10 * time.Second
-	return cmd, nil
+	return cmd
 }
 
 // cacheKey follows from all that a program is made of: its module, the compiler, and how it is called.
@@ -175,11 +158,7 @@ func cacheKey(ctx context.Context, module string, args []string) (string, error)
 		}
 		fmt.Fprintf(sum, "%s %d\n%s", name, len(b), b)
 	}
-	ask, err := goCommand(ctx, module, "version")
-	if err != nil {
-		return "", err
-	}
-	version, err := ask.Output()
+	version, err := goCommand(ctx, module, "version").Output()
 	if err != nil {
 		return "", fmt.Errorf("ask Go for its version: %w", err)
 	}
