@@ -1,0 +1,116 @@
+//go:build kubeproxy
+
+package traffic
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// contender is a proxy as its users choose it.
+type contender struct {
+	name, mode string // mode: kube-proxy's; empty: the agent
+	// raid is what another program does to what the proxy has written.
+	raid string
+}
+
+var contenders = []contender{
+	{"ipvs-proxy", "", "ipvsadm -C"},
+	{"kube-proxy ipvs", "ipvs", "ipvsadm -C"},
+	{"kube-proxy iptables", "iptables", "iptables-nft -t nat -F KUBE-SERVICES"},
+	{"kube-proxy nftables", "nftables", "nft delete table ip kube-proxy"},
+}
+
+// README's comparison: the same cluster of a thousand Services, from the same place, for the agent and for kube-proxy in
+// each of its modes: how long until all of a sample answers after the start, how long until an endpoint more answers, and
+// how long until there is an answer again after another program took away what the proxy had written. The times are an
+// emulated processor's: they compare, and no more.
+func TestCompareWithKubeProxy(t *testing.T) {
+	program := kubeProxyProgram(t)
+	for _, c := range contenders {
+		if c.mode != "" && !hasMode(t, c.mode) {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) { compare(t, c, program) })
+	}
+}
+
+func compare(t *testing.T, c contender, program string) {
+	const services, every = 1000, 50
+	s := newStage(t)
+	n, b := s.w.Node(1), s.w.Pod("pod-b")
+	var objects []lab.Object
+	var sample []netip.AddrPort
+	for i := range services {
+		svc := lab.Service{Name: fmt.Sprintf("web%d", i), ClusterIPs: []string{fmt.Sprintf("10.96.%d.%d", 100+i/250, 1+i%250)}, Ports: []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}}}
+		v4, _ := s.w.SlicesFor(svc, b)
+		objects = append(objects, svc, v4)
+		if i%every == every-1 {
+			sample = append(sample, at(svc, 4, 80))
+		}
+	}
+	if err := s.cluster.Apply(objects...); err != nil {
+		t.Fatal(err)
+	}
+	from, began := s.w.Pod("pod-a").Host, time.Now()
+	if c.mode == "" {
+		s.w.StartAgent(t, n, s.cluster)
+	} else {
+		(&kubeProxy{t: t, s: s, n: n}).start(program, c.mode)
+	}
+	answered := func(what string) time.Duration {
+		t.Helper()
+		since := time.Now()
+		left := slices.Clone(sample)
+		lab.Eventually(t, 10*time.Minute, what, func() error {
+			for len(left) > 0 {
+				if r := from.Ask(left[0], lab.Timeout(500*time.Millisecond)); r.Verdict != lab.Answered {
+					return fmt.Errorf("%s: %s", left[0], r)
+				}
+				left = left[1:]
+			}
+			return nil
+		})
+		return time.Since(since)
+	}
+	answered("all of the sample answers")
+	t.Logf("%s: %d Services answer after %.1f s", c.name, services, time.Since(began).Seconds())
+	var took []time.Duration
+	for i, to := range sample[:5] {
+		took = append(took, s.oneMore(to, services/len(sample)*(i+1)-1, from))
+	}
+	slices.Sort(took)
+	t.Logf("%s: an endpoint more answers after %s (median of %d)", c.name, took[len(took)/2].Round(time.Millisecond), len(took))
+	shell(t, n, c.raid)
+	for _, to := range sample { // it is gone
+		if r := from.Ask(to, lab.Timeout(500*time.Millisecond)); r.Verdict == lab.Answered && strings.HasPrefix(c.name, "kube-proxy") {
+			t.Errorf("%s answers after %q: %s", to, c.raid, r)
+			break
+		}
+	}
+	t.Logf("%s: after %q there are answers again after %.1f s", c.name, c.raid, answered("all of the sample answers again").Seconds())
+}
+
+// oneMore gives a Service of one endpoint another one, and says how long it is until that answers.
+func (s *stage) oneMore(to netip.AddrPort, i int, from *lab.Host) time.Duration {
+	s.t.Helper()
+	svc := lab.Service{Name: fmt.Sprintf("web%d", i), ClusterIPs: []string{to.Addr().String()}, Ports: []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}}}
+	v4, _ := s.w.SlicesFor(svc, s.w.Pod("pod-b"), s.w.Pod("pod-c"))
+	began := time.Now()
+	if err := s.cluster.Apply(v4); err != nil {
+		s.t.Fatal(err)
+	}
+	lab.Eventually(s.t, 5*time.Minute, "the endpoint answers", func() error {
+		if r := from.Ask(to, lab.Timeout(500*time.Millisecond)); r.Pod != "pod-c" {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+	return time.Since(began)
+}
