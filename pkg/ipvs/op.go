@@ -294,6 +294,8 @@ func (o Forget) String() string {
 		return line + " # those without destination NAT"
 	case o.Directed:
 		return line + " --reply-src " + o.Key.Addr.String() + " # and those with destination NAT to no real server"
+	case o.Key.Proto.Drains():
+		return line + " --reply-src " + o.Key.Addr.String() + " # those that nobody answered"
 	}
 	return line + " --reply-src " + o.Key.Addr.String()
 }
