@@ -103,3 +103,49 @@ func TestB22PortHeldByAnother(t *testing.T) {
 	})
 	wantProblems(t, held, map[string]int{})
 }
+
+// B82: a load balancer that passes packets on as they are asks at its own address. There the healthCheckNodePort is
+// answered as at the node's, in both families, where node ports are limited to some addresses too; the ports beside it are
+// refused as ever, and it is with the Service that it goes.
+func TestB82HealthCheckAtBalancer(t *testing.T) {
+	const port = 32182
+	for _, args := range [][]string{{"--vip-binding=address"}, {"--vip-binding=route", "--nodeport-addresses=primary"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			s := newStage(t).start(args...)
+			svc := policies{externalLocal: true}.with(balanced(web(82), 82))
+			svc.Spec["healthCheckNodePort"] = port
+			s.apply(svc, s.w.Pod("pod-c"))
+			outside := s.w.Client
+			for via, code := range map[int]int{1: 503, 2: 200} {
+				if err := s.w.ClientViaNode(via); err != nil {
+					t.Fatal(err)
+				}
+				each(t, func(t *testing.T, family int) {
+					lb := balancerAddr(svc, family)
+					p := wantCode(t, outside, netip.AddrPortFrom(lb, port), "/", code)
+					if want := fmt.Sprintf("\"localEndpoints\": %d,", via-1); !strings.Contains(p.body, want) {
+						t.Errorf("through node%d: %s, want %s", via, p.body, want)
+					}
+					for _, beside := range []netip.AddrPort{netip.AddrPortFrom(lb, port+1), at(svc, family, port)} {
+						if r := outside.Connect(beside); r.Verdict != lab.Refused {
+							t.Errorf("%s: %s; want it refused", beside, r)
+						}
+					}
+					here := client{"the node itself", s.w.Node(via).Host}
+					wantCode(t, here.Host, netip.AddrPortFrom(lb, port), "/", code)
+					wantCode(t, outside, netip.AddrPortFrom(s.w.Node(via).Addr(family), port), "/", code)
+				})
+			}
+			cluster := policies{}.with(svc)
+			s.apply(cluster, s.w.Pod("pod-c"))
+			each(t, func(t *testing.T, family int) {
+				lab.Eventually(t, soon, "with externalTrafficPolicy Cluster nobody is asked", func() error {
+					if r := outside.Connect(netip.AddrPortFrom(balancerAddr(svc, family), port)); r.Verdict != lab.Refused {
+						return fmt.Errorf("%s", r)
+					}
+					return nil
+				})
+			})
+		})
+	}
+}

@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // Check is what a load balancer asks a node's healthCheckNodePort: does this node have endpoints of the Service?
@@ -22,6 +24,8 @@ type Check struct {
 	// Local counts the addresses of its ready endpoints on this node, by family. Those that terminate do not count:
 	// new connections had better go elsewhere.
 	Local [families]int
+	// At are the load balancer's own addresses: one that passes packets on as they are asks there.
+	At []netip.Addr
 }
 
 // ServiceName names a Service.
@@ -75,6 +79,8 @@ func (h *Health) SetCheck(namespace, name string, check Check) {
 	}
 	if old.Port != check.Port {
 		delete(c.faults, id) // of the old port
+	}
+	if old.Port != check.Port || !slices.Equal(old.At, check.At) {
 		c.dirty[id] = struct{}{}
 		nudge(c.wake)
 	}
@@ -228,7 +234,8 @@ func (c *checks) closeOld(id ServiceName, open map[ServiceName]*listening) {
 func (h *Health) serveCheck(ctx context.Context, id ServiceName, open map[ServiceName]*listening, failed map[ServiceName]bool, log *zap.Logger) {
 	h.checks.closeOld(id, open)
 	h.checks.mu.Lock()
-	want, addrs := h.checks.want[id], h.checks.addrs
+	want := h.checks.want[id]
+	addrs := withOwn(h.checks.addrs, want.At)
 	h.checks.mu.Unlock()
 	if want.Port == 0 {
 		delete(failed, id)
@@ -256,6 +263,21 @@ func (h *Health) serveCheck(ctx context.Context, id ServiceName, open map[Servic
 	h.checks.fault(id, l.port, strings.Join(faults, ", "))
 }
 
+// withOwn adds a Service's own addresses to those of the node on which checks are served, where those are not all.
+func withOwn(node, own []netip.Addr) []netip.Addr {
+	addrs := slices.Clone(node)
+	for _, a := range own {
+		all := netip.IPv4Unspecified()
+		if a.Is6() {
+			all = netip.IPv6Unspecified()
+		}
+		if !slices.Contains(node, all) && !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
 func mark(set map[ServiceName]bool, id ServiceName, in bool) {
 	if in {
 		set[id] = true
@@ -267,7 +289,7 @@ func mark(set map[ServiceName]bool, id ServiceName, in bool) {
 // listen opens a port on an address.
 func (h *Health) listen(ctx context.Context, l *listening, id ServiceName, a netip.Addr, log *zap.Logger) error {
 	network := [families]string{"tcp4", "tcp6"}[FamilyOf(a)]
-	listener, err := (&net.ListenConfig{}).Listen(ctx, network, netip.AddrPortFrom(a, l.port).String())
+	listener, err := (&net.ListenConfig{Control: freely}).Listen(ctx, network, netip.AddrPortFrom(a, l.port).String())
 	if err != nil {
 		return err
 	}
@@ -275,6 +297,18 @@ func (h *Health) listen(ctx context.Context, l *listening, id ServiceName, a net
 	l.servers[a] = server
 	go func() { _ = server.Serve(listener) }() // ends when it is closed
 	return nil
+}
+
+// freely lets a socket be bound to an address that is not there yet, or is a route alone: a load balancer's.
+func freely(network, _ string, conn syscall.RawConn) (err error) {
+	level, option := unix.SOL_IP, unix.IP_FREEBIND
+	if network == "tcp6" {
+		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	if failed := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }); failed != nil {
+		return failed
+	}
+	return err
 }
 
 // checkHandler answers for a Service and family as kube-proxy 1.36 does, byte for byte

@@ -40,6 +40,61 @@ func TestB22Body(t *testing.T) {
 	r.wants(h, "/", 503, body(1, false))
 }
 
+// B82: where checks are served on some of the node's addresses, a Service's is served on its own as well, whether they are there
+// by then or not, and no longer than they are wanted. Where all addresses are served these are among them.
+func TestB82OwnAddresses(t *testing.T) {
+	loop, away, away6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
+	all4, all6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	for _, c := range []struct{ node, own, want []netip.Addr }{
+		{[]netip.Addr{loop}, []netip.Addr{away, away6}, []netip.Addr{loop, away, away6}},
+		{[]netip.Addr{loop}, []netip.Addr{loop}, []netip.Addr{loop}},
+		{[]netip.Addr{all4, all6}, []netip.Addr{away, away6}, []netip.Addr{all4, all6}},
+		{[]netip.Addr{all4}, []netip.Addr{away}, []netip.Addr{all4}},
+		{nil, []netip.Addr{away}, []netip.Addr{away}},
+	} {
+		if got := withOwn(c.node, c.own); !slices.Equal(got, c.want) {
+			t.Errorf("of the node %v, its own %v: %v, want %v", c.node, c.own, got, c.want)
+		}
+	}
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.ServeChecks(ctx, zap.NewNop()) }()
+	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := free.Addr().(*net.TCPAddr).AddrPort().Port()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.SetCheckAddresses([]netip.Addr{loop})
+	r.SetCheck("prod", "web", Check{Port: port, At: []netip.Addr{away}})
+	held := func(what string, want bool) {
+		t.Helper()
+		is := !want
+		for end := time.Now().Add(20 * time.Second); is != want && time.Now().Before(end); {
+			l, err := (&net.ListenConfig{Control: freely}).Listen(t.Context(), "tcp4", netip.AddrPortFrom(away, port).String())
+			if is = err != nil; !is {
+				_ = l.Close()
+			}
+		}
+		if is != want {
+			t.Errorf("%s: held %t, want %t", what, is, want)
+		}
+	}
+	held("an address that is not there", true)
+	if fault := r.CheckFault("prod", "web"); fault != "" {
+		t.Errorf("fault %q", fault)
+	}
+	r.SetCheck("prod", "web", Check{Port: port})
+	held("not wanted any more", false)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // Ports are open while they are wanted, on the addresses that are wanted, and are taken when they become free.
 func TestB22Ports(t *testing.T) {
 	r := newRig(t)

@@ -7,7 +7,7 @@ import (
 
 // Diff gives the smallest ordered change that takes a Key from have to want. Nil means nothing at all.
 //
-// Only want == nil removes a virtual server. A TCP or SCTP real server that is not wanted any more gets
+// A virtual server is removed only where none is wanted. A TCP or SCTP real server that is not wanted any more gets
 // weight 0 and stays: taking it away is the caller's decision, who knows of its connections. A UDP one is
 // removed at once, after the new ones are in.
 func Diff(k Key, have, want *Frontend) []Op {
@@ -15,13 +15,12 @@ func Diff(k Key, have, want *Frontend) []Op {
 	if have == nil {
 		have = &none
 	}
-	remove := want == nil
-	if remove {
+	if want == nil {
 		want = &none
 	}
 	var ops []Op
 	ops = diffGuard(ops, k, have.Guard, want.Guard, (have.Bind || !want.Bind) && serves(have.Server, want.Server))
-	ops = diffServer(ops, k, have.Server, want.Server, remove)
+	ops = diffServer(ops, k, have.Server, want.Server)
 	switch {
 	case want.Bind && !have.Bind:
 		ops = append(ops, Bind{k.Addr})
@@ -105,9 +104,9 @@ func diffSources(put func(Element), k Key, have, want Guard) {
 	}
 }
 
-func diffServer(ops []Op, k Key, have, want Server, remove bool) []Op {
+func diffServer(ops []Op, k Key, have, want Server) []Op {
 	if !want.Exists() {
-		if have.Exists() && remove {
+		if have.Exists() {
 			return append(ops, DelServer{k})
 		}
 		return ops

@@ -105,6 +105,8 @@ func TestDiffPrints(t *testing.T) {
 		{"redirected elsewhere in one transaction", redirected("10.96.0.1:80"), redirected("10.96.0.1:81"), []string{
 			"nft delete element inet ipvs-proxy redirect4 { 10.96.0.10 . tcp . 80 }",
 			"nft add element inet ipvs-proxy redirect4 { 10.96.0.10 . tcp . 80 : 10.96.0.1 . 81 }"}},
+		{"no virtual server any more: whoever listens answers", frontend(true, a), &ipvs.Frontend{Guard: frontend(true).Guard, Bind: true}, []string{
+			"ipvsadm -D -t 10.96.0.10:80"}},
 		{"affinity in place", frontend(true, a), &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Flags: ipvs.Persistent, Timeout: 600,
 			Reals: []ipvs.Real{a}}, Guard: frontend(true).Guard, Bind: true}, []string{
 			"ipvsadm -E -t 10.96.0.10:80 -s rr -p 600"}},

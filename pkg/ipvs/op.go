@@ -279,7 +279,13 @@ func (o AddReal) String() string { return o.line("-a") }
 func (o SetReal) String() string { return AddReal(o).line("-e") }
 func (o DelReal) String() string { return fmt.Sprintf("ipvsadm -d %s -r %s", target(o.Key), o.Addr) }
 
-func (o Bind) String() string   { return "ip addr add " + host(o.Addr) + " dev kube-ipvs0" }
+func (o Bind) String() string {
+	line := "ip addr add " + host(o.Addr) + " dev kube-ipvs0"
+	if o.Addr.Is6() {
+		line += " preferred_lft 0"
+	}
+	return line
+}
 func (o Unbind) String() string { return "ip addr del " + host(o.Addr) + " dev kube-ipvs0" }
 
 func (o Forget) String() string {
@@ -294,6 +300,8 @@ func (o Forget) String() string {
 		return line + " # those without destination NAT"
 	case o.Directed:
 		return line + " --reply-src " + o.Key.Addr.String() + " # and those with destination NAT to no real server"
+	case o.Key.Proto.Drains():
+		return line + " --reply-src " + o.Key.Addr.String() + " # those that nobody answered"
 	}
 	return line + " --reply-src " + o.Key.Addr.String()
 }

@@ -170,7 +170,7 @@ func (a *act) steps(j job) (ops []ipvs.Op, have *ipvs.Frontend) {
 		}), have
 	}
 	if !a.stage.complete {
-		return a.beside(withheld(ipvs.Diff(k, have, want), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) })), have
+		return a.beside(withheld(a.turned(k, have, want, ipvs.Diff(k, have, want)), func(op ipvs.Op) bool { return op.Effect().Removes && !a.mirror.Knew(k, want, op) })), have
 	}
 	if want == nil && have.Server.Exists() && !have.Guard.Owned {
 		// Found at the first start, by its address alone. Without a record, a process that dies once the address
@@ -178,7 +178,7 @@ func (a *act) steps(j job) (ops []ipvs.Op, have *ipvs.Frontend) {
 		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k})
 		have.Guard.Owned = true
 	}
-	return a.beside(append(ops, ipvs.Diff(k, have, want)...)), have
+	return a.beside(a.turned(k, have, want, append(ops, ipvs.Diff(k, have, want)...))), have
 }
 
 // beside has frontends open together with their guard while rules of another proxy are there: until the virtual server

@@ -174,9 +174,12 @@ func TestAuditDuringAStart(t *testing.T) {
 	if during < 100 || s.loop.mirror.Pass().Busy() || s.loop.mirror.Pass().Number() < 2 {
 		t.Errorf("%d writes during %d passes, the last under way: %t; want many, and the end of one", during, s.loop.mirror.Pass().Number(), s.loop.mirror.Pass().Busy())
 	}
-	times := map[ipvs.Op]int{}
+	times := map[string]int{}
 	for _, op := range s.kernel.Log {
-		if times[op]++; times[op] == 2 {
+		if _, is := op.(ipvs.Forget); is { // a look for what may be there
+			continue
+		}
+		if times[op.String()]++; times[op.String()] == 2 {
 			t.Errorf("written again: %s", op)
 		}
 	}
@@ -206,11 +209,13 @@ func TestAuditWhenTheInterfaceGoes(t *testing.T) {
 	s.pass(3 * time.Minute)
 	binds := 0
 	for _, op := range s.kernel.Log {
-		if _, ok := op.(ipvs.Bind); !ok {
+		switch op.(type) {
+		case ipvs.Bind:
+			binds++
+		case ipvs.Forget: // of what was sent meanwhile
+		default:
 			t.Errorf("written: %s", op)
-			continue
 		}
-		binds++
 	}
 	if binds != 20 || s.loop.mirror.Pass().Number() < 3 {
 		t.Errorf("%d addresses bound, %d passes; want 20 and several", binds, s.loop.mirror.Pass().Number())

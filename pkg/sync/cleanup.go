@@ -19,6 +19,8 @@ type Remains interface {
 	// Remove takes away the interface, where nothing is left on it, then the table. Stays says why the
 	// interface is still there.
 	Remove(context.Context) (done []string, stays string, err error)
+	// Shield is a Node's.
+	Shield(ctx context.Context, on bool) error
 }
 
 // Cleanup removes what the kernel records as ours, and nothing else: what is to be there when no agent is. It
@@ -38,6 +40,11 @@ func Cleanup(ctx context.Context, k Remains, spared []netip.Prefix, say func(str
 	if err := k.Scan(ctx, func(k ipvs.Key, o ipvs.Observed) { found[k] = o }); err != nil {
 		return err
 	}
+	// Another proxy's rules, where there are any, come first from here on: they serve when ours goes.
+	if err := k.Shield(ctx, false); err != nil {
+		return err
+	}
+	say("nft flush set inet ipvs-proxy shielded")
 	plan := removal(found, spared, say)
 	var errs []error
 	said := map[ipvs.Op]bool{} // an address is removed once for all of its Keys

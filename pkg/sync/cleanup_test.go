@@ -79,7 +79,7 @@ func TestCleanup(t *testing.T) {
 	wantLines(t, "cleanup", lines(k.Log), "ip addr del 10.96.0.1/32 dev kube-ipvs0", "ip addr del 10.96.0.2/32 dev kube-ipvs0",
 		"ipvsadm -D -t 10.96.0.1:80", "ipvsadm -D -t 10.96.0.1:443", "ipvsadm -D -t 10.96.0.2:80", "ipvsadm -D -t 10.96.0.2:443")
 	slices.Sort(said)
-	if want := append(lines(k.Log), "link", "table"); !slices.Equal(said, sortedLines(want)) {
+	if want := append(lines(k.Log), "link", "table", "nft flush set inet ipvs-proxy shielded"); !slices.Equal(said, sortedLines(want)) {
 		t.Errorf("said %q, want %q", said, want)
 	}
 	wantForeign(t, k)

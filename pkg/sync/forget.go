@@ -12,9 +12,9 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// forget collects the UDP frontends whose virtual server has just begun to take packets. A client that
-// sent before has a conntrack entry that bypasses it, and renews that with every datagram. It collects as well
-// those that redirect, when a real server goes to which clients may have been redirected. One look through the
+// forget collects the frontends whose virtual server has just begun to take packets. A client that
+// sent before has a conntrack entry that bypasses it, and renews that with every datagram, or with every SYN that it sends
+// again (B83). It collects as well those UDP frontends that redirect, when a real server goes to which clients may have been redirected. One look through the
 // table serves all of them, at most once a second (B31).
 type forget struct {
 	shared
@@ -92,13 +92,23 @@ func (f *forget) learn(s ipvs.Step) {
 	case is.Set == ipvs.SetRedirect:
 		f.redirects(s.Key)
 		f.take(s.Key)
-	case is.Made && (is.OfServer() || is.Set == ipvs.SetOpen || is.Set == ipvs.SetInside):
+	case is.Made && is.OfServer():
+		f.takeAny(s.Key)
+	case is.Made && (is.Set == ipvs.SetOpen || is.Set == ipvs.SetInside):
 		f.take(s.Key)
 	}
 }
 
 func (f *forget) take(k ipvs.Key) {
 	if k.Proto == ipvs.UDP {
+		f.add(k)
+	}
+}
+
+// takeAny takes a frontend of which nobody took packets before, whatever its protocol. A client that began a connection
+// then is not answered as long as it tries again.
+func (f *forget) takeAny(k ipvs.Key) {
+	if k.HasServer() {
 		f.add(k)
 	}
 }
@@ -154,7 +164,7 @@ func (f *forget) takeAddress(a netip.Addr) {
 	}
 	f.bound[a] = true
 	for k := range f.desk.KeysAt(a) {
-		f.take(k)
+		f.takeAny(k)
 	}
 }
 
@@ -176,7 +186,7 @@ func (f *forget) opOf(k ipvs.Key) (op ipvs.Forget, some bool) {
 	if to := want.Guard.Redirect; to.IsValid() {
 		op.Target = f.want(ipvs.Key{Addr: to.Addr(), Port: to.Port(), Proto: k.Proto}).Frontend
 		// A client inside the cluster that keeps sending is not redirected as long as its entry lives, and finds nobody.
-		op.Undirected = len(want.Server.Reals) == 0
+		op.Undirected = len(want.Server.Reals) == 0 && k.Proto == ipvs.UDP
 	}
 	return op, op.Directed || len(op.Late) > 0 || !op.ServesItself()
 }

@@ -13,6 +13,7 @@ type heal struct {
 	shared
 	signs      Signs
 	rival      *rival
+	shield     *shield
 	base, keys hurry
 	canary     time.Time // when the virtual servers are counted next
 	suspected  time.Time // when another proxy was last thought of
@@ -96,6 +97,9 @@ func (h *heal) due(time.Time) (at time.Time) {
 func (h *heal) tend(ctx context.Context) (more bool) {
 	now := h.now()
 	signs := h.signs.Tampering()
+	if signs.Base || signs.Keys {
+		h.shield.doubt()
+	}
 	if signs.Base {
 		h.base.ask(now)
 	}

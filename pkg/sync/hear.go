@@ -118,7 +118,7 @@ func (e *ear) serveCheck(id cluster.ID, check desk.Check) []desk.Problem {
 	for _, other := range check.Instead {
 		e.opt.Health.SetCheck(other.Namespace, other.Name, healthz.Check{})
 	}
-	e.opt.Health.SetCheck(id.Namespace, id.Name, healthz.Check{Port: check.Port, Local: check.Ready})
+	e.opt.Health.SetCheck(id.Namespace, id.Name, healthz.Check{Port: check.Port, Local: check.Ready, At: check.At})
 	if fault := e.opt.Health.CheckFault(id.Namespace, id.Name); fault != "" && check.Port != 0 {
 		return []desk.Problem{desk.UncheckedProblem(check.Port, true, "cannot be served on node %s: %s", e.desk.Site().Node.Name, strings.Join(strings.Fields(fault), " "))}
 	}

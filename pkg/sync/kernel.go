@@ -51,6 +51,9 @@ type Node interface {
 	// SetPods says which sources are pods: on the way to a ClusterIP they keep their address. It takes effect
 	// with the next Base.
 	SetPods([]netip.Prefix) error
+	// Shield says whether the destination of what is a Service's is decided before the rules of other programs have their
+	// turn. What is on ends by itself after some minutes, unless it is said again.
+	Shield(ctx context.Context, on bool) error
 }
 
 // Signs are those of changes that others made.

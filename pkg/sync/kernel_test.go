@@ -133,6 +133,8 @@ func (h *realNode) Canary(ctx context.Context) (bool, error) { return h.real.Can
 
 func (h *realNode) SetPods(pods []netip.Prefix) error { return h.real.SetPods(pods) }
 
+func (h *realNode) Shield(ctx context.Context, on bool) error { return h.real.Shield(ctx, on) }
+
 // local is what the node is by now.
 func (h *realNode) local() ipvs.Local {
 	l, err := h.other.Local(context.Background())

@@ -89,7 +89,8 @@ func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 
 // newLoop puts the parts together.
 func newLoop(s shared, kernel Kernel, model Model) *Loop {
-	heal := &heal{shared: s, signs: kernel, apart: s.opt.AuditPeriod}
+	shield := &shield{shared: s, node: kernel}
+	heal := &heal{shared: s, signs: kernel, shield: shield, apart: s.opt.AuditPeriod}
 	base := &base{shared: s, node: kernel, heal: heal}
 	rival := &rival{shared: s, proxies: s.opt.Proxies, base: base}
 	heal.rival = rival
@@ -98,7 +99,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	ear := &ear{shared: s, feed: model, triggers: model, site: site, late: map[cluster.ID]struct{}{}}
 	forget := &forget{shared: s, writer: kernel}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
-		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}},
+		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
 		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
 			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival}}}

@@ -32,7 +32,8 @@ func TestLifeOfAService(t *testing.T) {
 			"nft add element inet ipvs-proxy owned4 { 10.96.0.10 . tcp . 80 }",
 			"nft add element inet ipvs-proxy vips4 { 10.96.0.10 }",
 			"ipvsadm -A -t 10.96.0.10:80 -s rr",
-			"ip addr add 10.96.0.10/32 dev kube-ipvs0")
+			"ip addr add 10.96.0.10/32 dev kube-ipvs0",
+			"conntrack -D -p tcp --orig-dst 10.96.0.10 --orig-port-dst 80 --reply-src 10.96.0.10 # those that nobody answered")
 		wantLines(t, "the first endpoint opens it", r.writes(func() { r.set(slice(web, "10.244.2.10@node2")) }),
 			"ipvsadm -a -t 10.96.0.10:80 -r 10.244.2.10:8080 -m -w 1",
 			"nft add element inet ipvs-proxy open4 { 10.96.0.10 . tcp . 80 }")
@@ -261,7 +262,8 @@ func TestNothingIsRemovedWhilePartsAreMissing(t *testing.T) {
 			"nft add element inet ipvs-proxy owned4 { 10.96.0.13 . tcp . 80 }",
 			"nft add element inet ipvs-proxy vips4 { 10.96.0.13 }",
 			"ipvsadm -A -t 10.96.0.13:80 -s rr",
-			"ip addr add 10.96.0.13/32 dev kube-ipvs0")
+			"ip addr add 10.96.0.13/32 dev kube-ipvs0",
+			"conntrack -D -p tcp --orig-dst 10.96.0.13 --orig-port-dst 80 --reply-src 10.96.0.13 # those that nobody answered")
 		wantLines(t, "now they are known to be gone", r.writes(r.model.SetComplete),
 			"nft delete element inet ipvs-proxy open4 { 10.96.0.11 . tcp . 80 }",
 			"ip addr del 10.96.0.11/32 dev kube-ipvs0",
@@ -289,7 +291,8 @@ func TestBindingChanged(t *testing.T) {
 			"ip addr del 10.96.0.11/32 dev kube-ipvs0",
 			"ipvsadm -D -t 10.96.0.11:80",
 			"nft delete element inet ipvs-proxy owned4 { 10.96.0.11 . tcp . 80 }",
-			"nft delete element inet ipvs-proxy vips4 { 10.96.0.11 }")
+			"nft delete element inet ipvs-proxy vips4 { 10.96.0.11 }",
+			"conntrack -D -p tcp --orig-dst 10.96.0.10 --orig-port-dst 80 --reply-src 10.96.0.10 # those that nobody answered")
 		wantLines(t, "and then nothing", r.writes(func() { time.Sleep(time.Minute) }))
 	})
 }

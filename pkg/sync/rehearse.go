@@ -214,6 +214,9 @@ func (s *rehearsalStage) Local(ctx context.Context) (ipvs.Local, error) {
 	return l, s.fail("read the node's addresses", err)
 }
 
+// Shield is nothing that a person would miss.
+func (*rehearsalStage) Shield(context.Context, bool) error { return nil }
+
 func (s *rehearsalStage) SetPods(pods []netip.Prefix) error { return s.look.SetPods(pods) }
 
 // Scan reads the kernel as it is. What was noted before is void: the loop begins anew from what it reads.

@@ -102,6 +102,12 @@ func (l *locked) SetPods(pods []netip.Prefix) error {
 	return l.k.SetPods(pods)
 }
 
+func (l *locked) Shield(ctx context.Context, on bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.Shield(ctx, on)
+}
+
 // tamper changes the fake kernel while a loop runs.
 func (r *rig) tamper(f func()) {
 	synctest.Wait()

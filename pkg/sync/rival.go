@@ -8,8 +8,8 @@ import (
 )
 
 // rival looks out for another Service proxy at work on this node, as one that an upgrade brought back by mistake. While it
-// writes, the agent steps back: it writes nothing, so that neither undoes what the other does, and goes on hearing of the
-// cluster. When nothing was heard of it for a while, it is taken for gone, and everything is read anew. A proxy that is only
+// writes, the agent steps back: it lets the other's rules come first, and then writes nothing, so that neither undoes what
+// the other does, and goes on hearing of the cluster. When nothing was heard of it for a while, it is taken for gone, and everything is read anew. A proxy that is only
 // silent says so when what it left is taken out, and is then left alone for twice as long.
 type rival struct {
 	shared
@@ -97,7 +97,7 @@ func (r *rival) suspect(ctx context.Context) {
 
 // comeBack reads everything anew: nobody knows what the other has left.
 func (r *rival) comeBack(now time.Time) {
-	r.stage.away, r.stage.started, r.stage.based = false, false, false
+	r.stage.away, r.stage.started, r.stage.based, r.stage.alone = false, false, false, false
 	r.base.next, r.until, r.back = now, time.Time{}, now
 	r.retrace()
 	r.tell.cameBack(r.heard)

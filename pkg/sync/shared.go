@@ -37,7 +37,9 @@ type stage struct {
 	began    time.Time
 	// replacing: rules of another proxy are there, and not all is programmed yet.
 	replacing bool
-	away      bool // another proxy is at work, and nothing is written
+	// alone: no rules of another proxy that would take packets are there, as far as is known.
+	alone bool
+	away  bool // another proxy is at work, and nothing is written
 }
 
 // stands reports whether there is something to work on.

@@ -39,19 +39,20 @@ func (s *start) tend(ctx context.Context) (more bool) {
 		}
 		return false
 	}
-	s.stage.replacing = s.replaces(ctx)
+	s.stage.replacing, s.stage.alone = s.others(ctx)
 	s.stage.started, s.stage.announce, s.stage.began = true, true, s.now()
 	s.tries = 0
 	return false
 }
 
-// replaces reports whether rules of another proxy are there. Where that cannot be read there may be some.
-func (s *start) replaces(ctx context.Context) bool {
-	if s.proxies == nil {
-		return false
+// others reports whether rules of another proxy are there, and whether none of them take packets. Where that cannot be
+// read there may be some.
+func (s *start) others(ctx context.Context) (some, alone bool) {
+	if s.proxies == nil { // the other one has Services of its own
+		return false, true
 	}
 	left, stays, err := s.proxies.Left(ctx)
-	return len(left) > 0 || len(stays) > 0 || err != nil
+	return len(left) > 0 || len(stays) > 0 || err != nil, len(left) == 0 && err == nil
 }
 
 // scan reads all of the kernel, makes the mirror anew from it, and queues what differs from what is wanted.

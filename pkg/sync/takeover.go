@@ -119,6 +119,7 @@ func (t *takeover) fails(ctx context.Context, err error) {
 // for the process before may have died just before it came to that.
 func (t *takeover) finish(stays []string) {
 	t.planned, t.after, t.tries, t.next = false, t.stage.began, 0, time.Time{}
+	t.stage.alone = true
 	t.rival.retrace()
 	for k := range t.desk.Keys() {
 		if k.Proto == ipvs.UDP {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"syscall"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -40,6 +41,9 @@ type Kernel struct {
 	Node ipvs.Local
 	// Pods are the ranges last set.
 	Pods []netip.Prefix
+	// Shielded is what Shield last said, Shields how often it was on.
+	Shielded bool
+	Shields  int
 
 	detected []ipvs.Key // what Detect has not delivered yet
 	changed  chan struct{}
@@ -80,7 +84,7 @@ func (k *Kernel) DropLink() {
 
 // DropTable deletes the nftables table, as another program might.
 func (k *Kernel) DropTable() {
-	k.Table, k.Sets = false, emptySets()
+	k.Table, k.Sets, k.Shielded = false, emptySets(), false
 	clear(k.Redirects)
 	clear(k.Ranges)
 }
@@ -142,6 +146,17 @@ func (k *Kernel) HasScheduler(_ context.Context, name string) (bool, error) {
 // SetPods keeps the ranges.
 func (k *Kernel) SetPods(pods []netip.Prefix) error {
 	k.Pods = pods
+	return nil
+}
+
+// Shield keeps what it says. Without a table nothing can be on.
+func (k *Kernel) Shield(_ context.Context, on bool) error {
+	if on && !k.Table {
+		return syscall.ENOENT
+	}
+	if k.Shielded = on; on {
+		k.Shields++
+	}
 	return nil
 }
 

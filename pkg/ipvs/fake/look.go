@@ -28,6 +28,9 @@ func (l Look) Local(ctx context.Context) (ipvs.Local, error) { return l.kernel.L
 // SetPods forgets the ranges.
 func (Look) SetPods([]netip.Prefix) error { return nil }
 
+// Shield does nothing.
+func (Look) Shield(context.Context, bool) error { return nil }
+
 // Scan reads everything.
 func (l Look) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error {
 	return l.kernel.Scan(ctx, f)

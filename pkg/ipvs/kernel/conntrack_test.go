@@ -303,6 +303,36 @@ func TestForgetLate(t *testing.T) {
 	}
 }
 
+// TestForgetBegunBefore: of a TCP or SCTP frontend, connections go that somebody began before there was the virtual server,
+// and that nobody answered (B83). One that a process of the node answers goes on,
+// and so does one through IPVS that its real server did not answer yet.
+func TestForgetBegunBefore(t *testing.T) {
+	c := testConntrack(t)
+	for _, x := range []struct{ vip, real, client string }{
+		{"203.0.113.10", "10.244.1.7", "198.51.100.5"}, {"fd20:113::10", "fd10:244:1::7", "2001:db8::5"},
+	} {
+		for _, proto := range []ipvs.Proto{ipvs.TCP, ipvs.SCTP} {
+			k := ipvs.Key{Addr: netip.MustParseAddr(x.vip), Port: 80, Proto: proto}
+			from := func(port uint16) flow {
+				return straight(k, netip.AddrPortFrom(netip.MustParseAddr(x.client), port).String())
+			}
+			begun, served, balanced := from(1000), from(1001), from(1002)
+			balanced.answer = netip.AddrPortFrom(netip.MustParseAddr(x.real), 8080)
+			c.make(t, begun, served, balanced)
+			c.markAnswered(t, served)
+			out := c.forget(context.Background(), []ipvs.Forget{{Key: k}})
+			if out[0].Err != nil || out[0].Deleted != 1 {
+				t.Errorf("%s: %+v, want one deleted", k, out)
+			}
+			if got := c.table(t); !slices.Equal(got, []ipvs.Key{k, k}) {
+				t.Errorf("%s: left %v", k, got)
+			}
+			c.drop(t, served)
+			c.drop(t, balanced)
+		}
+	}
+}
+
 // markAnswered sets of an entry what an answer sets.
 func (c *conntrackDoor) markAnswered(t *testing.T, f flow) {
 	t.Helper()

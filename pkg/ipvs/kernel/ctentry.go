@@ -63,6 +63,7 @@ type ctEntry struct {
 	zone     bool
 	directed bool // its destination was translated by a rule
 	plain    bool // it was neither answered nor translated
+	answered bool // packets came back
 }
 
 // lateKey is where a late answer comes from.
@@ -105,6 +106,9 @@ func (e *ctEntry) useless(o ipvs.Forget) bool {
 	if o.Directed && e.directed {
 		return !e.zone && !o.Reaches(e.answers)
 	}
+	if e.key.Proto.Drains() { // a connection that somebody answers goes on as it is: it has an end
+		return e.bypasses() && !e.answered && !o.ServesItself()
+	}
 	return e.bypasses() && !o.ServesItself() || o.Undirected && !e.directed && !e.zone
 }
 
@@ -123,6 +127,7 @@ func parseCT(msg []byte) (e ctEntry, err error) {
 			if len(v) == 4 {
 				status := binary.BigEndian.Uint32(v)
 				e.directed, e.plain = status&ctDstNAT != 0, status&(ctSeenReply|ctSrcNAT|ctDstNAT) == 0
+				e.answered = status&ctSeenReply != 0
 			}
 		case ctID:
 			e.id = v

@@ -136,7 +136,7 @@ func (l *linkDoor) bindings(ctx context.Context) (map[netip.Addr]bool, error) {
 	l.other = map[netip.Addr]bool{}
 	for _, s := range addrs {
 		if !s.addr.IsLinkLocalUnicast() && !s.addr.IsLoopback() { // added by the kernel, and the anchor
-			found[s.addr] = l.binding == BindAddress
+			found[s.addr] = l.binding == BindAddress && (s.addr.Is4() || s.deprecated)
 			if l.binding == BindRoute {
 				l.other[s.addr] = true
 			}
@@ -165,6 +165,8 @@ type standing struct {
 	index  int
 	usable bool // packets to it are taken
 	global bool // usable as a source anywhere
+	// deprecated: no source, as long as there is another one.
+	deprecated bool
 }
 
 // addresses lists the addresses of an interface, or of all with index 0.
@@ -207,7 +209,8 @@ func parseStanding(msg []byte) (s standing, err error) {
 		s.addr = addr
 	}
 	s.usable = flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
-	s.global = s.usable && msg[3] == unix.RT_SCOPE_UNIVERSE && flags&unix.IFA_F_DEPRECATED == 0
+	s.deprecated = flags&unix.IFA_F_DEPRECATED != 0
+	s.global = s.usable && msg[3] == unix.RT_SCOPE_UNIVERSE && !s.deprecated
 	return s, err
 }
 

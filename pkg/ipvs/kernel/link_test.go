@@ -243,3 +243,33 @@ func TestLinkGone(t *testing.T) {
 		})
 	}
 }
+
+// B85: an IPv6 address is bound so that it is no source as long as there is another one. One that another proxy bound
+// otherwise is seen, and put right where it stands.
+func TestAddressesAreNoSources(t *testing.T) {
+	inNode(t)
+	k := openNode(t, BindAddress)
+	ours, theirs := netip.MustParseAddr("fd00:96::1"), netip.MustParseAddr("fd00:96::2")
+	try(t, k, ipvs.Bind{Addr: ours}, nil)
+	link, err := netlink.LinkByName(linkName)
+	must(t, err)
+	addNodeAddr(t, link, theirs.String()+"/128")
+	stands(t, k, ours, true, false)
+	stands(t, k, theirs, false, true)
+	may := func(a netip.Addr) bool {
+		sources, err := k.link.preferred(t.Context())
+		must(t, err)
+		return sources[a]
+	}
+	if may(ours) || !may(theirs) {
+		t.Errorf("sources: ours %t, theirs %t", may(ours), may(theirs))
+	}
+	try(t, k, ipvs.Bind{Addr: theirs}, nil)
+	stands(t, k, theirs, true, false)
+	if may(theirs) {
+		t.Error("theirs is a source still")
+	}
+	try(t, k, ipvs.Bind{Addr: theirs}, unix.EEXIST) // there is nothing to be done
+	try(t, k, ipvs.Unbind{Addr: theirs}, nil)
+	stands(t, k, theirs, false, false)
+}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +38,12 @@ func (l *linkDoor) putAddr(typ, flags uint16, a netip.Addr) {
 	l.b.begin(typ, flags, ifaddrmsg(byte(af(a)), byte(a.BitLen()), addrFlags, scope, l.index))
 	l.b.attr(unix.IFA_LOCAL, a.AsSlice())
 	l.b.attr(unix.IFA_ADDRESS, a.AsSlice())
+	if a.Is6() && typ == unix.RTM_NEWADDR {
+		// Preferred for 0 s, valid for ever: where the uplink has a link-local address alone, the kernel would choose a
+		// virtual IP as the source of the node's own connections.
+		const lives = 4 * 4 // struct ifa_cacheinfo, with two dates that the kernel sets
+		l.b.attr(unix.IFA_CACHEINFO, append(binary.NativeEndian.AppendUint32(make([]byte, 4, lives), math.MaxUint32), make([]byte, 8)...))
+	}
 }
 
 // putRoute appends the request to add or remove our local route to an address. Its source is what the node's
@@ -213,11 +221,39 @@ func (l *linkDoor) unbind(ctx context.Context, addrs []netip.Addr) []reply {
 	return out
 }
 
-// bindAddrs binds addresses as such and takes away routes of ours.
+// bindAddrs binds addresses as such and takes away routes of ours. Those that another proxy bound stay, and are made no
+// sources.
 func (l *linkDoor) bindAddrs(ctx context.Context, addrs []netip.Addr) []reply {
-	out := l.each(ctx, addrs, func(a netip.Addr) { l.putAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a) })
+	put := func(flags uint16) func(netip.Addr) {
+		return func(a netip.Addr) { l.putAddr(unix.RTM_NEWADDR, unix.NLM_F_CREATE|flags, a) }
+	}
+	out := l.each(ctx, addrs, put(unix.NLM_F_EXCL))
+	if exist := where(out, unix.EEXIST); slices.ContainsFunc(at(addrs, exist), netip.Addr.Is6) {
+		sources, err := l.preferred(ctx)
+		if err != nil {
+			assign(out, exist, repeat(reply{err: err}, len(exist)))
+			return out
+		}
+		wrong := slices.DeleteFunc(exist, func(i int) bool { return !sources[addrs[i]] })
+		assign(out, wrong, l.each(ctx, at(addrs, wrong), put(unix.NLM_F_REPLACE)))
+	}
 	l.dropOther(ctx, addrs, out)
 	return out
+}
+
+// preferred are the IPv6 addresses of the interface that the kernel may choose as sources.
+func (l *linkDoor) preferred(ctx context.Context) (map[netip.Addr]bool, error) {
+	all, err := l.addresses(ctx, l.index)
+	if err != nil {
+		return nil, err
+	}
+	found := map[netip.Addr]bool{}
+	for _, s := range all {
+		if s.addr.Is6() && !s.deprecated {
+			found[s.addr] = true
+		}
+	}
+	return found, nil
 }
 
 // anchorAddr keeps the interface in IPv4. When its last address goes, the kernel takes all IPv4 routes of the

@@ -30,6 +30,9 @@ import (
 //	chain refuse { meta l4proto tcp reject with tcp reset
 //	               meta l4proto sctp reject with icmp prot-unreachable
 //	               reject with icmpx port-unreachable }
+//	chain early  { type nat hook prerouting priority dstnat - 10; meta nfproto @shielded … goto shield }
+//	chain shield { … dnat to what map redirect says
+//	               dnat to ip daddr }
 //	chain pre    { type nat hook prerouting priority dstnat; … dnat to what map redirect says }
 //	chain local  { type nat hook output priority dstnat; … dnat to what map redirect says }
 //	chain post   { type nat hook postrouting priority srcnat; … masquerade fully-random }
@@ -49,7 +52,7 @@ func chains(t *nftables.Table) []*nftables.Chain {
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
 		return &nftables.Chain{Name: name, Table: t, Type: typ, Hooknum: hook, Priority: nftables.ChainPriorityRef(prio)}
 	}
-	return []*nftables.Chain{
+	return append(shieldChains(t), []*nftables.Chain{
 		{Name: chainRefuse, Table: t},
 		{Name: chainCheck, Table: t},
 		base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, 0),
@@ -57,7 +60,7 @@ func chains(t *nftables.Table) []*nftables.Chain {
 		base(chainPre, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest),
 		base(chainLocal, nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest),
 		base(chainPost, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource),
-	}
+	}...)
 }
 
 // rule is a constant rule: encoded expressions and a comment that says why it is there.
@@ -214,8 +217,9 @@ func verdict(kind expr.VerdictKind, chain string) any { return &expr.Verdict{Kin
 func rules(cfg Config) ([]rule, error) {
 	var rb ruleBuilder
 	guardRules(&rb, cfg)
+	shieldRules(&rb, cfg)
 	for _, f := range families {
-		redirectRules(&rb, f, cfg)
+		redirectRules(&rb, f, cfg, chainPre, chainLocal, verdict(expr.VerdictReturn, ""))
 		masqueradeRules(&rb, f, cfg)
 	}
 	return rb.rules, rb.err
@@ -277,17 +281,18 @@ func localPolicyRules(rb *ruleBuilder, f fam, cfg Config, match []any) {
 }
 
 // redirectRules send clients inside the cluster, pods and the node itself, to the ClusterIP where the frontend has
-// only the endpoints that outside clients may reach. One connection tracking entry carries both translations.
-func redirectRules(rb *ruleBuilder, f fam, cfg Config) {
+// only the endpoints that outside clients may reach. One connection tracking entry carries both translations. Outside is
+// what becomes of the others.
+func redirectRules(rb *ruleBuilder, f fam, cfg Config, pre, local string, outside any) {
 	redirect := []any{f.is(), f.destination(),
 		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: f.set(ipvs.SetRedirect)},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: reg0, RegProtoMin: reg0 + f.regs}}
 	const why = "externalTrafficPolicy Local: all endpoints for clients inside the cluster"
-	if outside, some := f.strangers(cfg); some {
-		rb.add(chainPre, "clients outside the cluster go to the endpoints of this node", f.is(), outside, verdict(expr.VerdictReturn, ""))
-		rb.add(chainPre, why, redirect)
+	if strangers, some := f.strangers(cfg); some {
+		rb.add(pre, "clients outside the cluster go to the endpoints of this node", f.is(), strangers, outside)
+		rb.add(pre, why, redirect)
 	}
-	rb.add(chainLocal, why, redirect)
+	rb.add(local, why, redirect)
 }
 
 // masqueradeRules match the connection's original destination, so that no packet mark is needed. They

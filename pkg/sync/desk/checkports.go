@@ -2,6 +2,7 @@ package desk
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -52,6 +53,8 @@ type Check struct {
 	Port uint16
 	// Ready are the ready endpoints of this node, by family.
 	Ready [2]int
+	// At are the addresses of the load balancer at which it is answered beside the node's own.
+	At []netip.Addr
 	// Instead are the Services that had it answered so far and have to give way.
 	Instead []cluster.ID
 }
@@ -62,7 +65,7 @@ func (d *Desk) check(id cluster.ID, local Local) (check Check, problems []Proble
 	if port == 0 {
 		return check, nil
 	}
-	check = Check{Port: port, Ready: d.readyHere(id)}
+	check = Check{Port: port, Ready: d.readyHere(id), At: local.At}
 	for _, h := range d.checkPorts.asking[port][1:] { // before this one takes it
 		check.Instead = append(check.Instead, h.service)
 	}

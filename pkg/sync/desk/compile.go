@@ -34,6 +34,8 @@ type Fragment struct {
 type Local struct {
 	// HealthCheckNodePort is where the load balancer asks; 0: nowhere.
 	HealthCheckNodePort uint16
+	// At are the load balancer's addresses, where one that passes packets on as they are asks.
+	At []netip.Addr
 	// Created is when the Service was, in Unix seconds; of several that want one port the oldest gets it.
 	Created int64
 }
@@ -56,6 +58,8 @@ const (
 	RankLoadBalancer
 	RankNodePort
 	RankExternalIP
+	// RankHealthCheck is by a load balancer's address and the healthCheckNodePort.
+	RankHealthCheck
 )
 
 // Options are the parts of the configuration that decide what Services become.
@@ -102,6 +106,7 @@ func (c *compiler) compile(eps []cluster.Endpoint) {
 		}
 	}
 	c.f.Local.HealthCheckNodePort, c.f.Local.Created = svc.HealthCheckNodePort, svc.Created
+	c.claimChecks(balancerIPs)
 	c.f.DNS = isDNS(svc)
 	c.f.Considered = ipvs.SortAddrs(c.f.Considered)
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0
@@ -109,6 +114,26 @@ func (c *compiler) compile(eps []cluster.Endpoint) {
 		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Claim.Rank, b.Claim.Rank))
 	})
 	c.f.Claims = slices.CompactFunc(c.f.Claims, func(a, b KeyClaim) bool { return a.Key == b.Key })
+}
+
+// claimChecks claims the healthCheckNodePort of a load balancer's addresses: a balancer that passes packets on as they are
+// asks there. No virtual server takes these packets, the guard lets them through to the process that answers.
+func (c *compiler) claimChecks(addrs []netip.Addr) {
+	port := c.svc.HealthCheckNodePort
+	if port == 0 {
+		return
+	}
+	for _, a := range addrs {
+		c.f.Local.At = append(c.f.Local.At, a)
+		if c.site.isLocal(a) { // another program's: nothing is refused there
+			continue
+		}
+		c.f.Claims = append(c.f.Claims, KeyClaim{
+			Key: ipvs.Key{Addr: a, Port: port, Proto: ipvs.TCP},
+			Claim: Claim{Rank: RankHealthCheck, Created: c.svc.Created, Service: c.svc.ID,
+				Want: &ipvs.Frontend{Guard: ipvs.Guard{Owned: true, Open: true, VIP: true}, Bind: true}},
+		})
+	}
 }
 
 // compiler carries a Service and what it has become so far.

@@ -5,6 +5,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // TestNodePortAddresses: which of a node's addresses serve node ports, for each setting (B11).
@@ -52,5 +56,34 @@ func TestNodePortAddresses(t *testing.T) {
 		if _, _, err := ParseNodePortAddresses(strings.Split(bad, ",")); err == nil || !strings.Contains(err.Error(), `"`+bad[strings.LastIndex(bad, ",")+1:]+`"`) {
 			t.Errorf("%q: %v, want an error that says it", bad, err)
 		}
+	}
+}
+
+// B82: the healthCheckNodePort of a load balancer's address is let through to whoever listens on the node, and no virtual
+// server takes it; not on an address that is another program's, and not where a Service has the port.
+func TestB82CheckAtBalancer(t *testing.T) {
+	web := balancer("web", "10.96.0.1", "203.0.113.1", 1, 80)
+	web.HealthCheckNodePort, web.ExternalLocal = 30200, true
+	check := ipvs.Key{Addr: netip.MustParseAddr("203.0.113.1"), Port: 30200, Proto: ipvs.TCP}
+	o := objects{web.ID: {web, []cluster.Endpoint{endpoint(1, "here")}}}
+	d := decided(o, Options{}, ipvs.Local{})
+	is := d.Decide(web.ID)
+	if !slices.Equal(is.Check.At, addrsOf("203.0.113.1")) {
+		t.Errorf("answered at %v", is.Check.At)
+	}
+	want := &ipvs.Frontend{Guard: ipvs.Guard{Owned: true, Open: true, VIP: true}, Bind: true}
+	if got := d.Want(check, time.Time{}).Frontend; !got.Equal(want) {
+		t.Errorf("wants %+v", got)
+	}
+	if got := decided(o, Options{}, ipvs.Local{Addrs: addrsOf("203.0.113.1")}).Want(check, time.Time{}).Frontend; got != nil {
+		t.Errorf("on another program's address: %+v", got)
+	}
+	web.Ports[0].Port = 30200
+	if got := decided(o, Options{}, ipvs.Local{}).Want(check, time.Time{}).Frontend; !got.Server.Exists() {
+		t.Errorf("the Service has the port: %+v", got)
+	}
+	web.HealthCheckNodePort, web.Ports[0].Port = 0, 80
+	if got := decided(o, Options{}, ipvs.Local{}).Want(check, time.Time{}).Frontend; got != nil {
+		t.Errorf("without one: %+v", got)
 	}
 }

@@ -1,0 +1,98 @@
+package traffic
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
+)
+
+// unanswered counts the entries of a node's connection table of TCP connections to a frontend that the frontend's own
+// address is to answer, and did not.
+func unanswered(t *testing.T, n *lab.Node, to netip.AddrPort) (found int) {
+	t.Helper()
+	family := netlink.InetFamily(unix.AF_INET)
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	if err := n.Do(func() error {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		for _, f := range flows {
+			dst, _ := netip.AddrFromSlice(f.Forward.DstIP)
+			src, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
+			if f.Forward.Protocol == unix.IPPROTO_TCP && f.Forward.DstPort == to.Port() && dst.Unmap() == to.Addr() && src.Unmap() == to.Addr() && f.Reverse.Packets == 0 {
+				found++
+			}
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// B83: a client begins a connection before there is the Service, and tries again as TCP does: it is served at its next
+// SYN, from a pod, the node and outside, by a ClusterIP and by a load balancer's address. The trap is set: the node tracks these
+// connections as going elsewhere. What a process of the node serves on the number of a node port goes on.
+func TestB83BegunBefore(t *testing.T) {
+	for _, binding := range []string{"address", "route"} {
+		t.Run("binding "+binding, func(t *testing.T) {
+			s := newStage(t).start("--vip-binding=" + binding)
+			svc, n := balanced(web(83), 83), s.w.Node(1)
+			if _, err := n.ServeLines("daemon", svc.Ports[0].NodePort); err != nil {
+				t.Fatal(err)
+			}
+			type attempt struct {
+				name  string
+				reply chan lab.Reply
+			}
+			var attempts []attempt
+			var kept []*lab.Kept
+			for _, family := range []int{4, 6} {
+				k, err := s.w.Client.StartKept(netip.AddrPortFrom(n.Addr(family), svc.Ports[0].NodePort), 100*time.Millisecond)
+				if err != nil {
+					t.Fatal(err)
+				}
+				kept = append(kept, k)
+				for _, to := range []netip.AddrPort{at(svc, family, 80), netip.AddrPortFrom(balancerAddr(svc, family), 80)} {
+					for _, c := range s.clients() {
+						a := attempt{fmt.Sprintf("%s asks %s", c.name, to), make(chan lab.Reply, 1)}
+						attempts = append(attempts, a)
+						go func() { a.reply <- c.Ask(to, lab.Timeout(soon)) }()
+					}
+					lab.Eventually(t, soon, fmt.Sprintf("connections to %s have begun", to), func() error {
+						if got := unanswered(t, n, to); got != 3 {
+							return fmt.Errorf("%d are tracked", got)
+						}
+						return nil
+					})
+				}
+			}
+			s.apply(svc, s.w.Pod("pod-c"))
+			for _, a := range attempts {
+				if r := <-a.reply; r.Pod != "pod-c" {
+					t.Errorf("%s: %s", a.name, r)
+				} else {
+					t.Logf("%s: %s", a.name, r)
+				}
+			}
+			for _, k := range kept {
+				before := k.Report().Answered
+				lab.Eventually(t, soon, "the daemon's connection goes on", func() error {
+					if r := k.Report(); r.Err == nil && r.Answered < before+5 {
+						return fmt.Errorf("%s", r)
+					}
+					return nil
+				})
+				if r := k.Stop(); r.Err != nil {
+					t.Errorf("the daemon's connection: %s", r)
+				}
+			}
+		})
+	}
+}
