@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -346,7 +347,7 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 			}
 			return append(objs, agent)
 		}},
-		{"by default/kubernetes", "is an address of the API server", func() []lab.Object {
+		{"by the API server's Service", "is an address of the API server", func() []lab.Object {
 			api := lab.Service{Name: "kubernetes", ClusterIPs: []string{"10.96.0.1", "fd00:96::1"}, Selector: map[string]string{}, Ports: []lab.Port{{Name: "https", Port: 443, TargetPort: 6443}}}
 			return append(byHand(api, "server", 6443, two.Host), api)
 		}},
@@ -408,7 +409,15 @@ func TestB61InterfaceRenamed(t *testing.T) {
 			if err := s.agents[0].Signal(syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
-			each(t, func(t *testing.T, family int) { wantBound(t, n, at(svc, family, 80).Addr(), true) })
+			each(t, func(t *testing.T, family int) {
+				lab.Eventually(t, soon, "the interface is there again", func() error {
+					found, err := onInterface(n, at(svc, family, 80).Addr())
+					if err == nil && !found {
+						err = errors.New("the virtual IP does not stand on it")
+					}
+					return err
+				})
+			})
 			if binding == "address" { // routes go when an interface goes down
 				wantSaid(t, s.agents[0], "has another name now", "ip link delete old0")
 			}

@@ -308,3 +308,31 @@ func TestZoneChange(t *testing.T) {
 		t.Errorf("another zone has %v decided anew, want web alone", again)
 	}
 }
+
+// B61: a Node object that is gone for a moment does not lay its pods' addresses open.
+func TestPodRangesHold(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		node := nodeNamed("192.0.2.7")
+		node.Spec.PodCIDRs = []string{"10.244.1.0/24"}
+		r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7")}
+		thief := balancer("thief", "10.96.0.9", "10.244.1.5", 1, 80)
+		r.set(thief, slice(thief, "10.244.2.10"))
+		r.model.SetNode(node)
+		r.synced()
+		r.start()
+		check := func(when string) {
+			t.Helper()
+			time.Sleep(5 * time.Second)
+			r.tamper(func() {
+				if r.kernel.Addrs[netip.MustParseAddr("10.244.1.5")] || !r.kernel.Addrs[netip.MustParseAddr("10.96.0.9")] {
+					t.Errorf("%s, bound: %v; want the thief's own address and not the pod's", when, r.kernel.Addrs)
+				}
+			})
+		}
+		check("at first")
+		r.model.DeleteNode(thisNode)
+		check("the Node object is gone")
+		r.model.SetNode(nodeNamed("192.0.2.7"))
+		check("and back, not filled in yet")
+	})
+}

@@ -19,7 +19,7 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 			c.asked.refuse(Refused{Addr: a, Field: field, Why: IPv6Off})
 		case why != allowed:
 			c.asked.refuse(Refused{Addr: a, Field: field, Why: why.code})
-			own := slices.Contains(c.site.Node.Addrs, a) // any other node may say the same of any other address
+			own := why.here
 			c.f.Problems = note(c.f.Problems, Problem{Reason: why.code.name(), Here: own, Anywhere: !own},
 				func() string { return fmt.Sprintf("%s: %s %s: not served", field, a, why.text) })
 		case ok == nil && len(addrs) == 1:
@@ -49,6 +49,7 @@ func (s Site) nodesAmong(addrs []netip.Addr) (nodes [2]netip.Addr) {
 type refusal struct {
 	code Code
 	text string
+	here bool // it is this node's to say; of any other address another node may say the same
 }
 
 var allowed refusal
@@ -60,9 +61,9 @@ func (c *compiler) refuseClusterIP(a netip.Addr) refusal { return c.refuseOwn(a)
 func (c *compiler) refuseOwn(a netip.Addr) refusal {
 	switch {
 	case slices.Contains(c.site.Node.Addrs, a):
-		return refusal{NodeAddress, "is an address of this node"}
+		return refusal{code: NodeAddress, text: "is an address of this node", here: true}
 	case len(c.site.Node.Addrs) == 0 && c.site.isLocal(a):
-		return refusal{NodeAddress, "stands on this node, whose own addresses are not known yet"}
+		return refusal{code: NodeAddress, text: "stands on this node, whose own addresses are not known yet", here: true}
 	}
 	return allowed
 }
@@ -71,7 +72,7 @@ func (c *compiler) refuseOwn(a netip.Addr) refusal {
 // of the bridge that its pods are on.
 func (c *compiler) refuseSecond(a netip.Addr) refusal {
 	if _, own := slices.BinarySearchFunc(c.site.Local.Own, a, netip.Addr.Compare); own {
-		return refusal{NodeAddress, "stands on an interface of this node, with its subnet"}
+		return refusal{code: NodeAddress, text: "stands on an interface of this node, with its subnet"}
 	}
 	return allowed
 }
@@ -83,17 +84,17 @@ func (c *compiler) refuseExternal(a netip.Addr) refusal {
 	case own != allowed:
 		return own
 	case slices.Contains(c.site.APIServers, a):
-		return refusal{APIServerAddress, "is an address of the API server"}
+		return refusal{code: APIServerAddress, text: "is an address of the API server"}
 	case inAny(c.opt.Protected, a):
-		return refusal{ProtectedAddress, "is in a protected range"}
+		return refusal{code: ProtectedAddress, text: "is in a protected range"}
 	case inAny(c.opt.Pods, a) || inAny(c.site.Node.PodCIDRs, a):
-		return refusal{PodAddress, "is in a range of the cluster's pods"}
+		return refusal{code: PodAddress, text: "is in a range of the cluster's pods"}
 	case c.nodes[family(a.Is4())].IsValid():
-		return c.hinted(refusal{OthersAddress, "stands beside " + c.nodes[family(a.Is4())].String() + ", which is this node's, so it is taken for another node's"})
+		return c.hinted(refusal{code: OthersAddress, text: "stands beside " + c.nodes[family(a.Is4())].String() + ", which is this node's, so it is taken for another node's"})
 	case c.site.isEdge(a) || classE.Contains(a):
-		return refusal{NoHostAddress, "can be no host's"}
+		return refusal{code: NoHostAddress, text: "can be no host's"}
 	case !c.hasFamily(a):
-		return refusal{FamilyMissing, "is of a family that the Service does not have"}
+		return refusal{code: FamilyMissing, text: "is of a family that the Service does not have"}
 	}
 	if second := c.refuseSecond(a); second != allowed {
 		return second
@@ -107,9 +108,9 @@ func (c *compiler) refuseExternal(a netip.Addr) refusal {
 func (c *compiler) refuseEndpoint(a netip.Addr) refusal {
 	switch n := c.named[a]; {
 	case n.Pod != (cluster.ID{}):
-		return c.hinted(refusal{EndpointAddress, "is an endpoint of Service " + n.Pod.String()})
+		return c.hinted(refusal{code: EndpointAddress, text: "is an endpoint of Service " + n.Pod.String()})
 	case n.ByHand != (cluster.ID{}) && (holder{n.Created, n.ByHand}).compare(holder{c.svc.Created, c.svc.ID}) < 0:
-		return refusal{EndpointAddress, "is an endpoint of Service " + n.ByHand.String() + ", which is older"}
+		return refusal{code: EndpointAddress, text: "is an endpoint of Service " + n.ByHand.String() + ", which is older"}
 	}
 	return allowed
 }
@@ -126,7 +127,7 @@ func (c *compiler) hinted(r refusal) refusal {
 // (CVE-2020-8554).
 func (c *compiler) refuseExternalIP(a netip.Addr) refusal {
 	if !inAny(c.opt.ExternalIPs, a) {
-		return refusal{ExternalIP, "is not in the ranges that --external-ip-cidrs allows"}
+		return refusal{code: ExternalIP, text: "is not in the ranges that --external-ip-cidrs allows"}
 	}
 	return c.refuseExternal(a)
 }
