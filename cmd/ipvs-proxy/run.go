@@ -148,7 +148,7 @@ func syncOptions(c *config.Config) (opt sync.Options, warnings []string, err err
 	if opt.Desk.NodePorts, warnings, err = desk.ParseNodePortAddresses(c.Proxy.NodePortAddresses); err != nil {
 		return opt, nil, c.Invalid("nodePortAddresses", strings.Join(c.Proxy.NodePortAddresses, ","), "address ranges like 192.0.2.0/24, and the words primary, all and localhost")
 	}
-	opt.Desk.ExternalIPs = c.ExternalIPs()
+	opt.Desk.ExternalIPs, opt.Desk.Pods = c.ExternalIPs(), c.PodRanges()
 	if opt.Desk.Spared, err = config.ParseRanges(c.Proxy.IPVS.ExcludeCIDRs); err != nil {
 		return opt, nil, err
 	}

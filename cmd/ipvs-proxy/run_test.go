@@ -136,7 +136,7 @@ func TestB50KeysHaveTheirEffect(t *testing.T) {
 	}
 	compare("loop", sopt, sync.Options{
 		Desk: desk.Options{Scheduler: "sed", NodePorts: desk.NodePortAddresses{Ranges: ranges("192.168.0.0/16", "fd00::/8")},
-			ExternalIPs: ranges("198.51.100.0/24"), Protected: ranges("192.168.0.0/24", "fd00::/64"), Spared: ranges("203.0.113.0/24")},
+			ExternalIPs: ranges("198.51.100.0/24"), Protected: ranges("192.168.0.0/24", "fd00::/64"), Pods: ranges("10.244.0.0/16", "fd10:244::/32"), Spared: ranges("203.0.113.0/24")},
 		DrainDeadline: time.Hour, AuditPeriod: 30 * time.Second, AuditCPU: 0.05,
 	})
 

@@ -36,6 +36,7 @@ func parseAddr(s string) (netip.Addr, addrFault) {
 		{a.IsMulticast(), ReasonMulticast, "is a multicast address"},
 		{a.IsLinkLocalUnicast(), ReasonLinkLocal, "is a link-local address"},
 		{a == broadcast, ReasonBroadcast, "is the broadcast address"},
+		{thisNetwork.Contains(a), ReasonReserved, "is in 0.0.0.0/8, which no packet can be sent to"},
 	} {
 		if f.is {
 			return netip.Addr{}, addrFault{f.reason, quote(s) + " " + f.what}
@@ -44,7 +45,10 @@ func parseAddr(s string) (netip.Addr, addrFault) {
 	return a, addrFault{}
 }
 
-var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+var (
+	broadcast   = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
+)
 
 // trimOctets takes the leading zeros from the octets of a dotted quad.
 // Anything else comes back as it is.

@@ -29,7 +29,7 @@ func (m *Model) Take() (dirty []ID, nodeChanged, synced bool) {
 func (m *Model) Get(id ID) (*Service, []Endpoint) {
 	m.mu.Lock()
 	s := m.services[id]
-	if s == nil || s.svc == nil {
+	if s == nil || !s.ours() {
 		m.mu.Unlock()
 		return nil, nil
 	}
@@ -76,7 +76,7 @@ func (m *Model) Problems(id ID) []Problem {
 		return nil
 	}
 	probs := slices.Clone(s.problems)
-	if s.svc == nil {
+	if !s.ours() {
 		return probs
 	}
 	contents := s.contents()
@@ -92,7 +92,7 @@ func (m *Model) Services() []ID {
 	m.mu.Lock()
 	ids := make([]ID, 0, len(m.services))
 	for id, s := range m.services {
-		if s.svc != nil {
+		if s.ours() {
 			ids = append(ids, id)
 		}
 	}

@@ -36,12 +36,12 @@ func (m *Model) isAPIServer(a netip.Addr) bool {
 	return slices.Contains(m.apiServers, a)
 }
 
-// withClusterIP lists the Services with a ClusterIP. It looks at all of them.
+// withClusterIP lists the Services of ours with a ClusterIP. It looks at all of them.
 func (m *Model) withClusterIP(a netip.Addr) (ids []ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, s := range m.services {
-		if s.svc != nil && slices.Contains(s.svc.ClusterIPs, a) {
+		if s.ours() && slices.Contains(s.svc.ClusterIPs, a) {
 			ids = append(ids, id)
 		}
 	}
@@ -83,7 +83,7 @@ func (m *Model) prune(kind string, keep map[ID]struct{}) {
 func (m *Model) uid(id ID) UID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s := m.services[id]; s != nil && s.svc != nil {
+	if s := m.services[id]; s != nil && s.ours() {
 		return s.svc.UID
 	}
 	return UID{}

@@ -65,23 +65,17 @@ type watched struct {
 	fields, labels string
 }
 
-// The labels that selectors ask for. headlessLabel stands on the EndpointSlices of headless Services.
-const (
-	proxyNameLabel = "service.kubernetes.io/service-proxy-name"
-	headlessLabel  = corev1.IsHeadlessService
-)
+// headlessLabel stands on the EndpointSlices of headless Services.
+const headlessLabel = corev1.IsHeadlessService
 
-// wantedKinds is what a node needs of the cluster: the Services that are ours,
-// all EndpointSlices that are not of headless Services, whoever serves theirs
-// (default/kubernetes says where the API server is), and the own Node.
+// wantedKinds is what a node needs of the cluster: all Services with a
+// ClusterIP and all EndpointSlices that are not of headless Services, whoever
+// serves them (nobody may have another's ClusterIP or pod, and
+// default/kubernetes says where the API server is), and the own Node.
 func wantedKinds(opt Options) []watched {
-	proxy := "!" + proxyNameLabel
-	if opt.ServiceProxyName != "" {
-		proxy = proxyNameLabel + "=" + opt.ServiceProxyName
-	}
 	return []watched{
 		{kind: "Service", resource: "services", group: corev1.SchemeGroupVersion, example: &corev1.Service{},
-			fields: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String(), labels: proxy},
+			fields: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String()},
 		{kind: "EndpointSlice", resource: "endpointslices", group: discoveryv1.SchemeGroupVersion, example: &discoveryv1.EndpointSlice{},
 			labels: "!" + headlessLabel},
 		{kind: "Node", resource: "nodes", group: corev1.SchemeGroupVersion, example: &corev1.Node{},
@@ -331,7 +325,7 @@ func (k *Kubernetes) took(kind string) func(*object) {
 // checkClusterIPs looks whether a Service has the address by which the API
 // server is reached.
 func (k *Kubernetes) checkClusterIPs(o *object) {
-	if o.svc == nil {
+	if o.svc == nil || o.svc.Foreign {
 		return
 	}
 	for _, a := range o.svc.ClusterIPs {

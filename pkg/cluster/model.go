@@ -36,7 +36,9 @@ type Model struct {
 	node        Node
 	nodeProbs   []Problem
 	apiServers  []netip.Addr // sorted
-	dirty       []ID         // first dirtied first
+	named       map[netip.Addr]naming
+	asking      map[netip.Addr]map[ID]struct{} // who asks for an address from outside
+	dirty       []ID                           // first dirtied first
 	queued      map[ID]struct{}
 	nodeChanged bool
 	synced      bool
@@ -48,7 +50,7 @@ type Model struct {
 // service is all that is kept under one Service's name: either half may come
 // first or stay alone.
 type service struct {
-	svc      *Service // nil: absent or not ours
+	svc      *Service // nil: absent or of no use here
 	problems []Problem
 	slices   []*slice // in no order
 	// triggers are the changes of slices that Take told of and nobody has asked for yet; nearly always none.
@@ -68,14 +70,17 @@ func NewModel(opt Options) *Model {
 		changed:  make(chan struct{}, 1),
 		services: map[ID]*service{},
 		slices:   map[ID]*slice{},
+		named:    map[netip.Addr]naming{},
+		asking:   map[netip.Addr]map[ID]struct{}{},
 		node:     Node{Name: opt.NodeName},
 		queued:   map[ID]struct{}{},
 		started:  time.Now(),
 	}
 }
 
-// SetService takes a Service as it is now. A Service that is not ours (any
-// more) is as good as deleted and has no Problems. The object is not kept.
+// SetService takes a Service as it is now. Of a Service that is not ours (any
+// more) no more counts than that its ClusterIPs are its own, and it has no
+// Problems. The object is not kept.
 func (m *Model) SetService(obj *corev1.Service) []Problem {
 	if obj == nil {
 		return nil
@@ -177,6 +182,8 @@ func (m *Model) setService(id ID, svc *Service, probs []Problem) {
 	}
 	same := slices.Equal(s.problems, probs) &&
 		(s.svc == nil && svc == nil || s.svc != nil && svc != nil && s.svc.equal(svc))
+	m.ask(id, s.svc, svc)
+	m.age(s, s.svc, svc)
 	// The new one is stored even when it is equal: a source that keeps
 	// sanitised objects shares them with the Model this way.
 	s.svc, s.problems = svc, probs
@@ -193,8 +200,10 @@ func (m *Model) setSlice(id ID, content *sliceContent) {
 	old := m.slices[id]
 	if old != nil && content != nil && old.content.service == content.service {
 		same := old.content.equal(content)
+		before := old.content.records
 		old.content = content
 		if !same {
+			m.name(m.services[content.service], before, content.records)
 			m.noteTrigger(content)
 			m.markServed(content.service)
 		}
@@ -208,6 +217,7 @@ func (m *Model) setSlice(id ID, content *sliceContent) {
 		sl := &slice{content: content, pos: len(s.slices)}
 		s.slices = append(s.slices, sl)
 		m.slices[id] = sl
+		m.name(s, nil, content.records)
 		m.noteTrigger(content)
 		m.markServed(content.service)
 	}
@@ -218,6 +228,7 @@ func (m *Model) detach(id ID, sl *slice) {
 	owner := sl.content.service
 	s := m.services[owner]
 	s.triggers = nil // what is dated in a slice that goes is not its going
+	m.name(s, sl.content.records, nil)
 	last := len(s.slices) - 1
 	s.slices[sl.pos] = s.slices[last]
 	s.slices[sl.pos].pos = sl.pos
@@ -239,12 +250,15 @@ func (m *Model) setNode(node Node, probs []Problem) {
 	m.signal()
 }
 
-// lasting is a Node with the addresses that it had before where it has none:
+// lasting is a Node with the addresses and the ranges of pods that it had before where it has none:
 // its object is deleted and registered anew, or registered and not filled in
 // yet (B84).
 func lasting(node, before Node) Node {
 	if len(node.Addrs) == 0 {
 		node.Addrs = before.Addrs
+	}
+	if len(node.PodCIDRs) == 0 {
+		node.PodCIDRs = before.PodCIDRs
 	}
 	return node
 }
@@ -259,6 +273,9 @@ func (m *Model) service(id ID) *service {
 	return s
 }
 
+// ours: there is such a Service and this proxy serves it.
+func (s *service) ours() bool { return s.svc != nil && !s.svc.Foreign }
+
 // tidy drops a place with nothing left in it.
 func (m *Model) tidy(id ID, s *service) {
 	if s.svc == nil && len(s.problems) == 0 && len(s.slices) == 0 {
@@ -269,7 +286,7 @@ func (m *Model) tidy(id ID, s *service) {
 // markServed marks a Service whose slices changed. One that is absent or not
 // ours has no use for the news; its slices count when it appears.
 func (m *Model) markServed(id ID) {
-	if s := m.services[id]; s != nil && s.svc != nil || id == kubernetes {
+	if s := m.services[id]; s != nil && s.ours() || id == kubernetes {
 		m.mark(id)
 	}
 }

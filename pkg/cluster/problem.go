@@ -29,6 +29,7 @@ const (
 	ReasonUnspecified     = "Unspecified"
 	ReasonMulticast       = "Multicast"
 	ReasonBroadcast       = "Broadcast"
+	ReasonReserved        = "Reserved"
 	ReasonIPv4Mapped      = "IPv4Mapped"
 	ReasonZonedAddress    = "ZonedAddress"
 	ReasonAddressType     = "AddressType"

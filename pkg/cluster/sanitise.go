@@ -17,11 +17,16 @@ const (
 
 func objectID(obj metav1.Object) ID { return ID{intern(obj.GetNamespace()), obj.GetName()} }
 
-// sanitiseService reads a Service; nil when it is not ours. A Service of an
-// unknown type is not ours but has a Problem.
+// sanitiseService reads a Service; nil when no proxy serves it. A Service of
+// an unknown type is not served but has a Problem. Of one that another proxy
+// serves only the ClusterIPs count, and what of these cannot be used is that
+// proxy's to say.
 func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
-	if !ours(obj, opt) {
+	if !hasProxy(obj) {
 		return nil, nil
+	}
+	if !ours(obj, opt) {
+		return sanitiseForeign(obj), nil
 	}
 	s := &Service{ID: objectID(obj), UID: parseUID(obj.UID)}
 	r := serviceReader{obj: obj, s: s}
@@ -44,14 +49,26 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	return s, r.list
 }
 
-// ours is rule B1: neither ExternalName nor headless, and the label that says
-// which proxy a Service is for. A Service that has no cluster IP yet will be
-// ours when it has.
+// sanitiseForeign reads what counts of a Service that another proxy serves.
+func sanitiseForeign(obj *corev1.Service) *Service {
+	s := &Service{ID: objectID(obj), Foreign: true}
+	if t := obj.CreationTimestamp; !t.IsZero() {
+		s.Created = t.Unix()
+	}
+	s.ClusterIPs = (&problems{}).addrs(clusterIPs(obj), "spec.clusterIPs")
+	return s
+}
+
+// ours and hasProxy are rule B1: the label that says which proxy a Service is
+// for, and neither ExternalName nor headless.
 func ours(obj *corev1.Service, opt Options) bool {
 	name, labelled := obj.Labels["service.kubernetes.io/service-proxy-name"]
-	if labelled != (opt.ServiceProxyName != "") || name != opt.ServiceProxyName && labelled {
-		return false
-	}
+	return labelled == (opt.ServiceProxyName != "") && (!labelled || name == opt.ServiceProxyName)
+}
+
+// hasProxy: some proxy is to serve it. A Service that has no cluster IP yet
+// will be served when it has.
+func hasProxy(obj *corev1.Service) bool {
 	ips := clusterIPs(obj)
 	return obj.Spec.Type != corev1.ServiceTypeExternalName && len(ips) > 0 &&
 		obj.Spec.ClusterIP != corev1.ClusterIPNone && !slices.Contains(ips, corev1.ClusterIPNone)

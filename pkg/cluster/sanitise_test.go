@@ -272,25 +272,29 @@ func TestOurs(t *testing.T) {
 		proxyName string
 		change    func(*corev1.Service)
 		want      bool
+		foreign   bool
 	}{
-		{"plain", "", func(s *corev1.Service) {}, true},
-		{"headless", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }, false},
-		{"headless, one field", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", nil }, false},
-		{"headless, other field", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "", []string{"None"} }, false},
-		{"no cluster IP yet", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "", nil }, false},
-		{"ExternalName", "", func(s *corev1.Service) { s.Spec.Type = "ExternalName" }, false},
-		{"unknown type", "", func(s *corev1.Service) { s.Spec.Type = "Tunnel" }, false},
-		{"labelled", "", label("x"), false},
-		{"labelled with nothing", "", label(""), false},
-		{"own label", "x", label("x"), true},
-		{"other label", "x", label("y"), false},
-		{"no label", "x", func(s *corev1.Service) {}, false},
-		{"own label, ExternalName", "x", func(s *corev1.Service) { label("x")(s); s.Spec.Type = "ExternalName" }, false},
+		{"plain", "", func(s *corev1.Service) {}, true, false},
+		{"headless", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }, false, false},
+		{"headless, one field", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", nil }, false, false},
+		{"headless, other field", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "", []string{"None"} }, false, false},
+		{"no cluster IP yet", "", func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "", nil }, false, false},
+		{"ExternalName", "", func(s *corev1.Service) { s.Spec.Type = "ExternalName" }, false, false},
+		{"unknown type", "", func(s *corev1.Service) { s.Spec.Type = "Tunnel" }, false, false},
+		{"labelled", "", label("x"), false, true},
+		{"labelled with nothing", "", label(""), false, true},
+		{"own label", "x", label("x"), true, false},
+		{"other label", "x", label("y"), false, true},
+		{"no label", "x", func(s *corev1.Service) {}, false, true},
+		{"own label, ExternalName", "x", func(s *corev1.Service) { label("x")(s); s.Spec.Type = "ExternalName" }, false, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, _ := sanitiseService(testService(test.change), Options{ServiceProxyName: test.proxyName})
-			if (got != nil) != test.want {
-				t.Errorf("ours = %v, want %v", got != nil, test.want)
+			if ours := got != nil && !got.Foreign; ours != test.want {
+				t.Errorf("ours = %v, want %v", ours, test.want)
+			}
+			if foreign := got != nil && got.Foreign; foreign != test.foreign || foreign && len(got.ClusterIPs) == 0 {
+				t.Errorf("another proxy's = %v, want %v: %+v", foreign, test.foreign, got)
 			}
 		})
 	}
@@ -299,7 +303,7 @@ func TestOurs(t *testing.T) {
 func TestParseAddr(t *testing.T) {
 	for in, want := range map[string]string{
 		"10.0.0.1": "10.0.0.1", "010.000.00.01": "10.0.0.1", "2001:DB8::1": "2001:db8::1",
-		"240.0.0.1": "240.0.0.1", "0.0.0.1": "0.0.0.1", "100.64.0.1": "100.64.0.1",
+		"240.0.0.1": "240.0.0.1", "0.0.0.1": ReasonReserved, "0.255.0.1": ReasonReserved, "1.0.0.0": "1.0.0.0", "100.64.0.1": "100.64.0.1",
 		"10.0.0.256": ReasonInvalidAddress, "10.0.0": ReasonInvalidAddress, "0010.0..1": ReasonInvalidAddress,
 		" 10.0.0.1": ReasonInvalidAddress, "0x0a.0.0.1": ReasonInvalidAddress, "10.0.0.1/32": ReasonInvalidAddress,
 		"": ReasonInvalidAddress, "None": ReasonInvalidAddress, "-1.0.0.0": ReasonInvalidAddress,

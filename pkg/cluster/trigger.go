@@ -35,7 +35,7 @@ func (p *problems) trigger(obj *discoveryv1.EndpointSlice) int64 {
 // started do not count: they say how long it was not there. The caller holds mu.
 func (m *Model) noteTrigger(c *sliceContent) {
 	s := m.services[c.service]
-	if c.trigger <= m.started.UnixNano() || s.svc == nil || len(s.triggers) == mostTriggers {
+	if c.trigger <= m.started.UnixNano() || !s.ours() || len(s.triggers) == mostTriggers {
 		return
 	}
 	s.triggers = append(s.triggers, Trigger{At: time.Unix(0, c.trigger), IPv4: c.ipv4})

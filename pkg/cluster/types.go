@@ -68,7 +68,7 @@ func (t ServiceType) String() string {
 	return fmt.Sprintf("service type %d", uint8(t))
 }
 
-// Service is a Service that this proxy serves, sanitised. It is immutable once
+// Service is a Service that this proxy serves, sanitised, or another proxy. It is immutable once
 // handed to the Model. Addresses are valid unicast addresses, neither IPv4 in
 // IPv6 nor with a zone; a list holds no address twice.
 type Service struct {
@@ -118,6 +118,9 @@ type Service struct {
 	// DNSLabel: it has the label by which the cluster's DNS is known,
 	// k8s-app: kube-dns.
 	DNSLabel bool
+	// Foreign: another proxy serves it. Of such a Service ID, Created and
+	// ClusterIPs are known, and nothing else.
+	Foreign bool
 }
 
 // Port is a port of a Service.
@@ -175,7 +178,8 @@ func (s *Service) equal(o *Service) bool {
 		slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
 		slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.SourceRangesGiven == o.SourceRangesGiven &&
-		s.TrafficDistribution == o.TrafficDistribution && s.DNSLabel == o.DNSLabel
+		s.TrafficDistribution == o.TrafficDistribution && s.DNSLabel == o.DNSLabel &&
+		s.Foreign == o.Foreign
 }
 
 func (n Node) equal(o Node) bool {

@@ -168,6 +168,17 @@ func (c *Config) ClusterCIDRs() []netip.Prefix {
 	return out
 }
 
+// PodRanges are the ranges of the cluster's pods, whatever detectLocalMode goes by. Where it does not go by them nobody
+// has looked at what they hold, and what is no range is none.
+func (c *Config) PodRanges() (out []netip.Prefix) {
+	for _, text := range splitCIDRs(c.Proxy.ClusterCIDR) {
+		if p, err := ParseRanges([]string{text}); err == nil {
+			out = append(out, p...)
+		}
+	}
+	return out
+}
+
 // PodInterface is the interface through which this node's pods send, with a "*" at its end if it is the
 // beginning of several names, and empty where detectLocalMode does not go by interfaces.
 func (c *Config) PodInterface() string {

@@ -11,6 +11,14 @@ type Local struct {
 	// Addrs are the addresses of the node's interfaces other than ours: no loopback, no link-local ones, none
 	// that cannot be used yet. Sorted and unique.
 	Addrs []netip.Addr
+	// Own are those of Addrs that are this node's for good: they come with a subnet, and are the first there of
+	// their interface. What other programs put on an interface for a while, a virtual IP of theirs, has no subnet or is a
+	// second one in it. Sorted.
+	Own []netip.Addr
+	// Subnets are those of the node's interfaces other than ours, sorted and unique.
+	Subnets []netip.Prefix
+	// Renamed is an interface that was ours and has another name now, with what stands there; empty: there is none.
+	Renamed string
 	// Sources are the addresses, at most one of each family, with which the node's own connections leave.
 	Sources []netip.Addr
 	// NoIPv6: IPv6 is switched off on the node.

@@ -70,7 +70,7 @@ func bigObjects() []bigObject {
 			for i := range n {
 				owner.Spec.ExternalIPs = append(owner.Spec.ExternalIPs, numbered(20, i))
 			}
-			return []any{owner}, append(slicesOf(svc, 1000, 0, n, func(i int) string { return numbered(20, i) + "@node1" }), svc)
+			return []any{owner}, append(slicesOf(svc, 1000, 0, n, func(i int) string { return numbered(20, i) + "@" }), slice(svc, "10.244.1.5@node1"), svc)
 		}, all},
 		{"endpoints that are loopback addresses", func(n int) (before, big []any) {
 			svc := service("web", "10.96.0.1", 80)

@@ -122,7 +122,7 @@ func FuzzCompile(f *testing.F) {
 		b := bytesOf(data)
 		m := newModel(b.service(), b.slice("one"), b.slice("two"))
 		svc, eps := m.Get(idOf("web"))
-		frag := desk.Compile(svc, eps, desk.Site{Node: m.Node()}, desk.Options{Scheduler: "rr"})
+		frag := desk.Compile(svc, eps, desk.NamedOf(svc, m.Named), desk.Site{Node: m.Node()}, desk.Options{Scheduler: "rr"})
 		var last *desk.KeyClaim
 		for i := range frag.Claims {
 			c := &frag.Claims[i]
@@ -132,7 +132,7 @@ func FuzzCompile(f *testing.F) {
 			last = c
 			inOrder(t, c.Key, c.Claim.Want)
 		}
-		if again := desk.Compile(svc, eps, desk.Site{Node: m.Node()}, desk.Options{Scheduler: "rr"}); !slices.EqualFunc(frag.Claims, again.Claims,
+		if again := desk.Compile(svc, eps, desk.NamedOf(svc, m.Named), desk.Site{Node: m.Node()}, desk.Options{Scheduler: "rr"}); !slices.EqualFunc(frag.Claims, again.Claims,
 			func(a, b desk.KeyClaim) bool { return a.Key == b.Key && a.Claim.Want.Equal(b.Claim.Want) }) {
 			t.Error("compiled twice, it differs")
 		}

@@ -517,8 +517,9 @@ var (
 		{Name: "a", Port: 80, Protocol: corev1.ProtocolTCP, NodePort: 30080}, {Name: "b", Port: 443, Protocol: corev1.ProtocolTCP},
 		{Name: "c", Port: 53, Protocol: corev1.ProtocolTCP}, {Name: "d", Port: 53, Protocol: corev1.ProtocolUDP, NodePort: 30053},
 	}
-	// The last but one is the ClusterIP of another, the last one the API server's or the node's own.
-	external4 = []string{"203.0.113.1", "203.0.113.2", "10.96.0.11", "192.0.2.1"}
+	// After the load balancers' the ClusterIP of another, the API server's or the node's own, a pod's, and one that slices
+	// name without a node.
+	external4 = []string{"203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.2", "10.96.0.11", "192.0.2.1", "10.244.2.10", "10.244.2.11"}
 	// Addresses that the node may have beside its own: one may be a load balancer's as well.
 	locals4 = []string{"192.0.2.1", "192.0.2.2", "203.0.113.2", "10.244.1.1"}
 )
@@ -634,6 +635,7 @@ func randomNode(r *rand.Rand) *corev1.Node {
 	}
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode, Labels: map[string]string{corev1.LabelTopologyZone: pick(r, []string{"a", "b"})}}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: pick(r, []string{"192.0.2.1", "192.0.2.2"})}}
+	n.Spec.PodCIDRs = []string{pick(r, []string{"10.244.1.0/24", "10.244.1.0/24", "203.0.113.2/32"})}
 	return n
 }
 
@@ -645,6 +647,12 @@ func randomLocal(r *rand.Rand) (l ipvs.Local) {
 		}
 	}
 	l.Addrs = ipvs.SortAddrs(l.Addrs)
+	if r.IntN(3) == 0 {
+		l.Own = l.Addrs
+	}
+	if r.IntN(3) == 0 { // of which an endpoint and a load balancer's address are no hosts
+		l.Subnets = []netip.Prefix{netip.MustParsePrefix("10.244.2.8/30"), netip.MustParsePrefix("203.0.113.2/31"), netip.MustParsePrefix("203.0.113.0/30")}
+	}
 	l.NoIPv6 = r.IntN(4) == 0
 	return l
 }

@@ -23,6 +23,8 @@ type site struct {
 	tries uint8
 	next  time.Time
 	pods  []netip.Prefix // that the kernel was last told of
+	// renamed is an interface that was ours, as last said.
+	renamed string
 }
 
 // localPeriod is the least time between two looks at the node's addresses: they come and go in bursts.
@@ -63,9 +65,23 @@ func (s *site) tend(ctx context.Context) (more bool) {
 		s.tell.log.Info("IPv6 on this node", zap.Bool("switchedOff", local.NoIPv6))
 		s.stage.started = false // with IPv6 the kernel took our IPv6 addresses away
 	}
+	if local.Renamed != s.renamed {
+		s.sayRenamed(local.Renamed)
+	}
 	s.known, s.news, s.tries, s.next = true, false, 0, now.Add(localPeriod)
 	s.move(local)
 	return false
+}
+
+// sayRenamed says that our interface has got another name, and that it is over. Its addresses are answered there as well,
+// and stay when their Services have gone.
+func (s *site) sayRenamed(name string) {
+	if name == "" {
+		s.tell.log.Info("the interface that was ours is gone", zap.String("interface", s.renamed))
+	} else {
+		s.tell.log.Warn("an interface that was ours has another name now: its addresses are no addresses of this node's; delete it", zap.String("interface", name), zap.String("do", "ip link delete "+name))
+	}
+	s.renamed = name
 }
 
 // move tells the desk where it is, and has the Services decided again that it matters to.

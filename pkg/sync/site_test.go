@@ -118,8 +118,9 @@ func nodeNamed(address string) *corev1.Node {
 	return n
 }
 
-// B61: an API server that leaves its Service for a moment stays protected: with another's Service on its address it
-// could not come back. It is protected where another proxy serves the Service default/kubernetes, too.
+// B61: an API server that was reached and leaves its Service for a moment stays protected: with another's Service on its
+// address it could not come back. What its slice alone says is no more lasting than the slice: once that no longer names
+// another Service's address, the address serves again. It is so where another proxy serves default/kubernetes, too.
 func TestAPIServerStaysProtected(t *testing.T) {
 	for _, proxyName := range []string{"", "canary"} {
 		t.Run("service-proxy-name "+proxyName, func(t *testing.T) {
@@ -133,13 +134,23 @@ func TestAPIServerStaysProtected(t *testing.T) {
 				r.set(api, slice(api, "192.0.2.100"), thief, slice(thief, "10.244.2.10"))
 				r.synced()
 				r.start()
+				bound := func(when string, want bool) {
+					t.Helper()
+					time.Sleep(5 * time.Second)
+					r.tamper(func() {
+						if r.kernel.Addrs[netip.MustParseAddr("192.0.2.100")] != want || !r.kernel.Addrs[netip.MustParseAddr("10.96.0.9")] {
+							t.Errorf("%s, bound: %v; want the thief's own address, and the API server's: %t", when, r.kernel.Addrs, want)
+						}
+					})
+				}
+				bound("a slice names it", false)
+				r.model.SetSlice(slice(api))
+				bound("no slice names it any more", true)
+				r.model.SetSlice(slice(api, "192.0.2.100"))
+				bound("and again", false)
+				r.model.AddAPIServers([]netip.Addr{netip.MustParseAddr("192.0.2.100")})
 				r.model.SetSlice(slice(api)) // it is restarted
-				time.Sleep(5 * time.Second)
-				r.tamper(func() {
-					if r.kernel.Addrs[netip.MustParseAddr("192.0.2.100")] || !r.kernel.Addrs[netip.MustParseAddr("10.96.0.9")] {
-						t.Errorf("bound: %v; want the thief's own address and not the API server's", r.kernel.Addrs)
-					}
-				})
+				bound("it was reached", false)
 			})
 		})
 	}
@@ -296,4 +307,32 @@ func TestZoneChange(t *testing.T) {
 	if again := s.loop.desk.Move(moved.Node, moved.Local, nil, s.now); !slices.Equal(again, []cluster.ID{idOf("web")}) {
 		t.Errorf("another zone has %v decided anew, want web alone", again)
 	}
+}
+
+// B61: a Node object that is gone for a moment does not lay its pods' addresses open.
+func TestPodRangesHold(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		node := nodeNamed("192.0.2.7")
+		node.Spec.PodCIDRs = []string{"10.244.1.0/24"}
+		r.kernel.Node = ipvs.Local{Addrs: addrsOf("192.0.2.7")}
+		thief := balancer("thief", "10.96.0.9", "10.244.1.5", 1, 80)
+		r.set(thief, slice(thief, "10.244.2.10"))
+		r.model.SetNode(node)
+		r.synced()
+		r.start()
+		check := func(when string) {
+			t.Helper()
+			time.Sleep(5 * time.Second)
+			r.tamper(func() {
+				if r.kernel.Addrs[netip.MustParseAddr("10.244.1.5")] || !r.kernel.Addrs[netip.MustParseAddr("10.96.0.9")] {
+					t.Errorf("%s, bound: %v; want the thief's own address and not the pod's", when, r.kernel.Addrs)
+				}
+			})
+		}
+		check("at first")
+		r.model.DeleteNode(thisNode)
+		check("the Node object is gone")
+		r.model.SetNode(nodeNamed("192.0.2.7"))
+		check("and back, not filled in yet")
+	})
 }

@@ -91,6 +91,15 @@ func eventsToCount() (es []countedEvent) {
 	es = append(es,
 		countedEvent{name: "an endpoint's address becomes a virtual IP", do: func(s *stepper) { give(s.model, onEndpoint) }},
 		countedEvent{name: "and is none any more", do: func(s *stepper) { s.model.DeleteService("default", "onendpoint") }})
+	thief, pod := balancer("thief", "10.95.0.8", "10.244.9.9", 1, 80), slice(service("extra", "10.95.0.2", 80), "10.244.9.9")
+	foreign := service("foreign", "10.244.9.9", 80)
+	foreign.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "another"}
+	es = append(es,
+		countedEvent{name: "a load balancer's address comes", do: func(s *stepper) { give(s.model, thief) }},
+		countedEvent{name: "and becomes a pod's", do: func(s *stepper) { give(s.model, pod) }},
+		countedEvent{name: "and is none any more", do: func(s *stepper) { s.model.DeleteSlice("default", "extra-1") }},
+		countedEvent{name: "and becomes another proxy's ClusterIP", do: func(s *stepper) { give(s.model, foreign) }},
+		countedEvent{name: "and is none any more, again", do: func(s *stepper) { s.model.DeleteService("default", "foreign") }})
 	return append(es, countedEvent{name: "a walk through all Services", walks: true, do: func(s *stepper) {
 		for _, id := range s.model.Services() {
 			s.model.Get(id)

@@ -312,7 +312,7 @@ func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 	vips := map[netip.Addr]bool{}
 	for _, id := range m.Services() {
 		svc, _ := m.Get(id)
-		for _, c := range desk.Compile(svc, nil, site, opt.Desk).Claims {
+		for _, c := range desk.Compile(svc, nil, desk.NamedOf(svc, m.Named), site, opt.Desk).Claims {
 			vips[c.Key.Addr] = vips[c.Key.Addr] || c.Claim.Want.Guard.VIP
 		}
 	}
@@ -326,11 +326,17 @@ func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 				eps = append(eps, ep)
 			}
 		}
-		for _, c := range desk.Compile(svc, eps, site, opt.Desk).Claims {
+		for _, c := range desk.Compile(svc, eps, desk.NamedOf(svc, m.Named), site, opt.Desk).Claims {
 			claims[c.Key] = append(claims[c.Key], c.Claim)
 			if c.Claim.Rank == desk.RankClusterIP {
 				holding[c.Key.Addr] = append(holding[c.Key.Addr], c.Claim)
 			}
+		}
+	}
+	for _, name := range serviceNames { // of these another proxy may serve some
+		id := idOf(name)
+		for addrs, created := m.Held(id); len(addrs) > 0; addrs = addrs[1:] {
+			holding[addrs[0]] = append(holding[addrs[0]], desk.Claim{Rank: desk.RankClusterIP, Created: created, Service: id})
 		}
 	}
 	e := &expected{servers: map[ipvs.Key]ipvs.Server{}, sets: map[ipvs.Set]map[ipvs.Key]bool{}, addrs: map[netip.Addr]bool{},

@@ -69,10 +69,14 @@ func (l *linkDoor) close() {
 	l.sock.close()
 }
 
+// linkAlias is how the interface is known to be ours when somebody has given it another name.
+const linkAlias = "virtual IPs of ipvs-proxy"
+
 // How the interface is made, as a person would type it.
 const (
 	linkAdd = "ip link add " + linkName + " type dummy"
 	linkUp  = "ip link set " + linkName + " up"
+	linkTag = "ip link set " + linkName + " alias '" + linkAlias + "'"
 )
 
 // ensure makes the interface and sets it up: IPv6 routes need it up.
@@ -97,7 +101,12 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 		return wrote, created, fmt.Errorf("find interface %s: %w", linkName, err)
 	}
 	if link.Type() != "dummy" {
-		return wrote, created, fmt.Errorf("interface %s is of type %s, not dummy: it belongs to somebody else", linkName, link.Type())
+		return wrote, created, fmt.Errorf("interface %[1]s is of type %[2]s, not dummy: somebody else made it, and virtual IPs cannot stand there; "+
+			"give it another name, or delete it: ip link delete %[1]s", linkName, link.Type())
+	}
+	tagged, err := l.tag(link)
+	if wrote = append(wrote, tagged...); err != nil {
+		return wrote, created, err
 	}
 	created = created || l.index != 0 && l.index != link.Attrs().Index
 	if created {
@@ -116,6 +125,33 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 		wrote, created = append(wrote, linkUp), true
 	}
 	return wrote, created, nil
+}
+
+// tag marks the interface as ours.
+func (l *linkDoor) tag(link netlink.Link) (wrote []string, err error) {
+	if link.Attrs().Alias == linkAlias {
+		return nil, nil
+	}
+	if !l.readOnly {
+		if err := l.h.LinkSetAlias(link, linkAlias); err != nil {
+			return nil, fmt.Errorf("set the alias of interface %s: %w", linkName, err)
+		}
+	}
+	return []string{linkTag}, nil
+}
+
+// renamed gives the name that an interface of ours has by now; empty: it is none of ours, or gone.
+func (l *linkDoor) renamed(index int) (string, error) {
+	link, err := l.h.LinkByIndex(index)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("find interface %d: %w", index, err)
+	case link.Attrs().Alias != linkAlias || link.Type() != "dummy":
+		return "", nil
+	}
+	return link.Attrs().Name, nil
 }
 
 // bindings lists what stands on the interface in either form, and whether it stands in the configured form
@@ -162,11 +198,13 @@ func (l *linkDoor) bindings(ctx context.Context) (map[netip.Addr]bool, error) {
 // standing is an address of an interface.
 type standing struct {
 	addr   netip.Addr
+	subnet netip.Prefix // of which it is; of all bits where it is in none
 	index  int
 	usable bool // packets to it are taken
 	global bool // usable as a source anywhere
 	// deprecated: no source, as long as there is another one.
 	deprecated bool
+	first      bool // of its subnet and interface, and not about to go
 }
 
 // addresses lists the addresses of an interface, or of all with index 0.
@@ -208,6 +246,10 @@ func parseStanding(msg []byte) (s standing, err error) {
 	if s.addr = local; !local.IsValid() {
 		s.addr = addr
 	}
+	if s.subnet = netip.PrefixFrom(addr, int(msg[1])).Masked(); !addr.IsValid() {
+		s.subnet = netip.PrefixFrom(local, int(msg[1])).Masked()
+	}
+	s.first = flags&(unix.IFA_F_SECONDARY|unix.IFA_F_DEPRECATED) == 0
 	s.usable = flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
 	s.deprecated = flags&unix.IFA_F_DEPRECATED != 0
 	s.global = s.usable && msg[3] == unix.RT_SCOPE_UNIVERSE && !s.deprecated

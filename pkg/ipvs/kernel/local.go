@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -25,12 +26,9 @@ func (k *Kernel) Local(ctx context.Context) (local ipvs.Local, err error) {
 	if err != nil {
 		return local, err
 	}
-	for _, s := range all {
-		if s.index != ours && s.usable && !s.addr.IsLoopback() && !s.addr.IsLinkLocalUnicast() {
-			local.Addrs = append(local.Addrs, s.addr)
-		}
+	if err := k.link.sort(all, ours, &local); err != nil {
+		return local, err
 	}
-	local.Addrs = ipvs.SortAddrs(local.Addrs)
 	if k.link.index == 0 {
 		k.link.index = ours
 	}
@@ -45,6 +43,41 @@ func (k *Kernel) Local(ctx context.Context) (local ipvs.Local, err error) {
 	}
 	local.NoIPv6, err = noIPv6()
 	return local, err
+}
+
+// sort puts what stands on the node's other interfaces in its place. An interface that was ours and has another name now
+// is not the node's, whatever stands there: these are virtual IPs (B61).
+func (l *linkDoor) sort(all []standing, ours int, local *ipvs.Local) (err error) {
+	names := map[int]string{ours: ""}
+	for _, s := range all {
+		if s.index == ours || s.addr.IsLoopback() || s.addr.IsLinkLocalUnicast() {
+			continue
+		}
+		name, asked := names[s.index]
+		if !asked {
+			if name, err = l.renamed(s.index); err != nil {
+				return err
+			}
+			names[s.index] = name
+		}
+		if name != "" {
+			local.Renamed = name
+			continue
+		}
+		if s.usable {
+			local.Addrs = append(local.Addrs, s.addr)
+		}
+		if s.usable && !s.subnet.IsSingleIP() {
+			local.Subnets = append(local.Subnets, s.subnet)
+			if s.first {
+				local.Own = append(local.Own, s.addr)
+			}
+		}
+	}
+	local.Addrs, local.Own = ipvs.SortAddrs(local.Addrs), ipvs.SortAddrs(local.Own)
+	slices.SortFunc(local.Subnets, netip.Prefix.Compare)
+	local.Subnets = slices.Compact(local.Subnets)
+	return nil
 }
 
 // LocalChanged has a token when what Local gives may have changed.

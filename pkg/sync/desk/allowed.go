@@ -4,19 +4,22 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 )
 
 // allowed takes from a field's addresses those that the Service may have on this node, and notes why it may
 // not have the others.
 func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.Addr) refusal) []netip.Addr {
 	var ok []netip.Addr
+	c.nodes = c.site.nodesAmong(addrs)
 	for i, a := range addrs {
 		switch why := refuse(a); {
 		case a.Is6() && c.site.Local.NoIPv6: // said once for the node
 			c.asked.refuse(Refused{Addr: a, Field: field, Why: IPv6Off})
 		case why != allowed:
 			c.asked.refuse(Refused{Addr: a, Field: field, Why: why.code})
-			own := why.code == NodeAddress
+			own := why.here
 			c.f.Problems = note(c.f.Problems, Problem{Reason: why.code.name(), Here: own, Anywhere: !own},
 				func() string { return fmt.Sprintf("%s: %s %s: not served", field, a, why.text) })
 		case ok == nil && len(addrs) == 1:
@@ -31,10 +34,22 @@ func (c *compiler) allowed(addrs []netip.Addr, field string, refuse func(netip.A
 	return ok
 }
 
+// nodesAmong gives of each family, IPv4 and IPv6, the address of this node's that stands in a list; invalid: none does.
+// Such a list names nodes: k3s's ServiceLB writes all of theirs into a load balancer's status.
+func (s Site) nodesAmong(addrs []netip.Addr) (nodes [2]netip.Addr) {
+	for _, a := range s.Node.Addrs {
+		if slices.Contains(addrs, a) {
+			nodes[family(a.Is4())] = a
+		}
+	}
+	return nodes
+}
+
 // refusal says why a Service may not have an address. The zero value: it may.
 type refusal struct {
 	code Code
 	text string
+	here bool // it is this node's to say; of any other address another node may say the same
 }
 
 var allowed refusal
@@ -46,9 +61,18 @@ func (c *compiler) refuseClusterIP(a netip.Addr) refusal { return c.refuseOwn(a)
 func (c *compiler) refuseOwn(a netip.Addr) refusal {
 	switch {
 	case slices.Contains(c.site.Node.Addrs, a):
-		return refusal{NodeAddress, "is an address of this node"}
+		return refusal{code: NodeAddress, text: "is an address of this node", here: true}
 	case len(c.site.Node.Addrs) == 0 && c.site.isLocal(a):
-		return refusal{NodeAddress, "stands on this node, whose own addresses are not known yet"}
+		return refusal{code: NodeAddress, text: "stands on this node, whose own addresses are not known yet", here: true}
+	}
+	return allowed
+}
+
+// refuseSecond says why an address is this node's that its Node object does not name: a second interface's, the gateway
+// of the bridge that its pods are on.
+func (c *compiler) refuseSecond(a netip.Addr) refusal {
+	if _, own := slices.BinarySearchFunc(c.site.Local.Own, a, netip.Addr.Compare); own {
+		return refusal{code: NodeAddress, text: "stands on an interface of this node, with its subnet"}
 	}
 	return allowed
 }
@@ -60,20 +84,50 @@ func (c *compiler) refuseExternal(a netip.Addr) refusal {
 	case own != allowed:
 		return own
 	case slices.Contains(c.site.APIServers, a):
-		return refusal{APIServerAddress, "is an address of the API server"}
+		return refusal{code: APIServerAddress, text: "is an address of the API server"}
 	case inAny(c.opt.Protected, a):
-		return refusal{ProtectedAddress, "is in a protected range"}
+		return refusal{code: ProtectedAddress, text: "is in a protected range"}
+	case inAny(c.opt.Pods, a) || inAny(c.site.Node.PodCIDRs, a):
+		return refusal{code: PodAddress, text: "is in a range of the cluster's pods"}
+	case c.nodes[family(a.Is4())].IsValid():
+		return c.hinted(refusal{code: OthersAddress, text: "stands beside " + c.nodes[family(a.Is4())].String() + ", which is this node's, so it is taken for another node's"})
+	case c.site.isEdge(a) || classE.Contains(a):
+		return refusal{code: NoHostAddress, text: "can be no host's"}
 	case !c.hasFamily(a):
-		return refusal{FamilyMissing, "is of a family that the Service does not have"}
+		return refusal{code: FamilyMissing, text: "is of a family that the Service does not have"}
+	}
+	if second := c.refuseSecond(a); second != allowed {
+		return second
+	}
+	return c.refuseEndpoint(a)
+}
+
+// refuseEndpoint says why an address is an endpoint's. One on a node is a pod's, or the node's: whoever had it would take
+// what is meant for that. One that is written by hand may as well be a virtual IP that somebody wants to lead to: the
+// older of the two Services decides, so that neither takes from the other what was there.
+func (c *compiler) refuseEndpoint(a netip.Addr) refusal {
+	switch n := c.named[a]; {
+	case n.Pod != (cluster.ID{}):
+		return c.hinted(refusal{code: EndpointAddress, text: "is an endpoint of Service " + n.Pod.String()})
+	case n.ByHand != (cluster.ID{}) && (holder{n.Created, n.ByHand}).compare(holder{c.svc.Created, c.svc.ID}) < 0:
+		return refusal{code: EndpointAddress, text: "is an endpoint of Service " + n.ByHand.String() + ", which is older"}
 	}
 	return allowed
+}
+
+// hinted adds what to do where the address may be a node's that nobody has named (B86).
+func (c *compiler) hinted(r refusal) refusal {
+	if len(c.opt.Protected) == 0 {
+		r.text += "; where that is a node's, name the nodes' ranges in protectedCIDRs, which is empty"
+	}
+	return r
 }
 
 // refuseExternalIP: whoever may write a Service could take any address, so they are served only by leave
 // (CVE-2020-8554).
 func (c *compiler) refuseExternalIP(a netip.Addr) refusal {
 	if !inAny(c.opt.ExternalIPs, a) {
-		return refusal{ExternalIP, "is not in the ranges that --external-ip-cidrs allows"}
+		return refusal{code: ExternalIP, text: "is not in the ranges that --external-ip-cidrs allows"}
 	}
 	return c.refuseExternal(a)
 }

@@ -28,6 +28,9 @@ type Fragment struct {
 	Considered []netip.Addr
 	// Local is what the balancer in front of the cluster wants to know of this node.
 	Local Local
+	// Holds are the ClusterIPs of a Service that another proxy serves, which claims nothing. Sorted.
+	Holds   []netip.Addr
+	Created int64 // when that Service was made, in Unix seconds
 }
 
 // Local says where it is answered how many endpoints of a Service stand on this node.
@@ -72,26 +75,51 @@ type Options struct {
 	ExternalIPs []netip.Prefix
 	// Protected are ranges that no Service may have as an external address: other nodes', the API server's.
 	Protected []netip.Prefix
+	// Pods are the ranges of the whole cluster's pods, as far as they are configured: no Service may have one as an
+	// external address.
+	Pods []netip.Prefix
 	// Spared are the ranges of addresses whose virtual servers are never removed, whoever made them
 	// (ipvs.excludeCIDRs). What Services want there is made and kept right all the same, as kube-proxy does it.
 	Spared []netip.Prefix
 }
 
+// Named are those of the addresses that a Service asks for from outside that are endpoints, with whose.
+type Named map[netip.Addr]cluster.Named
+
 // Compile says what a Service wants of this node's kernel. It is pure and total: the same Service, endpoints
 // and site give the same Fragment on every node, whatever the objects hold. The endpoints are sorted by port
 // name and protocol, as the model gives them.
-func Compile(svc *cluster.Service, eps []cluster.Endpoint, site Site, opt Options) Fragment {
+func Compile(svc *cluster.Service, eps []cluster.Endpoint, named Named, site Site, opt Options) Fragment {
 	if svc == nil {
 		return Fragment{}
 	}
-	c := compiler{svc: svc, site: site, opt: opt}
+	c := compiler{svc: svc, named: named, site: site, opt: opt}
 	c.compile(eps)
 	return c.f
+}
+
+// NamedOf gives the Named of a Service.
+func NamedOf(svc *cluster.Service, of func(netip.Addr) cluster.Named) (named Named) {
+	if svc == nil {
+		return nil
+	}
+	for _, list := range [][]netip.Addr{svc.LoadBalancerIPs, svc.ExternalIPs} {
+		for _, a := range list {
+			if n := of(a); n != (cluster.Named{}) {
+				if named == nil {
+					named = Named{}
+				}
+				named[a] = n
+			}
+		}
+	}
+	return named
 }
 
 // compile compiles the Service with some endpoints.
 func (c *compiler) compile(eps []cluster.Endpoint) {
 	svc, site := c.svc, c.site
+	eps = c.hosts(eps)
 	clusterIPs := c.allowed(svc.ClusterIPs, "spec.clusterIPs", c.refuseClusterIP)
 	balancerIPs := c.allowed(svc.LoadBalancerIPs, "status.loadBalancer", c.refuseExternal)
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
@@ -136,20 +164,46 @@ func (c *compiler) claimChecks(addrs []netip.Addr) {
 	}
 }
 
+// hosts leaves out the endpoints whose address no host can have, and notes them: the kernel would drop what is sent
+// there, beside good ones every other connection.
+func (c *compiler) hosts(eps []cluster.Endpoint) []cluster.Endpoint {
+	if !slices.ContainsFunc(eps, func(ep cluster.Endpoint) bool { return c.site.hostless(ep.Addr, c.opt) }) {
+		return eps
+	}
+	said := map[netip.Addr]bool{}
+	return slices.DeleteFunc(slices.Clone(eps), func(ep cluster.Endpoint) bool {
+		if !c.site.hostless(ep.Addr, c.opt) {
+			return false
+		}
+		if c.asked != nil {
+			c.hostless = append(c.hostless, ep)
+		}
+		if !said[ep.Addr] {
+			said[ep.Addr] = true
+			c.f.Problems = note(c.f.Problems, Problem{Reason: ReasonNoHost, Here: ep.NodeName == c.site.Node.Name, Anywhere: ep.NodeName == ""},
+				func() string { return "endpoint " + ep.Addr.String() + " can be no host's: left out" })
+		}
+		return true
+	})
+}
+
 // compiler carries a Service and what it has become so far.
 type compiler struct {
-	svc  *cluster.Service
-	site Site
-	opt  Options
-	f    Fragment
+	svc   *cluster.Service
+	named Named
+	site  Site
+	opt   Options
+	f     Fragment
 	// taken are the source ranges of each family, IPv4 and IPv6, once a frontend has asked for them.
 	taken [2]*sourceRanges
 	// warned are the texts of Problems that were noted already.
 	warned map[string]bool
 	// asked is where reasons go; nil: nobody asks, and none is made.
 	asked *Explanation
-	// virtual are the endpoints that were left out before, for who asks.
-	virtual []cluster.Endpoint
+	// virtual are the endpoints that were left out before, for who asks, and hostless those that no host can have.
+	virtual, hostless []cluster.Endpoint
+	// nodes are this node's addresses, IPv4 and IPv6, in the list of addresses that is being looked at.
+	nodes [2]netip.Addr
 }
 
 // portEndpoints cuts out a port's endpoints: the model sorts them by port name and protocol. With many ports,

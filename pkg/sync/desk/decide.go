@@ -34,6 +34,7 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	frag.Claims = slices.DeleteFunc(frag.Claims, func(c KeyClaim) bool { return d.isLate(id, c) })
 	watch := d.vipsBefore(id, frag)
 	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
+	also = append(also, slices.DeleteFunc(d.outlived(frag), func(other cluster.ID) bool { return other == id })...)
 	is.NoLocal = frag.NoLocal
 	mark(d.sensitive, id, frag.Sensitive)
 	mark(d.zonal, id, frag.Zonal)
@@ -99,6 +100,9 @@ func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 	}
 	svc, eps := d.cluster.Get(id)
 	frag, bad := d.withoutVIPs(svc, eps)
+	if svc == nil {
+		frag.Holds, frag.Created = d.cluster.Held(id)
+	}
 	if d.refusedOf[id] = bad; len(bad) == 0 {
 		delete(d.refusedOf, id)
 	}
@@ -122,8 +126,9 @@ func (d *Desk) compile(id cluster.ID) (frag Fragment, problems []Problem) {
 
 // withoutVIPs compiles a Service without those of its endpoints that are virtual IPs, and lists these.
 func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag Fragment, vips []netip.Addr) {
+	named := NamedOf(svc, d.cluster.Named)
 	for {
-		frag = Compile(svc, eps, d.site, d.opt)
+		frag = Compile(svc, eps, named, d.site, d.opt)
 		bad := d.vipsAmong(frag)
 		if len(bad) == 0 {
 			return frag, vips
@@ -153,17 +158,48 @@ func (d *Desk) vipsAmong(f Fragment) (vips []netip.Addr) {
 		}
 		seen[&reals[0]] = true
 		for _, r := range reals {
-			if a := r.Addr.Addr(); d.ledger.isVIP(a) || own(a) {
+			if a := r.Addr.Addr(); d.staysVIP(a) || own(a) {
 				vips = append(vips, a)
 			}
 		}
 	}
 	for _, a := range f.Considered {
-		if d.ledger.isVIP(a) || own(a) {
+		if d.staysVIP(a) || own(a) {
 			vips = append(vips, a)
 		}
 	}
 	return ipvs.SortAddrs(vips)
+}
+
+// staysVIP: an address is a virtual IP, and not one that somebody loses because it is a pod's by now: such a claim is
+// decided anew at once, see outlived.
+func (d *Desk) staysVIP(a netip.Addr) bool { return d.ledger.isVIP(a) && !d.outlives(a) }
+
+// outlives: an address is a pod's, and nobody's ClusterIP, so that no claim on it holds.
+func (d *Desk) outlives(a netip.Addr) bool {
+	return d.ledger.holder(a) == (holder{}) && d.cluster.Named(a).Pod != (cluster.ID{})
+}
+
+// outlived are the Services with claims on addresses that are pods' by now, of those that a Service has as endpoints.
+func (d *Desk) outlived(f Fragment) (ids []cluster.ID) {
+	seen := map[*ipvs.Real]bool{} // frontends share their real servers
+	for _, c := range f.Claims {
+		reals := c.Claim.Want.Server.Reals
+		if len(reals) == 0 || seen[&reals[0]] {
+			continue
+		}
+		seen[&reals[0]] = true
+		for _, r := range reals {
+			if a := r.Addr.Addr(); d.ledger.isVIP(a) {
+				for k := range d.ledger.external[a] {
+					for _, claim := range d.ledger.claims[k] {
+						ids = append(ids, claim.Service)
+					}
+				}
+			}
+		}
+	}
+	return ids
 }
 
 // vipsBefore notes of each address that a Service has or gets whether it is a virtual IP now.
@@ -175,6 +211,9 @@ func (d *Desk) vipsBefore(id cluster.ID, f Fragment) map[netip.Addr]bool {
 	}
 	for _, c := range f.Claims {
 		note(c.Key)
+	}
+	for _, a := range slices.Concat(d.ledger.holds[id], f.Holds) {
+		note(ipvs.AddrKey(a))
 	}
 	return watch
 }

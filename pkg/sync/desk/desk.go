@@ -19,6 +19,10 @@ type Cluster interface {
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	// Endpoints gives the endpoints of a Service, whoever serves it.
 	Endpoints(cluster.ID) []cluster.Endpoint
+	// Named says who has an address as an endpoint.
+	Named(netip.Addr) cluster.Named
+	// Held gives the ClusterIPs of a Service that another proxy serves, sorted, and when that was made.
+	Held(cluster.ID) ([]netip.Addr, int64)
 	// Lists reports whether a slice of a Service names an address, ready or not, with a port of that number.
 	Lists(cluster.ID, netip.AddrPort) bool
 	// Problems gives what of a Service's objects cannot be used; for the zero ID of the own Node.

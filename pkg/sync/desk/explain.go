@@ -15,6 +15,7 @@ type Snapshot struct {
 	// Service is nil where there is none that is ours.
 	Service   *cluster.Service
 	Endpoints []cluster.Endpoint
+	Named     Named
 	Site      Site
 	Options   Options
 	// Owners are the Services that have the Keys which it claims, where that is another.
@@ -79,7 +80,7 @@ func (e *Explanation) refuse(r Refused) {
 // Snapshot takes what decides what a Service becomes now.
 func (d *Desk) Snapshot(id cluster.ID) Snapshot {
 	svc, eps := d.cluster.Get(id)
-	s := Snapshot{Service: svc, Endpoints: eps, Site: d.site, Options: d.opt}
+	s := Snapshot{Service: svc, Endpoints: eps, Named: NamedOf(svc, d.cluster.Named), Site: d.site, Options: d.opt}
 	frag, virtual := d.withoutVIPs(svc, eps)
 	s.Virtual = virtual
 	if port := frag.Local.HealthCheckNodePort; len(d.checkPorts.asking[port]) > 0 {
@@ -113,7 +114,7 @@ func (s Snapshot) Explain() (e Explanation) {
 	if s.Service == nil {
 		return e
 	}
-	c := compiler{svc: s.Service, site: s.Site, opt: s.Options, asked: &e}
+	c := compiler{svc: s.Service, named: s.Named, site: s.Site, opt: s.Options, asked: &e}
 	virtual := ipvs.SortAddrs(slices.Clone(s.Virtual))
 	var rest []cluster.Endpoint
 	for _, ep := range s.Endpoints {
@@ -162,6 +163,7 @@ func (c *portCompiler) explain(claim KeyClaim, b *backends, w way) {
 		return ElsewhereInside
 	})
 	judge(portEndpoints(c.port, c.virtual), func(cluster.Endpoint) Code { return VirtualEndpoint })
+	judge(portEndpoints(c.port, c.hostless), func(cluster.Endpoint) Code { return NoHost })
 	c.asked.Frontends = append(c.asked.Frontends, is)
 }
 

@@ -114,6 +114,10 @@ func TestExplain(t *testing.T) {
 		{"an older Service's healthCheckNodePort", checked("s", "10.96.0.1", 9), nil, []*cluster.Service{checked("o", "10.96.0.2", 1)}, "", false,
 			[]string{"10.96.0.1:80/tcp IPX0302", "203.0.113.1:80/tcp IPX0302", "spec.healthCheckNodePort invalid IP IPX0209"}},
 		{"IPv6 off", dual, nil, nil, "", true, []string{"10.96.0.1:80/tcp IPX0302", "spec.clusterIPs fd00::1 IPX0208"}},
+		{"a list of nodes", external(service("s", "10.96.0.1", 80), 1, "192.0.2.7", "192.0.2.8"), nil, nil, "", false,
+			[]string{"10.96.0.1:80/tcp IPX0302", "spec.externalIPs 192.0.2.7 IPX0201", "spec.externalIPs 192.0.2.8 IPX0212"}},
+		{"pods' addresses, and one that is no host's", external(service("s", "10.96.0.1", 80), 1, "10.0.0.1", "10.0.0.7", "192.0.2.40"), []string{"", "", "", ""}, nil, "", false,
+			[]string{"10.96.0.1:80/tcp +1 +2 +3 -4(IPX0110)", "spec.externalIPs 10.0.0.1 IPX0211", "spec.externalIPs 10.0.0.7 IPX0213", "spec.externalIPs 192.0.2.40 IPX0210"}},
 		{"none", nil, nil, nil, "", false, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -129,9 +133,9 @@ func TestExplain(t *testing.T) {
 			for _, s := range c.others {
 				o[s.ID] = object{svc: s}
 			}
-			opt := Options{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+			opt := Options{Pods: []netip.Prefix{netip.MustParsePrefix("192.0.2.32/28")}, ExternalIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
 				Protected: []netip.Prefix{netip.MustParsePrefix("192.0.2.128/25")}}
-			d := decided(o, opt, ipvs.Local{NoIPv6: c.noIPv6})
+			d := decided(o, opt, ipvs.Local{NoIPv6: c.noIPv6, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.4/30")}})
 			if c.zone != "" {
 				node := nodeNamed("192.0.2.7")
 				node.Zone = c.zone
@@ -179,7 +183,7 @@ func TestExplainAgrees(t *testing.T) {
 		for i := range r.IntN(5) {
 			eps = append(eps, endpoint(i+1, words[r.IntN(len(words))]))
 		}
-		d := decided(objects{svc.ID: {svc, eps}}, Options{}, ipvs.Local{Addrs: addrsOf("192.0.2.7")})
+		d := decided(objects{svc.ID: {svc: svc, eps: eps}}, Options{}, ipvs.Local{Addrs: addrsOf("192.0.2.7")})
 		e := d.Snapshot(svc.ID).Explain()
 		if len(e.Frontends) != 3 {
 			t.Fatalf("seed %d: %v, want three frontends", seed, printed(e))
@@ -204,8 +208,8 @@ func TestClosed(t *testing.T) {
 	held := service("held", "10.96.0.1", 80)
 	held.InternalLocal = true
 	d := decided(objects{
-		held.ID:      {held, []cluster.Endpoint{endpoint(1, "")}},
-		idOf("shop"): {balancer("shop", "10.96.0.2", "203.0.113.1", 1, 80), []cluster.Endpoint{endpoint(2, "")}},
+		held.ID:      {svc: held, eps: []cluster.Endpoint{endpoint(1, "")}},
+		idOf("shop"): {svc: balancer("shop", "10.96.0.2", "203.0.113.1", 1, 80), eps: []cluster.Endpoint{endpoint(2, "")}},
 		idOf("idle"): {svc: service("idle", "10.96.0.3", 80)},
 	}, Options{}, ipvs.Local{})
 	for at, want := range map[string]string{
@@ -232,8 +236,8 @@ func TestNothingRemembered(t *testing.T) {
 		return s
 	}
 	o := objects{
-		idOf("a"): {checked("a", "10.96.0.1"), []cluster.Endpoint{endpoint(1, "zone=a here"), endpoint(2, "zone=b")}},
-		idOf("b"): {checked("b", "10.96.0.2"), []cluster.Endpoint{endpoint(2, "lingering")}},
+		idOf("a"): {svc: checked("a", "10.96.0.1"), eps: []cluster.Endpoint{endpoint(1, "zone=a here"), endpoint(2, "zone=b")}},
+		idOf("b"): {svc: checked("b", "10.96.0.2"), eps: []cluster.Endpoint{endpoint(2, "lingering")}},
 		idOf("c"): {svc: service("c", "10.0.0.2", 80)},
 	}
 	d := decided(o, Options{}, ipvs.Local{})

@@ -57,6 +57,8 @@ type ledger struct {
 	users map[netip.Addr]users
 	// considered are the addresses of endpoints that matter to a Service beside its real servers.
 	considered map[cluster.ID][]netip.Addr
+	// holds are the addresses that Services of other proxies hold, which claim no Key.
+	holds map[cluster.ID][]netip.Addr
 	// sizes counts the claimed Keys by family, IPv4 and IPv6.
 	sizes [2]int
 	// freed are the pods whose hairpin fact nobody needs any more since the last look, maybe more than once.
@@ -73,6 +75,7 @@ func newLedger() *ledger {
 		users:     map[netip.Addr]users{},
 
 		considered: map[cluster.ID][]netip.Addr{},
+		holds:      map[cluster.ID][]netip.Addr{},
 	}
 }
 
@@ -189,6 +192,7 @@ func (l *ledger) concerned(id cluster.ID, f Fragment) []ipvs.Key {
 
 // clusterIPs lists the addresses that a Service has as its ClusterIPs, and those that it gets.
 func (l *ledger) clusterIPs(id cluster.ID, f Fragment) (addrs []netip.Addr) {
+	addrs = slices.Concat(l.holds[id], f.Holds)
 	var last netip.Addr // the Keys are sorted by address
 	for _, k := range l.byService[id] {
 		if k.Addr != last && slices.ContainsFunc(l.holding[k.Addr], func(h holder) bool { return h.service == id }) {
@@ -223,6 +227,12 @@ func (l *ledger) write(id cluster.ID, f Fragment) {
 		if c.Claim.Rank == RankClusterIP {
 			l.hold(c.Key.Addr, holder{c.Claim.Created, id})
 		}
+	}
+	for _, a := range f.Holds {
+		l.hold(a, holder{f.Created, id})
+	}
+	if l.holds[id] = f.Holds; len(f.Holds) == 0 {
+		delete(l.holds, id)
 	}
 	for _, a := range l.considered[id] {
 		l.countUse(id, a, -1)

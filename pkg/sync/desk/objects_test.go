@@ -18,6 +18,8 @@ type objects map[cluster.ID]object
 type object struct {
 	svc *cluster.Service
 	eps []cluster.Endpoint
+	// foreign is the Service where another proxy serves it.
+	foreign *cluster.Service
 }
 
 func (o objects) Get(id cluster.ID) (*cluster.Service, []cluster.Endpoint) {
@@ -35,6 +37,29 @@ func (o objects) Endpoints(id cluster.ID) []cluster.Endpoint {
 
 func (o objects) Lists(id cluster.ID, addr netip.AddrPort) bool {
 	return slices.ContainsFunc(o[id].eps, func(ep cluster.Endpoint) bool { return netip.AddrPortFrom(ep.Addr, ep.Port) == addr })
+}
+
+func (o objects) Named(a netip.Addr) (is cluster.Named) {
+	for id, obj := range o {
+		for _, ep := range obj.eps {
+			switch {
+			case ep.Addr != a:
+			case ep.NodeName != "" && (is.Pod == (cluster.ID{}) || id.Less(is.Pod)):
+				is.Pod = id
+			case ep.NodeName == "" && obj.svc != nil && (is.ByHand == (cluster.ID{}) ||
+				(holder{obj.svc.Created, id}).compare(holder{is.Created, is.ByHand}) < 0):
+				is.ByHand, is.Created = id, obj.svc.Created
+			}
+		}
+	}
+	return is
+}
+
+func (o objects) Held(id cluster.ID) ([]netip.Addr, int64) {
+	if svc := o[id].foreign; svc != nil {
+		return svc.ClusterIPs, svc.Created
+	}
+	return nil, 0
 }
 
 func (objects) Problems(cluster.ID) []cluster.Problem { return nil }

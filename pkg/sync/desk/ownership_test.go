@@ -101,7 +101,7 @@ func ownersOf(owner map[string]string) map[string]bool {
 func isEmpty(t *testing.T, d *Desk) {
 	t.Helper()
 	l, c := d.ledger, d.checkPorts
-	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.users)+len(l.considered) > 0 {
+	if len(l.claims)+len(l.byService)+len(l.holding)+len(l.external)+len(l.needs)+len(l.users)+len(l.considered)+len(l.holds) > 0 {
 		t.Errorf("all gone, and the ledger holds %+v", l)
 	}
 	if len(d.sensitive)+len(d.zonal)+len(d.dns)+len(d.refused)+len(d.refusedOf)+len(c.of)+len(c.asking) > 0 {
@@ -131,7 +131,7 @@ func TestRefusedAddresses(t *testing.T) {
 		{external(service("s", "10.96.0.1", 80), 1, "192.0.2.7"), "192.0.2.7", "spec.externalIPs", "an address of this node"},
 		{service("s", "192.0.2.7", 80), "192.0.2.7", "spec.clusterIPs", "an address of this node"},
 	} {
-		f := Compile(c.svc, nil, site, opt)
+		f := Compile(c.svc, nil, nil, site, opt)
 		var fe *ipvs.Frontend
 		for _, k := range f.Claims {
 			if k.Key.Addr.String() == c.at {

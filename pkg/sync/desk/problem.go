@@ -69,6 +69,9 @@ const (
 	ReasonExternalIP        = "ExternalIPForbidden" // external IPs are not served, or not from this range
 	ReasonAddressTaken      = "AddressTaken"        // it belongs to another Service
 	ReasonVirtualIPEndpoint = "VirtualIPEndpoint"   // an endpoint that is a virtual IP of ours
+	ReasonPodAddress        = "PodAddress"          // in a range of pods
+	ReasonEndpointAddress   = "EndpointAddress"     // an endpoint of a Service
+	ReasonNoHost            = "NoHost"              // no host can have it
 	ReasonHints             = "Hints"               // they name only zones or nodes that nobody knows
 	ReasonHealthCheckPort   = "HealthCheckNodePort" // it belongs to another Service, or to another process of this node
 	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node

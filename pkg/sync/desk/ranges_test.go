@@ -31,7 +31,7 @@ func TestB90SourceRangesOnce(t *testing.T) {
 				svc.SourceRanges = append(svc.SourceRanges,
 					netip.MustParsePrefix(fmt.Sprintf("198.18.%d.%d/32", 2*i>>8, 2*i&255)), netip.MustParsePrefix(fmt.Sprintf("2001:db8:0:%x::/64", 2*i+2)))
 			}
-			f := Compile(svc, nil, Site{Node: nodeNamed(c.node)}, Options{})
+			f := Compile(svc, nil, nil, Site{Node: nodeNamed(c.node)}, Options{})
 			lists, limited := map[*ipvs.Range]int{}, 0
 			for _, claim := range f.Claims {
 				if claim.Claim.Rank != RankLoadBalancer {

@@ -20,6 +20,7 @@ const (
 	ElsewhereInside Code = 107 // internal policy Local
 	OtherZone       Code = 108
 	OtherNode       Code = 109
+	NoHost          Code = 110
 )
 
 // Why a Service may not have an address, or a port of one.
@@ -33,6 +34,10 @@ const (
 	ClusterIPTaken   Code = 207
 	IPv6Off          Code = 208
 	CheckPortTaken   Code = 209
+	PodAddress       Code = 210
+	EndpointAddress  Code = 211
+	OthersAddress    Code = 212
+	NoHostAddress    Code = 213
 )
 
 // Why a new connection is not served.
@@ -66,8 +71,9 @@ var reasons = []Reason{
 	{ElsewhereInside, "", "internalTrafficPolicy is Local, and the endpoint is on another node.", "Set the policy to Cluster, or run a pod on this node."},
 	{OtherZone, "", "By its hints the endpoint is for another zone.", "See spec.trafficDistribution of the Service."},
 	{OtherNode, "", "By its hints the endpoint is for another node.", "See spec.trafficDistribution of the Service."},
+	{NoHost, ReasonNoHost, "The endpoint's address is no host's: the network or the broadcast address of a subnet of this node, or in 240.0.0.0/4 without the node having pods or a subnet there.", "Correct the EndpointSlice that somebody wrote by hand."},
 
-	{NodeAddress, ReasonNodeAddress, "The address is this node's own: a Service on it would cut the node off.", "Give the Service another address."},
+	{NodeAddress, ReasonNodeAddress, "The address is this node's own, by its Node object or because it stands on an interface with its subnet: a Service on it would cut the node off.", "Give the Service another address."},
 	{APIServerAddress, ReasonAPIServerAddress, "The address is one of the API server's.", "Give the Service another address."},
 	{ExternalIP, ReasonExternalIP, "External IPs are served only from ranges that are allowed: whoever may write a Service could take any address (CVE-2020-8554).", "Allow its range: --external-ip-cidrs."},
 	{ProtectedAddress, ReasonProtectedAddress, "The address is in one of the protectedCIDRs.", "Give the Service another address, or change protectedCIDRs."},
@@ -76,6 +82,10 @@ var reasons = []Reason{
 	{ClusterIPTaken, ReasonAddressTaken, "The address is another Service's ClusterIP, which has all its ports.", "Give the Service another address."},
 	{IPv6Off, "", "IPv6 is switched off on this node.", "Switch it on: net.ipv6.conf.all.disable_ipv6."},
 	{CheckPortTaken, ReasonHealthCheckPort, "Another Service has the healthCheckNodePort, as its own or as a node port.", "Give one of the two another port."},
+	{PodAddress, ReasonPodAddress, "The address is in a range of the cluster's pods: clusterCIDR, or the podCIDRs of this node's Node object.", "Give the Service another address."},
+	{EndpointAddress, ReasonEndpointAddress, "The address is an endpoint of a Service: a pod's, a node's, or one that an older Service names by hand. Who had it would take what is meant for that.", "Give the Service another address. Is it a node's, name the nodes' ranges in protectedCIDRs."},
+	{OthersAddress, ReasonNodeAddress, "The list in which the address stands names this node's own address as well: it is a list of nodes, as k3s's ServiceLB writes it.", "Name the nodes' ranges in protectedCIDRs; nodes that are not in the list cannot know."},
+	{NoHostAddress, ReasonNoHost, "The address is no host's: the network or the broadcast address of a subnet of this node, or in 240.0.0.0/4.", "Give the Service another address."},
 
 	{NoSuchPort, "", "The address is a virtual IP, and no Service has this port of it: TCP is reset, all else refused by ICMP.", "See the Service's ports."},
 	{NoEndpoint, "", "The Service has no endpoint that could serve: TCP is reset, all else refused by ICMP.", "See whether the Service's selector fits its pods, and whether they are ready."},

@@ -18,6 +18,8 @@ type Site struct {
 	Local ipvs.Local
 	// NodePorts are the addresses on which node ports are served, sorted.
 	NodePorts []netip.Addr
+	// Edges are the network and the broadcast addresses of the node's subnets, which no host can have. Sorted.
+	Edges []netip.Addr
 	// APIServers are the addresses by which the API server is reached, and the endpoints of its Service, sorted.
 	APIServers []netip.Addr
 	// Lacking are the schedulers that the kernel does not have: rr serves in their place.
@@ -34,12 +36,41 @@ func NewSite(node cluster.Node, local ipvs.Local, apiServers []netip.Addr, opt O
 	if len(primaries) == 0 { // the Node object is not known, or gone for a moment
 		primaries = local.Sources
 	}
+	s.Edges = edges(local.Subnets)
 	for _, a := range local.Addrs {
 		if opt.NodePorts.selects(a, primaries) {
 			s.NodePorts = append(s.NodePorts, a)
 		}
 	}
 	return s
+}
+
+// classE is what no host has, unless somebody made it his own: clusters ran out of private addresses and took it for pods.
+var classE = netip.MustParsePrefix("240.0.0.0/4")
+
+// edges are the network and broadcast addresses of some subnets; of IPv6, which has no broadcast, the address of whatever
+// router there is.
+func edges(subnets []netip.Prefix) (list []netip.Addr) {
+	for _, p := range subnets {
+		if p.Addr().BitLen()-p.Bits() < 2 {
+			continue // two hosts, or one
+		}
+		list = append(list, p.Masked().Addr())
+		if p.Addr().Is4() {
+			list = append(list, ipvs.RangeOf(p).Last)
+		}
+	}
+	return ipvs.SortAddrs(list)
+}
+
+func (s Site) isEdge(a netip.Addr) bool {
+	_, is := slices.BinarySearchFunc(s.Edges, a, netip.Addr.Compare)
+	return is
+}
+
+// hostless: no host can have an address, as far as this node knows.
+func (s Site) hostless(a netip.Addr, opt Options) bool {
+	return s.isEdge(a) || classE.Contains(a) && !inAny(s.Local.Subnets, a) && !inAny(s.Node.PodCIDRs, a) && !inAny(opt.Pods, a)
 }
 
 // primary is the node's first address of a family; invalid: it has none.
@@ -59,6 +90,7 @@ func (s Site) equal(o Site) bool { return s.Node.Zone == o.Node.Zone && s.equalB
 
 func (s Site) equalButZone(o Site) bool {
 	return s.Node.Name == o.Node.Name && slices.Equal(s.Node.Addrs, o.Node.Addrs) &&
+		slices.Equal(s.Node.PodCIDRs, o.Node.PodCIDRs) && slices.Equal(s.Local.Own, o.Local.Own) && slices.Equal(s.Local.Subnets, o.Local.Subnets) &&
 		s.Local.NoIPv6 == o.Local.NoIPv6 && slices.Equal(s.Local.Addrs, o.Local.Addrs) &&
 		slices.Equal(s.Local.Sources, o.Local.Sources) && maps.Equal(s.Lacking, o.Lacking) && slices.Equal(s.NodePorts, o.NodePorts) && slices.Equal(s.APIServers, o.APIServers)
 }
@@ -156,15 +188,18 @@ func (d *Desk) Move(node cluster.Node, local ipvs.Local, reached []netip.Addr, n
 			affected = append(affected, d.ledger.holders(a)...)
 		}
 	}
+	for _, a := range site.Edges { // whose endpoint can be no host's any more; those who left it out have a Problem
+		affected = append(affected, d.ledger.users[a].ids()...)
+	}
 	slices.SortFunc(affected, cluster.ID.Compare)
 	return slices.Compact(affected)
 }
 
-// apiServers are the API server's addresses: those by which it is reached, and the endpoints of its Service, whoever
-// serves that. One that leaves it, as an API server does that is restarted, stays protected as long as this process
-// lives: with another's Service on its address it could not come back.
+// apiServers are the API server's addresses: those by which it is reached, for as long as this process lives, and the
+// endpoints of its Service, whoever serves that, for as long as they are. What a slice says is no more lasting than the
+// slice: it may have named another Service's address.
 func (d *Desk) apiServers(reached []netip.Addr) []netip.Addr {
-	addrs := slices.Concat(d.site.APIServers, reached)
+	addrs := slices.Clone(reached)
 	for _, ep := range d.cluster.Endpoints(kubernetes) {
 		addrs = append(addrs, ep.Addr)
 	}

@@ -65,7 +65,7 @@ func TestB82CheckAtBalancer(t *testing.T) {
 	web := balancer("web", "10.96.0.1", "203.0.113.1", 1, 80)
 	web.HealthCheckNodePort, web.ExternalLocal = 30200, true
 	check := ipvs.Key{Addr: netip.MustParseAddr("203.0.113.1"), Port: 30200, Proto: ipvs.TCP}
-	o := objects{web.ID: {web, []cluster.Endpoint{endpoint(1, "here")}}}
+	o := objects{web.ID: {svc: web, eps: []cluster.Endpoint{endpoint(1, "here")}}}
 	d := decided(o, Options{}, ipvs.Local{})
 	is := d.Decide(web.ID)
 	if !slices.Equal(is.Check.At, addrsOf("203.0.113.1")) {
