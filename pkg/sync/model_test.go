@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -284,7 +285,7 @@ func (w *walker) wrote(op ipvs.Op) {
 			delete(w.foreign, k) // it was taken over
 		}
 	}
-	if w.expected().wantsBack(op) && !w.allBad && !w.tampered[addrOf(op)] {
+	if w.expected().wantsBack(op) && w.asSeen().wantsBack(op) && !w.allBad && !w.tampered[addrOf(op)] {
 		w.wrong("%s: takes away what is wanted", op)
 	}
 	if !w.complete && op.Effect().Removes && !w.allBad && !w.tampered[addrOf(op)] && !w.knew(op) {
@@ -338,15 +339,29 @@ func (w *walker) claimed(k ipvs.Key) bool {
 
 func (w *walker) expected() *expected {
 	if w.want == nil {
-		objs := w.objects()
-		if w.node == nil && w.lastNode != nil { // its addresses hold (B84)
-			last := w.lastNode.DeepCopy()
-			last.Labels = nil
-			objs = append(objs, last)
-		}
-		w.want = expect(newModel(objs...), w.kernel.Node, w.opt)
+		w.want = expect(newModel(w.present()...), w.kernel.Node, w.opt)
 	}
 	return w.want
+}
+
+// present are the objects, and the Node object that was there last: its addresses hold (B84).
+func (w *walker) present() []any {
+	objs := w.objects()
+	if w.node == nil && w.lastNode != nil {
+		last := w.lastNode.DeepCopy()
+		last.Labels = nil
+		objs = append(objs, last)
+	}
+	return objs
+}
+
+// asSeen is what is expected of a loop that has not heard yet of the node's latest addresses: after a look it takes localPeriod until the next.
+func (w *walker) asSeen() *expected {
+	seen := w.loop.desk.Site().Local
+	if reflect.DeepEqual(seen, w.kernel.Node) {
+		return w.expected()
+	}
+	return expect(newModel(w.present()...), seen, w.opt)
 }
 
 // addrOf is the address that an operation is about.
