@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/plane"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 // kernelPackage is a package whose tests need a kernel with IPVS. They skip
@@ -54,6 +56,7 @@ type testOptions struct {
 	results    string
 	beside     bool   // not the whole suite of a kernel
 	kubernetes string // release of the control plane, where there is one
+	kubeProxy  string // release of kube-proxy, for the tests that take a node over from it; empty: the default
 }
 
 func testCommand() *cobra.Command {
@@ -75,16 +78,23 @@ not build or runs no test, the lab itself) counts as one failed test.`,
 			if _, err := regexp.Compile(o.run); err != nil {
 				return fmt.Errorf("--run: %w", err)
 			}
+			if o.kubeProxy != "" {
+				if err := programs.CheckRelease(o.kubeProxy); err != nil {
+					return fmt.Errorf("--kube-proxy: %w", err)
+				}
+			}
 			return runTests(cmd.Context(), o, os.Stdout)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.run, "run", "", "only tests that match, as go test -run")
 	f.BoolVar(&o.skipHost, "skip-host", false, "only the tests that need a kernel")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "show what passing tests say: figures of loads, times")
 	f.BoolVar(&o.failOnSkip, "fail-on-skip", os.Getenv("CI") == "true", "count a skipped test as a failure; the default where CI=true")
 	f.DurationVar(&o.timeout, "timeout", 45*time.Minute, "for the tests of one package")
 	f.StringArrayVar(&o.env, "env", nil, "KEY=VALUE for the tests on the lab")
 	f.StringVar(&o.results, "results", "", "keep the verdicts of the kernel tests in this directory; with --run, those of the others stay")
+	f.StringVar(&o.kubeProxy, "kube-proxy", "", "release of kube-proxy for the tests that want it, which lab e2e --build has compiled: "+strings.Join(programs.Releases, ", "))
 	f.StringVar(&o.kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
 	return cmd
 }
