@@ -30,34 +30,42 @@ var hostPortForms = []struct {
 	name string
 	put  func(t *testing.T, n *lab.Node, pod *lab.Pod, ports []hostPort)
 }{
-	{"CNI portmap over iptables-nft", portmapIPTables},
+	{"CNI portmap over iptables-nft", portmapIPTables("nft")},
+	{"CNI portmap over iptables-legacy", portmapIPTables("legacy")},
 	{"plain nftables", portmapNFTables},
 }
 
 // portmapIPTables writes what the CNI plugin portmap does by default; Docker's chain DOCKER is of the same kind.
-func portmapIPTables(t *testing.T, n *lab.Node, pod *lab.Pod, ports []hostPort) {
+func portmapIPTables(of string) func(*testing.T, *lab.Node, *lab.Pod, []hostPort) {
+	return func(t *testing.T, n *lab.Node, pod *lab.Pod, ports []hostPort) {
+		t.Helper()
+		for family, program := range map[int]string{4: "iptables-" + of + "-restore", 6: "ip6tables-" + of + "-restore"} {
+			restorePortmap(t, n, pod, ports, family, program)
+		}
+	}
+}
+
+func restorePortmap(t *testing.T, n *lab.Node, pod *lab.Pod, ports []hostPort, family int, program string) {
 	t.Helper()
-	for family, program := range map[int]string{4: "iptables-nft-restore", 6: "ip6tables-nft-restore"} {
-		var rules strings.Builder
-		for _, p := range ports {
-			match := fmt.Sprintf("-A CNI-DN-0123456789abcdef01234 -p %s -m %[1]s --dport %d ", p.proto, p.port)
-			fmt.Fprintf(&rules, "%s-s %s -j CNI-HOSTPORT-SETMARK\n", match, podRange(family))
-			fmt.Fprintf(&rules, "%s-j DNAT --to-destination %s\n", match, netip.AddrPortFrom(pod.Addr(family), p.target))
+	var rules strings.Builder
+	for _, p := range ports {
+		match := fmt.Sprintf("-A CNI-DN-0123456789abcdef01234 -p %s -m %[1]s --dport %d ", p.proto, p.port)
+		fmt.Fprintf(&rules, "%s-s %s -j CNI-HOSTPORT-SETMARK\n", match, podRange(family))
+		fmt.Fprintf(&rules, "%s-j DNAT --to-destination %s\n", match, netip.AddrPortFrom(pod.Addr(family), p.target))
+	}
+	input := "*nat\n:CNI-HOSTPORT-DNAT - [0:0]\n:CNI-HOSTPORT-SETMARK - [0:0]\n:CNI-HOSTPORT-MASQ - [0:0]\n:CNI-DN-0123456789abcdef01234 - [0:0]\n" +
+		"-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n" +
+		"-A POSTROUTING -j CNI-HOSTPORT-MASQ\n-A CNI-HOSTPORT-SETMARK -j MARK --or-mark 0x2000\n" +
+		"-A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE\n-A CNI-HOSTPORT-DNAT -j CNI-DN-0123456789abcdef01234\n" + rules.String() + "COMMIT\n"
+	if err := n.Do(func() error {
+		cmd := exec.Command(program, "--noflush")
+		cmd.Stdin = strings.NewReader(input)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", program, err, out)
 		}
-		input := "*nat\n:CNI-HOSTPORT-DNAT - [0:0]\n:CNI-HOSTPORT-SETMARK - [0:0]\n:CNI-HOSTPORT-MASQ - [0:0]\n:CNI-DN-0123456789abcdef01234 - [0:0]\n" +
-			"-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n" +
-			"-A POSTROUTING -j CNI-HOSTPORT-MASQ\n-A CNI-HOSTPORT-SETMARK -j MARK --or-mark 0x2000\n" +
-			"-A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE\n-A CNI-HOSTPORT-DNAT -j CNI-DN-0123456789abcdef01234\n" + rules.String() + "COMMIT\n"
-		if err := n.Do(func() error {
-			cmd := exec.Command(program, "--noflush")
-			cmd.Stdin = strings.NewReader(input)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("%s: %w: %s", program, err, out)
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -171,7 +179,7 @@ func (s *stage) servedBesideHostPorts(t *testing.T, c client, family int, svc, l
 	}
 }
 
-// hostPortsUnshielded is the control, and that an agent which starts puts it right.
+// hostPortsUnshielded is the control, and that an agent which starts puts it right, also for who keeps sending datagrams.
 func (s *stage) hostPortsUnshielded(t *testing.T, n *lab.Node, svc, api lab.Service) {
 	t.Helper()
 	if err := s.agents[0].Stop(); err != nil {
@@ -191,9 +199,21 @@ func (s *stage) hostPortsUnshielded(t *testing.T, n *lab.Node, svc, api lab.Serv
 	each(map[string]string{"web": "pod-c", "api": "apiserver"}) // while no agent runs, too
 	nft(t, n, "flush set inet ipvs-proxy shielded")
 	each(map[string]string{"web": hostPortName, "api": hostPortName})
+	var flows []*lab.Flow
+	for _, family := range []int{4, 6} {
+		for _, w := range s.ways(svc, family) {
+			f := flow(t, s.w.Client, w.udp)
+			reaches(t, f, hostPortName, 3)
+			flows = append(flows, f)
+		}
+	}
 	began := time.Now()
 	s.agents[0] = s.w.StartAgent(t, n, s.cluster, s.args...)
 	programmed(t, s.agents[0])
 	each(map[string]string{"web": "pod-c", "api": "apiserver"})
+	for _, f := range flows { // that keep sending from one port
+		reaches(t, f, "pod-c", 3)
+		f.Stop()
+	}
 	t.Logf("put right within %s of the start", time.Since(began).Round(100*time.Millisecond))
 }
