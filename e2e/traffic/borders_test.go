@@ -24,6 +24,20 @@ const elsewhere = "--cluster-cidr=10.99.0.0/16,fd10:99::/32"
 // free are addresses that nobody has: whoever asks for them gets them, which is the control of each attack.
 var free = []string{"203.0.113.90", "fd20:113::90"}
 
+// promptly is time enough for what follows from one change of a file, and short enough to find that it does not follow.
+const promptly = 15 * time.Second
+
+// wantHitPromptly waits until a client's requests reach a pod or a daemon.
+func wantHitPromptly(t testing.TB, c *lab.Host, to netip.AddrPort, who string) {
+	t.Helper()
+	lab.Eventually(t, promptly, fmt.Sprintf("%s asks %s and hits %s", c.Name, to, who), func() error {
+		if r := c.Ask(to, lab.Timeout(time.Second)); r.Pod != who {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+}
+
 // inside are clients with a route to pods.
 func (s *stage) inside() []client {
 	return slices.DeleteFunc(s.everyone(), func(c client) bool { return c.name == "outside" })
@@ -35,7 +49,7 @@ func (s *stage) takes(t *testing.T, attack lab.Service, port uint16) {
 	s.apply(attack, s.w.Pod("pod-c"))
 	for _, a := range free {
 		for _, n := range s.w.Nodes {
-			wantHit(t, n.Host, netip.AddrPortFrom(netip.MustParseAddr(a), port), "pod-c")
+			wantHitPromptly(t, n.Host, netip.AddrPortFrom(netip.MustParseAddr(a), port), "pod-c")
 		}
 	}
 }
@@ -310,7 +324,7 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 	asks := func(from *lab.Host, to *lab.Node, who string) {
 		t.Helper()
 		for _, family := range []int{4, 6} {
-			wantHit(t, from, netip.AddrPortFrom(to.Addr(family), 6443), who)
+			wantHitPromptly(t, from, netip.AddrPortFrom(to.Addr(family), 6443), who)
 		}
 	}
 	reaches := func(svc lab.Service, pairs [][2]*lab.Node) {
