@@ -327,9 +327,8 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 			wantHitPromptly(t, from, netip.AddrPortFrom(to.Addr(family), 6443), who)
 		}
 	}
-	reaches := func(svc lab.Service, pairs [][2]*lab.Node) {
+	reaches := func(pairs [][2]*lab.Node) {
 		t.Helper()
-		s.ready(svc)
 		for _, way := range pairs {
 			asks(way[0].Host, way[1], "daemon of "+way[1].Name)
 			each(t, func(t *testing.T, family int) {
@@ -341,7 +340,8 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 	t.Run("a list of all nodes", func(t *testing.T) {
 		svc := of(208, one, two)
 		s.apply(svc, s.pods()...)
-		reaches(svc, [][2]*lab.Node{{one, two}, {two, one}})
+		s.ready(svc) // whatever the status says is decided then
+		reaches([][2]*lab.Node{{one, two}, {two, one}})
 		asks(s.w.Pod("pod-c").Host, one, "daemon of node1")
 		for i, a := range s.agents {
 			wantSaid(t, a, "default/web208", s.w.Nodes[1-i].V4.String(), "is taken for another node's", "protectedCIDRs, which is empty")
@@ -374,7 +374,7 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 			asks(one.Host, two, "pod-a") // the control
 			objs := known.with()
 			s.cluster.Apply(objs...)
-			reaches(svc, [][2]*lab.Node{{one, two}})
+			reaches([][2]*lab.Node{{one, two}})
 			wantSaid(t, s.agents[0], "default/web210", two.V4.String()+" "+known.why)
 			s.cluster.Delete(objs...)
 			s.gone(svc)
