@@ -1,4 +1,4 @@
-// Command conformance writes docs/conformance.md: what the tests hold, by row of behaviour and by test of
+// Command conformance writes the table of docs/security.md (e2e/attacks) and docs/conformance.md: what the tests hold, by row of behaviour and by test of
 // Kubernetes' own suite, in which family and on which kernel. All of it comes from files that tests and people
 // write: e2e/results, e2e/upstream.yaml, e2e/behaviour.yaml, the headers of e2e/mutants, and the tests' source.
 package main
@@ -25,6 +25,9 @@ func run(root string) error {
 		return err
 	}
 	if err := in.agree(); err != nil {
+		return err
+	}
+	if err := in.writeSecurity(root); err != nil {
 		return err
 	}
 	if err := in.current(); err != nil {

@@ -24,6 +24,20 @@ const elsewhere = "--cluster-cidr=10.99.0.0/16,fd10:99::/32"
 // free are addresses that nobody has: whoever asks for them gets them, which is the control of each attack.
 var free = []string{"203.0.113.90", "fd20:113::90"}
 
+// promptly is time enough for what follows from one change of a file, and short enough to find that it does not follow.
+const promptly = 15 * time.Second
+
+// wantHitPromptly waits until a client's requests reach a pod or a daemon.
+func wantHitPromptly(t testing.TB, c *lab.Host, to netip.AddrPort, who string) {
+	t.Helper()
+	lab.Eventually(t, promptly, fmt.Sprintf("%s asks %s and hits %s", c.Name, to, who), func() error {
+		if r := c.Ask(to, lab.Timeout(time.Second)); r.Pod != who {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+}
+
 // inside are clients with a route to pods.
 func (s *stage) inside() []client {
 	return slices.DeleteFunc(s.everyone(), func(c client) bool { return c.name == "outside" })
@@ -35,7 +49,7 @@ func (s *stage) takes(t *testing.T, attack lab.Service, port uint16) {
 	s.apply(attack, s.w.Pod("pod-c"))
 	for _, a := range free {
 		for _, n := range s.w.Nodes {
-			wantHit(t, n.Host, netip.AddrPortFrom(netip.MustParseAddr(a), port), "pod-c")
+			wantHitPromptly(t, n.Host, netip.AddrPortFrom(netip.MustParseAddr(a), port), "pod-c")
 		}
 	}
 }
@@ -310,12 +324,11 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 	asks := func(from *lab.Host, to *lab.Node, who string) {
 		t.Helper()
 		for _, family := range []int{4, 6} {
-			wantHit(t, from, netip.AddrPortFrom(to.Addr(family), 6443), who)
+			wantHitPromptly(t, from, netip.AddrPortFrom(to.Addr(family), 6443), who)
 		}
 	}
-	reaches := func(svc lab.Service, pairs [][2]*lab.Node) {
+	reaches := func(pairs [][2]*lab.Node) {
 		t.Helper()
-		s.ready(svc)
 		for _, way := range pairs {
 			asks(way[0].Host, way[1], "daemon of "+way[1].Name)
 			each(t, func(t *testing.T, family int) {
@@ -327,7 +340,8 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 	t.Run("a list of all nodes", func(t *testing.T) {
 		svc := of(208, one, two)
 		s.apply(svc, s.pods()...)
-		reaches(svc, [][2]*lab.Node{{one, two}, {two, one}})
+		s.ready(svc) // whatever the status says is decided then
+		reaches([][2]*lab.Node{{one, two}, {two, one}})
 		asks(s.w.Pod("pod-c").Host, one, "daemon of node1")
 		for i, a := range s.agents {
 			wantSaid(t, a, "default/web208", s.w.Nodes[1-i].V4.String(), "is taken for another node's", "protectedCIDRs, which is empty")
@@ -360,7 +374,7 @@ func TestB86OtherNodesAddresses(t *testing.T) {
 			asks(one.Host, two, "pod-a") // the control
 			objs := known.with()
 			s.cluster.Apply(objs...)
-			reaches(svc, [][2]*lab.Node{{one, two}})
+			reaches([][2]*lab.Node{{one, two}})
 			wantSaid(t, s.agents[0], "default/web210", two.V4.String()+" "+known.why)
 			s.cluster.Delete(objs...)
 			s.gone(svc)
