@@ -97,11 +97,12 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	base.site = site
 	ear := &ear{shared: s, feed: model, triggers: model, site: site, late: map[cluster.ID]struct{}{}}
 	forget := &forget{shared: s, writer: kernel}
+	before := &before{shared: s, proxies: s.opt.Proxies}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
 		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}},
 		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
-			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival}}}
+			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival, before: before}, before}}
 }
 
 // Run keeps the kernel as the cluster wants it until ctx ends. It then returns at once and leaves the

@@ -159,6 +159,9 @@ func (p *rehearsedProxies) Left(ctx context.Context) (list []ipvs.Leaving, stays
 // Trace is always the same: that another proxy is at work is no reason to say nothing.
 func (*rehearsedProxies) Trace(context.Context) (uint64, error) { return 0, nil }
 
+// Before is nothing: what stands there is among what is left.
+func (*rehearsedProxies) Before(context.Context) ([]string, error) { return nil, nil }
+
 // look reads what would stay where all is kept, which the start then does not read. Its error is that of the reading.
 func (p *rehearsedProxies) look(ctx context.Context, kept bool) error {
 	if p.of == nil || !kept {

@@ -188,13 +188,15 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	if err != nil {
 		bridges = []error{err}
 	}
-	r.Warnings = append(r.Warnings, bridges...)
+	for i, b := range bridges {
+		r.Warnings = append(r.Warnings, ipvs.About{Name: fmt.Sprintf("bridges %d", i), Err: b})
+	}
 	set, err := k.ipvs.ensureTimeouts(ctx, k.timeouts, k.readOnly)
 	r.Wrote = append(r.Wrote, set...)
 	if err != nil {
 		r.Warnings = append(r.Warnings, err)
 	}
-	wrote, created, err := k.link.ensure()
+	wrote, created, err := k.link.ensure(ctx)
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
 	if err != nil {
 		return r, err
