@@ -66,6 +66,7 @@ func Check(ctx context.Context, o Options) []Finding {
 	found = append(found, checkNeeds(ctx, o)...)
 	found = append(found, checkSettings(kernel.Settings(o.Kernel))...)
 	found = append(found, checkBridges(ctx)...)
+	found = append(found, checkNodePorts())
 	found = append(found, checkForeign(ctx)...)
 	return append(found, checkConntrack(), checkConnections(), checkIPv6())
 }
@@ -209,6 +210,27 @@ func judgeBridgeNetfilter(err error) Finding {
 		return warning("%v; pods that stand on no bridge do without", err)
 	}
 	return ok("br_netfilter: bridges hand their packets to IPVS")
+}
+
+// The node ports that an API server gives unless it is told otherwise (--service-node-port-range).
+const firstNodePort, lastNodePort = 30000, 32767
+
+// checkNodePorts looks whether a process of the node may be given a node port as its own.
+func checkNodePorts() Finding {
+	return judgeNodePorts(kernel.ExposedPorts(firstNodePort, lastNodePort))
+}
+
+func judgeNodePorts(exposed string, writable, err error) Finding {
+	switch {
+	case err != nil:
+		return warning("whether node ports are given to processes that connect out cannot be seen: %v", err)
+	case exposed == "":
+		return ok("no node port of the usual range, %d-%d, is given to a process that connects out", firstNodePort, lastNodePort)
+	case writable == nil:
+		return ok("node ports: run keeps those that are served from processes that connect out, by net.ipv4.ip_local_reserved_ports")
+	}
+	return warning("the kernel may give the ports %s to processes that connect out (net.ipv4.ip_local_port_range), and net.ipv4.ip_local_reserved_ports may not be written from here (%v): who is given a served node port gets no answer; on the node: sysctl -w net.ipv4.ip_local_reserved_ports=%d-%d, or what the API server's --service-node-port-range says, and a line in /etc/sysctl.d for good",
+		exposed, writable, firstNodePort, lastNodePort)
 }
 
 func checkIPv6() Finding {

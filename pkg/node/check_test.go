@@ -156,3 +156,11 @@ func TestB43JudgeBridgeNetfilter(t *testing.T) {
 func TestB43JudgeSchedulers(t *testing.T) {
 	want(t, "rr", checkSchedulers("rr"), OK, "beside rr were not asked for", "modprobe ip_vs_NAME")
 }
+
+// B81: node ports that may be given to a process that connects out are a warning where the agent cannot help it.
+func TestB81JudgeNodePorts(t *testing.T) {
+	want(t, "none", judgeNodePorts("", errors.New("read-only"), nil), OK, "30000-32767")
+	want(t, "helped", judgeNodePorts("30000-30010", nil, nil), OK, "run keeps", "net.ipv4.ip_local_reserved_ports")
+	want(t, "helpless", judgeNodePorts("30000-30010", errors.New("read-only"), nil), Warning, "the ports 30000-30010", "read-only", "sysctl -w net.ipv4.ip_local_reserved_ports=30000-32767")
+	want(t, "unseen", judgeNodePorts("", nil, errors.New("no such file")), Warning, "no such file")
+}

@@ -79,7 +79,7 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 		return nil, ErrIncomplete
 	}
 	stage := &rehearsalStage{look: kernel, schedulers: map[string]bool{}}
-	opt.Health, opt.Events, opt.DrainPoll = nil, nil, time.Hour
+	opt.Health, opt.Events, opt.Ports, opt.DrainPoll = nil, nil, nil, time.Hour
 	others := &rehearsedProxies{of: opt.Proxies}
 	if opt.Proxies != nil {
 		opt.Proxies = others

@@ -32,12 +32,13 @@ type teller struct {
 	raised  map[cluster.ID]map[string]string // the last Event of each reason, while there is one
 	noLocal map[cluster.ID]desk.NoLocal      // Services with a Local policy that finds no endpoint here
 	away    string                           // what another proxy wrote, while we step back from it
+	setup   map[string][]error               // what of the set-up is wrong, by who sets it up
 	warned  map[string]string                // the warnings of the set-up that were logged last, by what they are about
 }
 
 func newTeller(log *zap.Logger, opt Options) *teller {
 	return &teller{log: log, health: opt.Health, events: opt.Events, told: map[cluster.ID]string{}, counted: map[cluster.ID]map[string]int{},
-		raised: map[cluster.ID]map[string]string{}, noLocal: map[cluster.ID]desk.NoLocal{}, warned: map[string]string{}}
+		raised: map[cluster.ID]map[string]string{}, noLocal: map[cluster.ID]desk.NoLocal{}, setup: map[string][]error{}, warned: map[string]string{}}
 }
 
 // tell logs what is wrong with a Service when it changes, and when it is mended, counts it by reason, and puts
@@ -145,21 +146,22 @@ func (t *teller) raise(id cluster.ID, problems []desk.Problem, d *desk.Desk) {
 	}
 }
 
-// warnings tells what of the node could not be set up, once, and when it is over.
-func (t *teller) warnings(warnings []error) {
-	lines := make([]string, len(warnings))
+// warnings tells what of the node could not be set up, by one of those who set it up: once, and when it is over.
+func (t *teller) warnings(by string, warnings []error) {
+	t.setup[by] = warnings
+	var lines []string
 	now := map[string]bool{}
-	for i, w := range warnings {
-		lines[i] = oneLine(w)
-		now[ipvs.AboutOf(w)] = true
-	}
-	t.health.SetSetup(lines)
-	for _, w := range warnings {
-		if about, line := ipvs.AboutOf(w), oneLine(w); t.warned[about] != line {
-			t.warned[about] = line
-			t.log.Warn("node set-up is incomplete", zap.Error(w))
+	for _, by := range slices.Sorted(maps.Keys(t.setup)) {
+		for _, w := range t.setup[by] {
+			about, line := ipvs.AboutOf(w), oneLine(w)
+			lines, now[about] = append(lines, line), true
+			if t.warned[about] != line {
+				t.warned[about] = line
+				t.log.Warn("node set-up is incomplete", zap.Error(w))
+			}
 		}
 	}
+	t.health.SetSetup(lines)
 	for _, about := range slices.Sorted(maps.Keys(t.warned)) {
 		if !now[about] {
 			t.log.Info("this part of the node's set-up is right now", zap.String("was", t.warned[about]))
