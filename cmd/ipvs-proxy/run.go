@@ -107,6 +107,11 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		return err
 	}
 	defer k.Close()
+	for _, f := range node.Neighbours(ctx) {
+		if f.Level != node.OK {
+			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
+		}
+	}
 
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k

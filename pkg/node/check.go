@@ -68,6 +68,7 @@ func Check(ctx context.Context, o Options) []Finding {
 	found = append(found, checkBridges(ctx)...)
 	found = append(found, checkNodePorts())
 	found = append(found, checkForeign(ctx)...)
+	found = append(found, Neighbours(ctx)...)
 	return append(found, checkConntrack(), checkConnections(), checkIPv6())
 }
 

@@ -3,6 +3,9 @@ package node
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -163,4 +166,59 @@ func TestB81JudgeNodePorts(t *testing.T) {
 	want(t, "helped", judgeNodePorts("30000-30010", nil, nil), OK, "run keeps", "net.ipv4.ip_local_reserved_ports")
 	want(t, "helpless", judgeNodePorts("30000-30010", errors.New("read-only"), nil), Warning, "the ports 30000-30010", "read-only", "sysctl -w net.ipv4.ip_local_reserved_ports=30000-32767")
 	want(t, "unseen", judgeNodePorts("", nil, errors.New("no such file")), Warning, "no such file")
+}
+
+// B87: NodeLocal DNSCache in the variant for other proxies, and rules that keep packets to a Service untracked.
+func TestB87JudgeDNSCache(t *testing.T) {
+	addr := netip.MustParseAddr
+	quiet := judgeDNSCache(nil, nil)
+	want(t, "none", quiet[0], OK)
+	found := judgeDNSCache([]netip.Addr{addr("10.96.0.10"), addr("fd00:96::a")}, []kernel.Untracked{{Addr: addr("10.96.0.10"), Chain: "ip raw PREROUTING"}})
+	if len(found) != 2 {
+		t.Fatalf("%v", found)
+	}
+	want(t, "address", found[0], Warning, "nodelocaldns has the address 10.96.0.10, fd00:96::a", "variant of its manifest for IPVS", "169.254.20.10")
+	want(t, "untracked", found[1], Warning, "chain ip raw PREROUTING", "virtual IP 10.96.0.10", "nft list chain ip raw PREROUTING")
+}
+
+func TestB87JudgeFlowTables(t *testing.T) {
+	want(t, "none", judgeFlowTables(nil, nil), OK)
+	want(t, "some", judgeFlowTables([]string{"inet fw fast", "ip gw fast"}, nil), Warning, "inet fw fast, ip gw fast", "past IPVS")
+	want(t, "unseen", judgeFlowTables(nil, errors.New("no")), Warning, "no")
+}
+
+// B87: NetworkManager is a warning unless its configuration names our interface.
+func TestB87NetworkManager(t *testing.T) {
+	const head = "Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0005 01 8 "
+	for path, is := range map[string]bool{"/run/NetworkManager/private-dhcp": true, "/var/run/NetworkManager/private-dhcp": true, "/run/dbus": false, "@ipvs-proxy.io/agent": false} {
+		if managed(head+path+"\n") != is {
+			t.Errorf("%s: %t", path, !is)
+		}
+	}
+	for _, c := range []struct {
+		name, file, text string
+		level            Level
+		says             string
+	}{
+		{"nothing to be seen", "", "", Warning, "cannot be seen from here"},
+		{"another interface", "etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*;interface-name:docker0\n", Warning, "is not told to leave kube-ipvs0 alone"},
+		{"by name", "etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*;interface-name:kube-ipvs0\n", OK, "alone"},
+		{"added", "run/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices+=interface-name:kube-ipvs0\n", OK, "alone"},
+		{"by pattern", "usr/lib/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices = interface-name:kube-*\n", OK, "alone"},
+		{"exactly", "etc/NetworkManager/NetworkManager.conf", "[keyfile]\nunmanaged-devices=interface-name:=kube-ipvs0\n", OK, "alone"},
+		{"by kind", "etc/NetworkManager/NetworkManager.conf", "[keyfile]\nunmanaged-devices=type:dummy\n", OK, "alone"},
+		{"a comment", "etc/NetworkManager/NetworkManager.conf", "# unmanaged-devices=interface-name:kube-ipvs0\n", Warning, "is not told"},
+	} {
+		root := t.TempDir()
+		if c.file != "" {
+			file := filepath.Join(root, c.file)
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(c.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want(t, c.name, judgeManager(managerExempts(root)), c.level, c.says)
+	}
 }

@@ -22,8 +22,7 @@ func checkForeign(ctx context.Context) []Finding {
 	}
 	old, legacyErr := kernel.LegacyChains()
 	before, err := kernel.StandsBefore(ctx)
-	found := append(judgeFirewalls(append(chains, old...)), judgeInput(append(chains, old...))...)
-	found = append(found, judgeProxies(tables, chains, before)...)
+	found := append(judgeFirewalls(append(chains, old...)), judgeProxies(tables, chains, before)...)
 	if err := errors.Join(legacyErr, err); err != nil {
 		found = append(found, warning("rules of other proxies and firewalls could not be looked for: %v; look for a policy of DROP and for rules that lead to chains KUBE-* with iptables-save and iptables-legacy-save", err))
 	}
@@ -40,19 +39,6 @@ func judgeFirewalls(chains []kernel.Chain) (found []Finding) {
 	}
 	if len(found) == 0 {
 		return []Finding{ok("no firewall drops forwarded packets by default")}
-	}
-	return found
-}
-
-// judgeInput finds what drops packets to the node by default, before IPVS sees them.
-func judgeInput(chains []kernel.Chain) (found []Finding) {
-	for _, c := range chains {
-		if c.Input && c.Drop {
-			found = append(found, warning("chain %s drops packets to this node that no rule of it accepts, and all packets to Services are such, those of pods as well: it must accept the Services' addresses and ports (%s)", c, c.Show))
-		}
-	}
-	if len(found) == 0 {
-		return []Finding{ok("no firewall drops packets to this node by default")}
 	}
 	return found
 }

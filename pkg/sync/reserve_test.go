@@ -60,7 +60,9 @@ func TestB81NodePortsAreKept(t *testing.T) {
 		go func() { defer close(done); _ = loop.Run(ctx) }()
 		r.stop = func() { cancel(); <-done; r.stop = func() {} }
 		synctest.Wait()
-		time.Sleep(30 * time.Second)
+		time.Sleep(10 * time.Second)
+		r.set(slice(web, "10.244.2.12")) // its ports stay
+		time.Sleep(20 * time.Second)
 		r.set(other, slice(other, "10.244.2.11"))
 		time.Sleep(10 * time.Second)
 		r.tamper(func() { k.err = nil })

@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -113,5 +114,45 @@ func TestB87LegacyPolicies(t *testing.T) {
 	}
 	if got := names(); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// B87: rules that keep packets to an address out of connection tracking are found, as nft and iptables write them; those about
+// a range, another address's source or a port are not about one address.
+func TestB87Untracked(t *testing.T) {
+	l := newLeavings(t, false)
+	n, err := newNFT(Config{})
+	must(t, err)
+	t.Cleanup(n.close)
+	l.run(`table inet dns {
+ chain pre { type filter hook prerouting priority raw
+  ip daddr 10.96.0.10 udp dport 53 notrack
+  ip6 daddr fd00:96::a tcp dport 53 notrack
+  ip daddr 10.97.0.0/16 notrack
+  ip saddr 10.98.0.1 notrack
+  udp dport 53 notrack
+  ip daddr 10.99.0.1 accept
+ }
+}
+`, "nft", "-f", "-")
+	l.run("", "iptables-nft", "-t", "raw", "-A", "OUTPUT", "-d", "10.96.0.11/32", "-p", "udp", "--dport", "53", "-j", "CT", "--notrack")
+	l.run("", "iptables-nft", "-t", "raw", "-A", "OUTPUT", "-d", "10.96.0.12/32", "-p", "udp", "--dport", "53", "-j", "CT", "--zone", "5")
+	found, err := n.untracked(context.Background())
+	must(t, err)
+	var got []string
+	for _, u := range found {
+		got = append(got, u.Chain+" "+u.Addr.String())
+	}
+	slices.Sort(got)
+	want := []string{"inet dns pre 10.96.0.10", "inet dns pre fd00:96::a", "ip raw OUTPUT 10.96.0.11"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if vips, err := UntrackedVIPs(context.Background(), nil); err != nil || len(vips) > 0 {
+		t.Errorf("no virtual IP is there: %v, %v", vips, err)
+	}
+	vips, err := UntrackedVIPs(context.Background(), []netip.Addr{netip.MustParseAddr("10.96.0.11")})
+	if err != nil || len(vips) != 1 || vips[0].Chain != "ip raw OUTPUT" {
+		t.Errorf("one is: %v, %v", vips, err)
 	}
 }

@@ -67,6 +67,31 @@ func ForeignTables() (tables []string, chains []Chain, err error) {
 	return tables, chains, nil
 }
 
+// FlowTables lists the flow tables of others, "family table name": connections in them take a short way past the hooks.
+func FlowTables() (names []string, err error) {
+	c, err := new(nftDoor).conn()
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables tables: %w", err)
+	}
+	for _, t := range tables {
+		if ours(t) {
+			continue
+		}
+		found, err := c.ListFlowtables(t)
+		if err != nil {
+			return nil, fmt.Errorf("list flow tables of nftables table %s: %w", t.Name, err)
+		}
+		for _, f := range found {
+			names = append(names, familyNames[t.Family]+" "+t.Name+" "+f.Name)
+		}
+	}
+	return names, nil
+}
+
 func ours(t *nftables.Table) bool {
 	return t.Family == nftables.TableFamilyINet && t.Name == tableName
 }
