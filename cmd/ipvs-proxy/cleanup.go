@@ -23,8 +23,9 @@ func newCleanup() *cobra.Command {
 		Long: `Remove from this node's kernel what an agent left there: a line a write.
 
 That is what the kernel records as the agent's: virtual servers, their addresses on kube-ipvs0, kube-ipvs0 itself
-when nothing is left on it, and the nftables table inet ipvs-proxy, last. Virtual servers, addresses and tables of
-others stay, and so do sysctls and kernel modules: others may rely on them by now. It needs neither the API server
+when nothing is left on it, the node ports that it put into net.ipv4.ip_local_reserved_ports, and the nftables table
+inet ipvs-proxy, last. Virtual servers, addresses and tables of others stay, and so do other sysctls and kernel modules:
+others may rely on them by now. It needs neither the API server
 nor a configuration nor IPVS, and can be run again: where nothing is left it says so. While an agent is at work it refuses:
 the agent would put everything back.
 
@@ -43,7 +44,7 @@ it serves run cleanup --keep-ipvs, which leaves virtual servers and addresses to
 		},
 	}
 	flags = config.CleanupFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&keepIPVS, "keep-ipvs", false, "remove only the nftables table inet ipvs-proxy: virtual servers and addresses go on serving, and are nobody's until a proxy takes them over")
+	cmd.Flags().BoolVar(&keepIPVS, "keep-ipvs", false, "remove only the nftables table inet ipvs-proxy and the reserved node ports that it records: virtual servers and addresses go on serving, and are nobody's until a proxy takes them over")
 	return cmd
 }
 
@@ -77,11 +78,11 @@ func cleanup(ctx context.Context, c *config.Config, keepIPVS bool, out, warn io.
 			fmt.Fprintln(warn, "warning: no other proxy has written its rules on this node: until one does, connections that the node masquerades break. Start it first, and run this once more when it serves")
 		}
 		done, err := kernel.RemoveTable(ctx)
-		if err == nil && done == "" {
-			done = "nothing to remove: there is no nftables table inet ipvs-proxy"
+		if err == nil && len(done) == 0 {
+			done = []string{"nothing to remove: there is no nftables table inet ipvs-proxy"}
 		}
-		if done != "" {
-			say(done)
+		for _, line := range done {
+			say(line)
 		}
 		return err
 	}

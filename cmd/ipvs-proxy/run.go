@@ -100,10 +100,16 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		return err
 	}
 	defer k.Close()
+	for _, f := range node.Neighbours(ctx) {
+		if f.Level != node.OK {
+			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
+		}
+	}
 
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k
 	}
+	sopt.Ports = k
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))

@@ -198,16 +198,18 @@ func TestB45CheckNamesWhatIsInTheWay(t *testing.T) {
 			"warning", []string{"ip filter FORWARD", "drops forwarded packets", "must accept the addresses of pods"}},
 		{"firewall of its own", "table inet fw { chain through { type filter hook forward priority 10; policy drop; }; }", "delete table inet fw",
 			"warning", []string{"inet fw through"}},
-		{"kube-proxy, iptables", "table ip nat { chain KUBE-SERVICES { }; }", "delete table ip nat",
-			"warning", []string{"kube-proxy in iptables or ipvs mode", "chain ip nat KUBE-SERVICES", "one proxy a node"}},
-		{"kube-proxy, nftables", "table ip6 kube-proxy { }", "delete table ip6 kube-proxy",
-			"warning", []string{"kube-proxy in nftables mode", "table ip6 kube-proxy"}},
+		{"kube-proxy, iptables", "table ip nat { chain KUBE-SERVICES { }; chain PREROUTING { type nat hook prerouting priority -100; jump KUBE-SERVICES; }; }", "delete table ip nat",
+			"warning", []string{"kube-proxy is or was at work", "ip nat: PREROUTING leads to KUBE-SERVICES", "one proxy a node"}},
+		{"kube-proxy, iptables, where nothing leads to its chains", "table ip nat { chain KUBE-SERVICES { }; chain KUBE-POSTROUTING { }; chain POSTROUTING { type nat hook postrouting priority 100; jump KUBE-POSTROUTING; }; }", "delete table ip nat", "", nil},
+		{"kube-proxy, nftables", "table ip6 kube-proxy { chain services { }; chain nat-output { type nat hook output priority -100; jump services; }; }", "delete table ip6 kube-proxy",
+			"warning", []string{"kube-proxy is or was at work", "table ip6 kube-proxy"}},
+		{"kube-proxy, nftables, a table that does nothing", "table ip6 kube-proxy { chain services { }; }", "delete table ip6 kube-proxy", "", nil},
 		{"kube-router", "table ip filter { chain KUBE-ROUTER-FORWARD { }; }", "delete table ip filter",
 			"warning", []string{"kube-router", "KUBE-ROUTER-FORWARD"}},
 		{"nothing to do with it", `table ip filter {
-			chain INPUT { type filter hook input priority 0; policy drop; ct state established accept; iif lo accept; }
-			chain FORWARD { type filter hook forward priority 0; policy accept; }
 			chain KUBE-FIREWALL { }
+			chain INPUT { type filter hook input priority 0; policy accept; ct state established accept; iif lo accept; jump KUBE-FIREWALL; }
+			chain FORWARD { type filter hook forward priority 0; policy accept; }
 			chain KUBE-KUBELET-CANARY { }
 		}`, "delete table ip filter", "", nil},
 	} {

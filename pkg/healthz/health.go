@@ -68,6 +68,7 @@ type Health struct {
 	node    bool // the own Node exists and is to stay
 	changes [2]changes
 	setup   []string
+	before  []string  // what of another proxy's takes packets before IPVS sees them
 	away    string    // why nothing is written; empty: it is
 	turned  time.Time // when the loop last began a turn; zero: never yet
 }
@@ -260,6 +261,16 @@ func (h *Health) SetSetup(problems []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.setup = problems
+}
+
+// SetBefore says what of another proxy's takes packets before IPVS sees them, a line each.
+func (h *Health) SetBefore(lines []string) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.before = lines
 }
 
 // Healthy reports whether the loop turns and no work has waited for too long, in any family. It says nothing of the Node.

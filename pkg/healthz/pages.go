@@ -107,7 +107,7 @@ func (h *Health) metricsPage() http.Handler {
 }
 
 // servePing says that the process answers, no more: as kube-proxy's. With ?verbose it names what of the node could
-// not be set up.
+// not be set up, and what of another proxy's is in the way.
 func (h *Health) servePing(w http.ResponseWriter, r *http.Request) {
 	plain(w)
 	if !r.URL.Query().Has("verbose") {
@@ -115,11 +115,14 @@ func (h *Health) servePing(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.mu.Lock()
-	setup, away := h.setup, h.away
+	setup, away, before := h.setup, h.away, h.before
 	h.mu.Unlock()
 	_, _ = io.WriteString(w, "[+]ping ok\n")
 	if away != "" {
 		_, _ = fmt.Fprintf(w, "[!]stepped back: %s\n", away)
+	}
+	for _, line := range before {
+		_, _ = fmt.Fprintf(w, "[!]before IPVS: %s\n", line)
 	}
 	for _, line := range setup {
 		_, _ = fmt.Fprintf(w, "[!]node %s\n", line)

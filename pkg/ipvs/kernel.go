@@ -52,6 +52,24 @@ type BaseReport struct {
 	Warnings []error
 }
 
+// About is a warning with a name for what it is about: the same thing may be wrong in another way later, as with another
+// value, and is no new one then.
+type About struct {
+	Name string
+	Err  error
+}
+
+func (a About) Error() string { return a.Err.Error() }
+func (a About) Unwrap() error { return a.Err }
+
+// AboutOf names what a warning is about. One without a name is about itself.
+func AboutOf(err error) string {
+	if about := (About{}); errors.As(err, &about) {
+		return about.Name
+	}
+	return err.Error()
+}
+
 // ErrNotTried is the error of a Step whose Key failed in an earlier phase.
 var ErrNotTried = errors.New("not tried: an earlier step for the same frontend failed")
 

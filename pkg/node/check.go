@@ -66,8 +66,9 @@ func Check(ctx context.Context, o Options) []Finding {
 	found = append(found, checkNeeds(ctx, o)...)
 	found = append(found, checkSettings(kernel.Settings(o.Kernel))...)
 	found = append(found, checkBridges(ctx)...)
-	found = append(found, checkForeign()...)
-	found = append(found, checkLegacy())
+	found = append(found, checkNodePorts())
+	found = append(found, checkForeign(ctx)...)
+	found = append(found, Neighbours(ctx)...)
 	return append(found, checkConntrack(), checkConnections(), checkIPv6())
 }
 
@@ -130,27 +131,25 @@ func checkNeeds(ctx context.Context, o Options) (found []Finding) {
 	if len(there) > 0 {
 		found = append(found, ok("modules, or built in: %s", strings.Join(there, ", ")))
 	}
-	return append(found, checkSchedulers(ctx, o.scheduler()))
+	return append(found, checkSchedulers(o.scheduler()))
 }
 
-// checkSchedulers says which schedulers a Service can have beside the configured one.
-func checkSchedulers(ctx context.Context, configured string) Finding {
-	there, missing := []string{}, []string{}
-	for _, s := range kernel.Schedulers {
-		if s == configured {
-			continue
-		}
-		if kernel.NeedScheduler(s).Try(ctx) == nil {
+// checkSchedulers says what becomes of a Service that asks for another scheduler than the configured one. Nobody may
+// want one of those, so the kernel is not asked for them: it would load each.
+func checkSchedulers(configured string) Finding {
+	there := []string{}
+	for name := range loadedModules() {
+		if s, is := strings.CutPrefix(name, "ip_vs_"); is && s != configured && slices.Contains(kernel.Schedulers, s) {
 			there = append(there, s)
-		} else {
-			missing = append(missing, s)
 		}
 	}
-	if len(missing) > 0 {
-		return warning("this kernel has no schedulers %s (but %s): a Service that asks for one does not get it; modprobe ip_vs_NAME where one is wanted",
-			strings.Join(missing, " "), strings.Join(there, " "))
+	slices.Sort(there)
+	loaded := "none is loaded as a module now"
+	if len(there) > 0 {
+		loaded = "loaded now: " + strings.Join(there, " ")
 	}
-	return ok("schedulers beside %s: %s", configured, strings.Join(there, " "))
+	return ok("schedulers beside %s were not asked for (%s): the kernel loads ip_vs_NAME when the first Service asks for it; where it cannot, rr serves until it is there (modprobe ip_vs_NAME) and the agent starts again",
+		configured, loaded)
 }
 
 const ipvsSysctls = "net/ipv4/vs/"
@@ -188,6 +187,8 @@ func checkSettings(list []kernel.Setting) (found []Finding) {
 	return found
 }
 
+// checkBridges looks at the bridges with pods, and where there is none yet at what one would need: the first pod brings it,
+// when nobody looks any more.
 func checkBridges(ctx context.Context) (found []Finding) {
 	trouble, err := kernel.BridgeTrouble(ctx)
 	if err != nil {
@@ -197,9 +198,40 @@ func checkBridges(ctx context.Context) (found []Finding) {
 		found = append(found, problem("%v", t))
 	}
 	if len(found) == 0 {
-		return []Finding{ok("no bridge with pods keeps packets from IPVS")}
+		return []Finding{judgeBridgeNetfilter(kernel.BridgeNetfilter())}
 	}
 	return found
+}
+
+func judgeBridgeNetfilter(err error) Finding {
+	switch {
+	case errors.Is(err, kernel.ErrNoBridgeNetfilter):
+		return warning("%v; init loads it where this node has it; pods that stand on no bridge do without", err)
+	case err != nil:
+		return warning("%v; pods that stand on no bridge do without", err)
+	}
+	return ok("br_netfilter: bridges hand their packets to IPVS")
+}
+
+// The node ports that an API server gives unless it is told otherwise (--service-node-port-range).
+const firstNodePort, lastNodePort = 30000, 32767
+
+// checkNodePorts looks whether a process of the node may be given a node port as its own.
+func checkNodePorts() Finding {
+	return judgeNodePorts(kernel.ExposedPorts(firstNodePort, lastNodePort))
+}
+
+func judgeNodePorts(exposed string, writable, err error) Finding {
+	switch {
+	case err != nil:
+		return warning("whether node ports are given to processes that connect out cannot be seen: %v", err)
+	case exposed == "":
+		return ok("no node port of the usual range, %d-%d, is given to a process that connects out", firstNodePort, lastNodePort)
+	case writable == nil:
+		return ok("node ports: run keeps those that are served from processes that connect out, by net.ipv4.ip_local_reserved_ports")
+	}
+	return warning("the kernel may give the ports %s to processes that connect out (net.ipv4.ip_local_port_range), and net.ipv4.ip_local_reserved_ports may not be written from here (%v): who is given a served node port gets no answer; on the node: sysctl -w net.ipv4.ip_local_reserved_ports=%d-%d, or what the API server's --service-node-port-range says, and a line in /etc/sysctl.d for good",
+		exposed, writable, firstNodePort, lastNodePort)
 }
 
 func checkIPv6() Finding {

@@ -1,6 +1,9 @@
 package node
 
 import (
+	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,7 +80,7 @@ func TestJudgeConnections(t *testing.T) {
 
 func TestJudgeFirewalls(t *testing.T) {
 	forward := kernel.Chain{Family: "ip", Table: "filter", Name: "FORWARD", Forward: true}
-	input := kernel.Chain{Family: "ip", Table: "filter", Name: "INPUT", Drop: true}
+	input := kernel.Chain{Family: "ip", Table: "filter", Name: "INPUT", Drop: true, Input: true, Show: "nft list chain ip filter INPUT"}
 	quiet := judgeFirewalls([]kernel.Chain{forward, input})
 	if len(quiet) != 1 {
 		t.Errorf("%v", quiet)
@@ -93,53 +96,129 @@ func TestJudgeFirewalls(t *testing.T) {
 	want(t, "inet", found[1], Warning, "inet fw fwd")
 }
 
+// B87: a policy that drops what comes to the node drops Services, too.
+func TestB87JudgeInput(t *testing.T) {
+	input := kernel.Chain{Family: "ip", Table: "filter", Name: "INPUT", Input: true, Show: "nft list chain ip filter INPUT"}
+	forward := kernel.Chain{Family: "ip", Table: "filter", Name: "FORWARD", Forward: true, Drop: true}
+	late := kernel.Chain{Family: "inet", Table: "fw", Name: "late", Drop: true} // behind IPVS
+	quiet := judgeInput([]kernel.Chain{input, forward, late})
+	if len(quiet) != 1 {
+		t.Errorf("%v", quiet)
+	}
+	want(t, "accepting", quiet[0], OK)
+	input.Drop = true
+	old := kernel.Chain{Family: "iptables-legacy", Table: "filter", Name: "INPUT", Input: true, Drop: true, Show: "iptables-legacy -t filter -S INPUT"}
+	found := judgeInput([]kernel.Chain{input, forward, old})
+	if len(found) != 2 {
+		t.Fatalf("%v", found)
+	}
+	want(t, "nftables", found[0], Warning, "ip filter INPUT", "all packets to Services", "(nft list chain ip filter INPUT)")
+	want(t, "legacy", found[1], Warning, "iptables-legacy filter INPUT", "(iptables-legacy -t filter -S INPUT)")
+}
+
 func TestJudgeProxies(t *testing.T) {
 	chain := func(name string) kernel.Chain { return kernel.Chain{Family: "ip", Table: "nat", Name: name} }
+	kubeProxys := []kernel.Chain{chain("PREROUTING"), chain("KUBE-SERVICES"), chain("KUBE-SVC-ABC")}
 	for name, c := range map[string]struct {
 		tables []string
 		chains []kernel.Chain
+		before []string
+		level  Level
 		says   []string
 	}{
-		"nothing":         {},
-		"the kubelet's":   {[]string{"ip mangle"}, []kernel.Chain{chain("KUBE-KUBELET-CANARY"), chain("KUBE-FIREWALL"), chain("KUBE-IPTABLES-HINT"), chain("KUBE-MARK-DROP"), chain("KUBE-POSTROUTING")}, nil},
-		"network policy":  {nil, []kernel.Chain{chain("KUBE-NWPLCY-DEFAULT"), chain("KUBE-POD-FW-ABC")}, nil},
-		"iptables":        {[]string{"ip nat"}, []kernel.Chain{chain("PREROUTING"), chain("KUBE-SERVICES"), chain("KUBE-SVC-ABC")}, []string{"kube-proxy in iptables or ipvs mode|chain ip nat KUBE-SERVICES"}},
-		"left by ipvs":    {nil, []kernel.Chain{chain("KUBE-NODE-PORT")}, []string{"kube-proxy in iptables or ipvs mode|KUBE-NODE-PORT"}},
-		"nftables":        {[]string{"ip6 kube-proxy"}, nil, []string{"kube-proxy in nftables mode|table ip6 kube-proxy"}},
-		"kube-router":     {nil, []kernel.Chain{chain("KUBE-ROUTER-SERVICES")}, []string{"kube-router|KUBE-ROUTER-SERVICES"}},
-		"two of them":     {[]string{"ip kube-proxy"}, []kernel.Chain{chain("KUBE-SERVICES")}, []string{"nftables mode", "iptables or ipvs mode"}},
-		"similarly named": {[]string{"inet my-kube-proxy"}, []kernel.Chain{chain("kube-services")}, nil},
+		"nothing":         {says: []string{"no other proxy"}},
+		"the kubelet's":   {[]string{"ip mangle"}, []kernel.Chain{chain("KUBE-KUBELET-CANARY"), chain("KUBE-FIREWALL"), chain("KUBE-IPTABLES-HINT"), chain("KUBE-MARK-DROP"), chain("KUBE-POSTROUTING")}, nil, OK, []string{"no other proxy"}},
+		"network policy":  {nil, []kernel.Chain{chain("KUBE-NWPLCY-DEFAULT"), chain("KUBE-POD-FW-ABC")}, nil, OK, []string{"no other proxy"}},
+		"iptables":        {[]string{"ip nat"}, kubeProxys, []string{"nftables ip nat: PREROUTING leads to KUBE-SERVICES"}, Warning, []string{"kube-proxy is or was at work|before IPVS|PREROUTING leads to KUBE-SERVICES|one proxy a node"}},
+		"harmless":        {[]string{"ip nat"}, kubeProxys, nil, OK, []string{"in mode iptables left|nothing leads there"}},
+		"harmless, ipvs":  {nil, []kernel.Chain{chain("KUBE-NODE-PORT")}, nil, OK, []string{"in mode ipvs left|nothing leads there"}},
+		"empty table":     {[]string{"ip6 kube-proxy"}, nil, nil, OK, []string{"in mode nftables left|nothing leads there"}},
+		"kube-router":     {nil, []kernel.Chain{chain("KUBE-ROUTER-SERVICES")}, nil, Warning, []string{"kube-router|KUBE-ROUTER-SERVICES"}},
+		"two of them":     {nil, []kernel.Chain{chain("KUBE-ROUTER-SERVICES")}, []string{"nftables table ip kube-proxy"}, Warning, []string{"table ip kube-proxy", "kube-router"}},
+		"similarly named": {[]string{"inet my-kube-proxy"}, []kernel.Chain{chain("kube-services")}, nil, OK, []string{"no other proxy"}},
 	} {
-		found := judgeProxies(c.tables, c.chains)
-		if len(c.says) == 0 {
-			if len(found) != 1 || found[0].Level != OK {
-				t.Errorf("%s: %v", name, found)
-			}
-			continue
-		}
+		found := judgeProxies(c.tables, c.chains, c.before)
 		if len(found) != len(c.says) {
 			t.Errorf("%s: %v, want %d", name, found, len(c.says))
 			continue
 		}
 		for i, say := range c.says {
-			want(t, name, found[i], Warning, strings.Split(say, "|")...)
+			want(t, name, found[i], c.level, strings.Split(say, "|")...)
 		}
 	}
 }
 
-func TestJudgeLegacy(t *testing.T) {
-	dir := t.TempDir() + "/"
-	want(t, "no such module", judgeLegacy(dir), OK)
-	for file, text := range map[string]string{"ip_tables_names": "", "ip6_tables_names": ""} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+// B43: a bridge that is still to come needs the module, which is a warning and no problem: pods may stand on none.
+func TestB43JudgeBridgeNetfilter(t *testing.T) {
+	want(t, "all right", judgeBridgeNetfilter(nil), OK, "br_netfilter")
+	want(t, "missing", judgeBridgeNetfilter(fmt.Errorf("%w: modprobe it", kernel.ErrNoBridgeNetfilter)), Warning, "modprobe it", "init loads it", "no bridge do without")
+	want(t, "off", judgeBridgeNetfilter(errors.New("a sysctl is 0")), Warning, "a sysctl is 0", "no bridge do without")
+}
+
+// B43: which schedulers are said to be loaded, without asking for any.
+func TestB43JudgeSchedulers(t *testing.T) {
+	want(t, "rr", checkSchedulers("rr"), OK, "beside rr were not asked for", "modprobe ip_vs_NAME")
+}
+
+// B81: node ports that may be given to a process that connects out are a warning where the agent cannot help it.
+func TestB81JudgeNodePorts(t *testing.T) {
+	want(t, "none", judgeNodePorts("", errors.New("read-only"), nil), OK, "30000-32767")
+	want(t, "helped", judgeNodePorts("30000-30010", nil, nil), OK, "run keeps", "net.ipv4.ip_local_reserved_ports")
+	want(t, "helpless", judgeNodePorts("30000-30010", errors.New("read-only"), nil), Warning, "the ports 30000-30010", "read-only", "sysctl -w net.ipv4.ip_local_reserved_ports=30000-32767")
+	want(t, "unseen", judgeNodePorts("", nil, errors.New("no such file")), Warning, "no such file")
+}
+
+// B87: NodeLocal DNSCache in the variant for other proxies, and rules that keep packets to a Service untracked.
+func TestB87JudgeDNSCache(t *testing.T) {
+	addr := netip.MustParseAddr
+	quiet := judgeDNSCache(nil, nil)
+	want(t, "none", quiet[0], OK)
+	found := judgeDNSCache([]netip.Addr{addr("10.96.0.10"), addr("fd00:96::a")}, []kernel.Untracked{{Addr: addr("10.96.0.10"), Chain: "ip raw PREROUTING"}})
+	if len(found) != 2 {
+		t.Fatalf("%v", found)
+	}
+	want(t, "address", found[0], Warning, "nodelocaldns has the address 10.96.0.10, fd00:96::a", "variant of its manifest for IPVS", "169.254.20.10")
+	want(t, "untracked", found[1], Warning, "chain ip raw PREROUTING", "virtual IP 10.96.0.10", "nft list chain ip raw PREROUTING")
+}
+
+func TestB87JudgeFlowTables(t *testing.T) {
+	want(t, "none", judgeFlowTables(nil, nil), OK)
+	want(t, "some", judgeFlowTables([]string{"inet fw fast", "ip gw fast"}, nil), Warning, "inet fw fast, ip gw fast", "past IPVS")
+	want(t, "unseen", judgeFlowTables(nil, errors.New("no")), Warning, "no")
+}
+
+// B87: NetworkManager is a warning unless its configuration names our interface.
+func TestB87NetworkManager(t *testing.T) {
+	const head = "Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0005 01 8 "
+	for path, is := range map[string]bool{"/run/NetworkManager/private-dhcp": true, "/var/run/NetworkManager/private-dhcp": true, "/run/dbus": false, "@ipvs-proxy.io/agent": false} {
+		if managed(head+path+"\n") != is {
+			t.Errorf("%s: %t", path, !is)
 		}
 	}
-	want(t, "no tables", judgeLegacy(dir), OK)
-	for file, text := range map[string]string{"ip_tables_names": "nat\nfilter\n", "ip6_tables_names": "filter\n"} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+	for _, c := range []struct {
+		name, file, text string
+		level            Level
+		says             string
+	}{
+		{"nothing to be seen", "", "", Warning, "cannot be seen from here"},
+		{"another interface", "etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*;interface-name:docker0\n", Warning, "is not told to leave kube-ipvs0 alone"},
+		{"by name", "etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=interface-name:cali*;interface-name:kube-ipvs0\n", OK, "alone"},
+		{"added", "run/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices+=interface-name:kube-ipvs0\n", OK, "alone"},
+		{"by pattern", "usr/lib/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices = interface-name:kube-*\n", OK, "alone"},
+		{"exactly", "etc/NetworkManager/NetworkManager.conf", "[keyfile]\nunmanaged-devices=interface-name:=kube-ipvs0\n", OK, "alone"},
+		{"by kind", "etc/NetworkManager/NetworkManager.conf", "[keyfile]\nunmanaged-devices=type:dummy\n", OK, "alone"},
+		{"a comment", "etc/NetworkManager/NetworkManager.conf", "# unmanaged-devices=interface-name:kube-ipvs0\n", Warning, "is not told"},
+	} {
+		root := t.TempDir()
+		if c.file != "" {
+			file := filepath.Join(root, c.file)
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(c.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
+		want(t, c.name, judgeManager(managerExempts(root)), c.level, c.says)
 	}
-	want(t, "tables", judgeLegacy(dir), Warning, "(filter, nat)", "cannot see", "iptables-legacy-save")
 }

@@ -53,17 +53,19 @@ type supplier struct {
 	errs   []error
 }
 
-// supplyScheduler sees to the configured scheduler. The agent can run without: rr serves in its place.
+// supplyScheduler sees to the configured scheduler, and to no other: the kernel loads what Services ask for later. The
+// agent can run without the configured one: rr serves in its place, and so has to be there.
 func (s *supplier) supplyScheduler(ctx context.Context, name string) {
 	before := len(s.errs)
 	s.supply(ctx, kernel.NeedScheduler(name))
-	if name == rr {
+	if name == rr || len(s.errs) == before {
 		return
 	}
 	for _, err := range s.errs[before:] {
 		s.say(fmt.Sprintf("warning: %v; rr serves in its place", err))
 	}
 	s.errs = s.errs[:before]
+	s.supply(ctx, kernel.NeedScheduler(rr))
 }
 
 // supply sees to one part of the kernel: first the kernel may load its module by itself, then we do.
@@ -104,23 +106,25 @@ func (s *supplier) supply(ctx context.Context, n kernel.Need) {
 	s.say(n.Module + ": there")
 }
 
-// supplyBridges loads br_netfilter where bridges with pods are. A switch that somebody put to 0 stays.
+// supplyBridges loads br_netfilter wherever it can be had: the bridge comes with the first pod, and the agent has not the
+// right to load the module then. Pods that stand on no bridge lose nothing by it. A switch that somebody put to 0 stays.
 func (s *supplier) supplyBridges(ctx context.Context) {
-	trouble, err := kernel.BridgeTrouble(ctx)
-	if slices.ContainsFunc(trouble, func(e error) bool { return errors.Is(e, kernel.ErrNoBridgeNetfilter) }) {
-		files, loadErr := s.loader.load("br_netfilter")
-		if loadErr != nil {
-			s.say("warning: br_netfilter could not be loaded: " + loadErr.Error())
+	if errors.Is(kernel.BridgeNetfilter(), kernel.ErrNoBridgeNetfilter) {
+		files, err := s.loader.load("br_netfilter")
+		if err != nil {
+			s.say("warning: br_netfilter could not be loaded: " + err.Error() + "; pods that stand on no bridge do without")
 		} else {
 			s.say("br_netfilter: loaded " + strings.Join(files, ", "))
 		}
-		trouble, err = kernel.BridgeTrouble(ctx)
+	} else {
+		s.say("br_netfilter: there")
+	}
+	trouble, err := kernel.BridgeTrouble(ctx)
+	if err != nil {
+		s.say("warning: bridges could not be looked at: " + err.Error())
 	}
 	for _, t := range trouble {
 		s.say("warning: " + t.Error())
-	}
-	if err != nil {
-		s.say("warning: bridges could not be looked at: " + err.Error())
 	}
 }
 

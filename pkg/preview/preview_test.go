@@ -265,7 +265,8 @@ func (l left) Left(context.Context) (list []ipvs.Leaving, stays []string, err er
 	return list, []string{"chain ip nat KUBE-MARK-DROP: the kubelet's"}, nil
 }
 
-func (left) Trace(context.Context) (uint64, error) { return 0, nil }
+func (left) Trace(context.Context) (uint64, error)    { return 0, nil }
+func (left) Before(context.Context) ([]string, error) { return nil, nil }
 
 // unreadable is what another proxy left, where it cannot be read.
 type unreadable struct{ left }

@@ -54,7 +54,7 @@ func (b *base) tend(ctx context.Context) (more bool) {
 		b.opt.Health.SetSetup([]string{oneLine(err)})
 		return false
 	}
-	b.tell.warnings(r.Warnings)
+	b.tell.warnings("base", r.Warnings)
 	b.opt.Health.SetUp(len(r.Wrote))
 	switch {
 	case len(r.Wrote) > 0 && tampered:

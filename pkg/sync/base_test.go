@@ -3,6 +3,7 @@ package sync
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +28,39 @@ func (b *basing) Base(context.Context) (ipvs.BaseReport, error) {
 	defer b.mu.Unlock()
 	b.calls = append(b.calls, time.Now())
 	return ipvs.BaseReport{Warnings: b.warnings}, nil
+}
+
+// B43: one warning for what is wrong, in whichever words, and one line when it is over; what is still wrong is not said again
+// because something else has come.
+func TestB43SaidOnceAndWhenItIsOver(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		bridge := func(text string) error { return ipvs.About{Name: "bridges", Err: errors.New(text)} }
+		b := &basing{Kernel: r.kernel, mu: &r.mu, warnings: []error{bridge("cni0")}}
+		core, logged := observer.New(zapcore.InfoLevel)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = New(b, r.model, zap.New(core), Options{}).Run(ctx) }()
+		var got []string
+		for _, next := range [][]error{{bridge("cni0"), errors.New("another")}, {bridge("cni0 and cni1"), errors.New("another")}, {errors.New("another")}, {errors.New("another")}, nil} {
+			time.Sleep(90 * time.Second)
+			r.tamper(func() { b.warnings = next })
+		}
+		time.Sleep(90 * time.Second)
+		cancel()
+		<-done
+		for _, e := range logged.All() {
+			switch e.Message {
+			case "node set-up is incomplete":
+				got = append(got, "wrong: "+e.ContextMap()["error"].(string))
+			case "this part of the node's set-up is right now":
+				got = append(got, "over: "+e.ContextMap()["was"].(string))
+			}
+		}
+		want := []string{"wrong: cni0", "wrong: another", "wrong: cni0 and cni1", "over: cni0 and cni1", "over: another"}
+		if !slices.Equal(got, want) {
+			t.Errorf("said %q, want %q", got, want)
+		}
+	})
 }
 
 // B40: sysctls are looked at each minute, though nothing else happens; what cannot be set is said once, and

@@ -35,6 +35,8 @@ type Options struct {
 	Events Events
 	// Proxies is what other proxies have in the kernel; nil: one may be at work beside this loop, for other Services.
 	Proxies Proxies
+	// Ports keeps node ports from processes of the node; nil: nobody does.
+	Ports Ports
 	// KeepLeftovers leaves what another proxy left where it is.
 	KeepLeftovers bool
 	// BasePeriod is how often interface, table and sysctls are looked at; 60 s by default.
@@ -98,11 +100,12 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	base.site = site
 	ear := &ear{shared: s, feed: model, triggers: model, site: site, late: map[cluster.ID]struct{}{}}
 	forget := &forget{shared: s, writer: kernel}
+	before := &before{shared: s, proxies: s.opt.Proxies}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
 		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
-		rounds: agenda{&act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
+		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, &act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
-			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival}}}
+			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival, before: before}, before}}
 }
 
 // Run keeps the kernel as the cluster wants it until ctx ends. It then returns at once and leaves the

@@ -79,7 +79,7 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 		return nil, ErrIncomplete
 	}
 	stage := &rehearsalStage{look: kernel, schedulers: map[string]bool{}}
-	opt.Health, opt.Events, opt.DrainPoll = nil, nil, time.Hour
+	opt.Health, opt.Events, opt.Ports, opt.DrainPoll = nil, nil, nil, time.Hour
 	others := &rehearsedProxies{of: opt.Proxies}
 	if opt.Proxies != nil {
 		opt.Proxies = others
@@ -158,6 +158,9 @@ func (p *rehearsedProxies) Left(ctx context.Context) (list []ipvs.Leaving, stays
 
 // Trace is always the same: that another proxy is at work is no reason to say nothing.
 func (*rehearsedProxies) Trace(context.Context) (uint64, error) { return 0, nil }
+
+// Before is nothing: what stands there is among what is left.
+func (*rehearsedProxies) Before(context.Context) ([]string, error) { return nil, nil }
 
 // look reads what would stay where all is kept, which the start then does not read. Its error is that of the reading.
 func (p *rehearsedProxies) look(ctx context.Context, kept bool) error {

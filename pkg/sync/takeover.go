@@ -18,6 +18,8 @@ type Proxies interface {
 	Left(context.Context) (list []ipvs.Leaving, stays []string, err error)
 	// Trace changes when somebody changes what Left would list and no sign tells of it.
 	Trace(context.Context) (uint64, error)
+	// Before says what of it serves, refuses or drops packets before IPVS sees them, a line each.
+	Before(context.Context) ([]string, error)
 }
 
 // takeover takes out what another proxy left, once all Services are programmed: until then its rules serve those that
@@ -27,6 +29,7 @@ type takeover struct {
 	proxies Proxies
 	forget  *forget
 	rival   *rival
+	before  *before
 	plan    []ipvs.Leaving
 	planned bool
 	done    []string  // what was taken out
@@ -121,6 +124,7 @@ func (t *takeover) finish(stays []string) {
 	t.planned, t.after, t.tries, t.next = false, t.stage.began, 0, time.Time{}
 	t.stage.alone = true
 	t.rival.retrace()
+	t.before.again()
 	for k := range t.desk.Keys() {
 		if k.Proto == ipvs.UDP {
 			t.forget.redirects(k)

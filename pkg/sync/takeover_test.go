@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,7 +16,10 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"k8s.io/component-base/metrics"
+
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
@@ -25,6 +31,8 @@ type otherProxy struct {
 	stays []string
 	trace uint64
 	reads int
+	// before stands before IPVS as long as this is left.
+	before string
 	// fail is asked before each write.
 	fail func(text string) error
 	// took is called after each.
@@ -53,6 +61,13 @@ func (o *otherProxy) Left(context.Context) (list []ipvs.Leaving, stays []string,
 		}})
 	}
 	return list, o.stays, nil
+}
+
+func (o *otherProxy) Before(context.Context) (lines []string, err error) {
+	if o.before != "" && slices.Contains(o.left, o.before) {
+		lines = []string{"nftables ip nat: PREROUTING leads to KUBE-SERVICES"}
+	}
+	return lines, nil
 }
 
 func (o *otherProxy) Trace(context.Context) (uint64, error) { return o.trace, nil }
@@ -133,6 +148,73 @@ func TestTakeOverLast(t *testing.T) {
 			}
 		})
 	}
+}
+
+// B54: what of another proxy's stands before IPVS is said for as long as it does, once: as warning, as Event on the Node, as
+// metric and on the page; and when it is over. With leftovers kept that is when somebody has taken them out by hand.
+func TestB54RulesBeforeIPVS(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		bubble(t, func(t *testing.T, r *rig) {
+			o := &otherProxy{left: []string{"unlink", "chains"}, before: "unlink"}
+			stuck := true
+			o.fail = func(string) error {
+				if stuck {
+					return errors.New("the lock is somebody's")
+				}
+				return nil
+			}
+			events := &said{}
+			health := healthz.New(healthz.Options{Registry: metrics.NewKubeRegistry()})
+			r.opt.KeepLeftovers, r.opt.Events, r.opt.Health = keep, events, health
+			web := service("web", "10.96.0.10", 80)
+			r.set(web, slice(web, "10.244.2.10"))
+			r.synced()
+			logged := r.startBeside(o)
+			const warning, over = "rules of kube-proxy stand before IPVS: they serve Services in its place, by endpoints that they know", "no rules of another proxy stand before IPVS any more"
+			const line = "[!]before IPVS: nftables ip nat: PREROUTING leads to KUBE-SERVICES\n"
+			is := func(when string, warnings, overs int, page bool) {
+				t.Helper()
+				r.tamper(func() {
+					if got := logged.FilterMessage(warning).Len(); got != warnings {
+						t.Errorf("%s, keep %t: warned %d times, want %d", when, keep, got, warnings)
+					}
+					if got := logged.FilterMessage(over).Len(); got != overs {
+						t.Errorf("%s, keep %t: said %d times that it is over, want %d", when, keep, got, overs)
+					}
+				})
+				if text := verbosePage(t, health); strings.Contains(text, line) != page {
+					t.Errorf("%s, keep %t, on the page:\n%s", when, keep, text)
+				}
+			}
+			time.Sleep(10 * time.Second)
+			is("it stands", 1, 0, true)
+			time.Sleep(time.Hour)
+			is("an hour later", 1, 0, true)
+			if keep {
+				r.tamper(func() { o.left = []string{"chains"} }) // by hand
+			} else {
+				r.tamper(func() { stuck = false })
+			}
+			time.Sleep(2 * time.Minute)
+			is("it is gone", 1, 1, false)
+			do := map[bool]string{false: "taken out once all Services are programmed", true: "take them out by hand"}[keep]
+			if len(*events) != 1 || !strings.HasPrefix((*events)[0], "/ | RulesBeforeIPVS | rules of kube-proxy stand before IPVS on this node") || !strings.HasSuffix((*events)[0], do) {
+				t.Errorf("keep %t: Events %q", keep, *events)
+			}
+		})
+	}
+}
+
+// verbosePage is /healthz?verbose of the port with the metrics.
+func verbosePage(t *testing.T, h *healthz.Health) string {
+	t.Helper()
+	pages, err := h.MetricsHandler(healthz.Pages{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	pages.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz?verbose", nil))
+	return w.Body.String()
 }
 
 // B54: while rules of another proxy are there, a frontend is open as soon as its address is guarded: the node's own packets

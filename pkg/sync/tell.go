@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -31,12 +32,13 @@ type teller struct {
 	raised  map[cluster.ID]map[string]string // the last Event of each reason, while there is one
 	noLocal map[cluster.ID]desk.NoLocal      // Services with a Local policy that finds no endpoint here
 	away    string                           // what another proxy wrote, while we step back from it
-	warned  []string                         // the warnings of the set-up that were logged last
+	setup   map[string][]error               // what of the set-up is wrong, by who sets it up
+	warned  map[string]string                // the warnings of the set-up that were logged last, by what they are about
 }
 
 func newTeller(log *zap.Logger, opt Options) *teller {
 	return &teller{log: log, health: opt.Health, events: opt.Events, told: map[cluster.ID]string{}, counted: map[cluster.ID]map[string]int{},
-		raised: map[cluster.ID]map[string]string{}, noLocal: map[cluster.ID]desk.NoLocal{}}
+		raised: map[cluster.ID]map[string]string{}, noLocal: map[cluster.ID]desk.NoLocal{}, setup: map[string][]error{}, warned: map[string]string{}}
 }
 
 // tell logs what is wrong with a Service when it changes, and when it is mended, counts it by reason, and puts
@@ -87,6 +89,14 @@ func (t *teller) count(id cluster.ID, problems []desk.Problem) {
 // noteLimit is how long the note of an Event may be (events.k8s.io/v1).
 const noteLimit = 1024
 
+// shortened cuts a note off where it is too long.
+func shortened(note string) string {
+	if len(note) > noteLimit {
+		note = strings.ToValidUTF8(note[:noteLimit-len("…")], "") + "…"
+	}
+	return note
+}
+
 // raise puts Events on a Service, one a reason, when what this node has to say of it is new. With 5,000 nodes each
 // would otherwise say the same: of an endpoint only its own node speaks, of an address of a node that node, and of
 // everything else the node that has the Service's first endpoint. Of a Service without endpoints there is the log
@@ -123,10 +133,7 @@ func (t *teller) raise(id cluster.ID, problems []desk.Problem, d *desk.Desk) {
 		}
 	}
 	for _, reason := range reasons {
-		note := notes[reason]
-		if len(note) > noteLimit {
-			note = strings.ToValidUTF8(note[:noteLimit-len("…")], "") + "…"
-		}
+		note := shortened(notes[reason])
 		if before[reason] != note {
 			t.events.Warn(id, reason, note)
 		}
@@ -139,19 +146,27 @@ func (t *teller) raise(id cluster.ID, problems []desk.Problem, d *desk.Desk) {
 	}
 }
 
-// warnings tells what of the node could not be set up, when that changes.
-func (t *teller) warnings(warnings []error) {
-	lines := make([]string, len(warnings))
-	for i, w := range warnings {
-		lines[i] = oneLine(w)
+// warnings tells what of the node could not be set up, by one of those who set it up: once, and when it is over.
+func (t *teller) warnings(by string, warnings []error) {
+	t.setup[by] = warnings
+	var lines []string
+	now := map[string]bool{}
+	for _, by := range slices.Sorted(maps.Keys(t.setup)) {
+		for _, w := range t.setup[by] {
+			about, line := ipvs.AboutOf(w), oneLine(w)
+			lines, now[about] = append(lines, line), true
+			if t.warned[about] != line {
+				t.warned[about] = line
+				t.log.Warn("node set-up is incomplete", zap.Error(w))
+			}
+		}
 	}
 	t.health.SetSetup(lines)
-	if slices.Equal(lines, t.warned) {
-		return
-	}
-	t.warned = lines
-	for _, w := range warnings {
-		t.log.Warn("node set-up is incomplete", zap.Error(w))
+	for _, about := range slices.Sorted(maps.Keys(t.warned)) {
+		if !now[about] {
+			t.log.Info("this part of the node's set-up is right now", zap.String("was", t.warned[about]))
+			delete(t.warned, about)
+		}
 	}
 }
 
@@ -214,6 +229,29 @@ func (t *teller) cameBack(heard string) {
 	t.away = ""
 	t.log.Info("nothing more is heard of the other proxy: reading the kernel anew", zap.String("heard", heard))
 	t.health.Problems(desk.ReasonOtherProxy, -1)
+}
+
+// standsBefore tells what of another proxy's takes packets before IPVS sees them, and when that is over.
+func (t *teller) standsBefore(was, is []string, kept bool) {
+	t.health.SetBefore(is)
+	if len(is) == 0 {
+		t.health.Problems(desk.ReasonRulesBefore, -1)
+		t.log.Info("no rules of another proxy stand before IPVS any more")
+		return
+	}
+	do := "they are taken out once all Services are programmed"
+	if kept {
+		do = "takeover.leftovers is Keep: take them out by hand"
+	}
+	t.log.Warn("rules of kube-proxy stand before IPVS: they serve Services in its place, by endpoints that they know", zap.Strings("rules", is), zap.String("do", do))
+	if len(was) > 0 {
+		return
+	}
+	t.health.Problems(desk.ReasonRulesBefore, 1)
+	if t.events != nil {
+		t.events.Warn(desk.OwnNode, desk.ReasonRulesBefore, shortened("rules of kube-proxy stand before IPVS on this node and serve Services in its place, by endpoints that they know ("+
+			strings.Join(is, "; ")+"): "+do))
+	}
 }
 
 // programmed tells of a plan that was carried out for some Keys.

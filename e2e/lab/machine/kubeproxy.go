@@ -17,7 +17,7 @@ var (
 	}
 	kubeProxyModules = []string{
 		"nft_compat", "x_tables", "ip_set", "ip_set_*", "xt_set", "xt_comment", "xt_mark", "xt_MASQUERADE", "xt_addrtype",
-		"xt_conntrack", "xt_tcpudp", "xt_statistic", "xt_nat", "xt_recent", "xt_multiport", "xt_physdev", "ipt_REJECT", "ip6t_REJECT",
+		"xt_conntrack", "xt_CT", "xt_tcpudp", "xt_statistic", "xt_nat", "xt_recent", "xt_multiport", "xt_physdev", "ipt_REJECT", "ip6t_REJECT",
 		"nft_counter|nf_tables", // a module of its own up to 5.16
 		// iptables-legacy
 		"ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle", "ip6_tables", "ip6table_filter", "ip6table_nat", "ip6table_mangle",

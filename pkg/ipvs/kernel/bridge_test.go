@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -58,10 +59,37 @@ func TestBridgeTrouble(t *testing.T) {
 	check("all right", values("1", "1"))
 	check("off for IPv4", values("0", "1"), v4+" is 0|bridge cni0:|IPv4|sysctl -w "+v4+"=1")
 	check("off for IPv6", values("1", "0"), v6+" is 0|bridge cni0:|IPv6|sysctl -w "+v6+"=1")
-	check("off", values("0", "0"), "IPv4", "IPv6")
+	check("off", values("0", "0"), v4+" is 0 and "+v6+" is 0|bridge cni0:|IPv4 and IPv6 connections|sysctl -w "+v4+"=1|sysctl -w "+v6+"=1")
 	check("not loaded", map[string]string{"net/ipv6/conf/all/forwarding": "1"},
-		"br_netfilter is not loaded|cni0:|IPv4|modprobe br_netfilter", "br_netfilter is not loaded|IPv6")
-	check("not loaded, and IPv6 is off", map[string]string{}, "IPv4")
+		"br_netfilter is not loaded|cni0:|IPv4 and IPv6 connections|modprobe br_netfilter")
+	check("not loaded, and IPv6 is off", map[string]string{}, "cni0: IPv4 connections")
+}
+
+// B43: the module is asked for before there is a bridge: the first pod brings that, when nobody looks any more.
+func TestB43BridgeNetfilterBeforeBridges(t *testing.T) {
+	const v4, v6 = "net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"
+	for _, c := range []struct {
+		values  map[string]string
+		missing bool
+		says    []string // nothing: all is right
+	}{
+		{map[string]string{v4: "1", v6: "1", "net/ipv6/x": ""}, false, nil},
+		{map[string]string{v4: "1", v6: "0"}, false, nil}, // IPv6 is off
+		{map[string]string{"net/ipv6/x": ""}, true, []string{"br_netfilter is not loaded", "once pods stand on a bridge", "IPv4 and IPv6", "modprobe br_netfilter"}},
+		{map[string]string{"net/ipv4/x": ""}, true, []string{"once pods stand on a bridge, IPv4 connections"}},
+		{map[string]string{v4: "1", v6: "0", "net/ipv6/x": ""}, false, []string{v6 + " is 0: ", "IPv6 connections", "sysctl -w " + v6 + "=1"}},
+	} {
+		err := bridgeNetfilter(procSys(t, c.values))
+		if (err != nil) != (len(c.says) > 0) || errors.Is(err, ErrNoBridgeNetfilter) != c.missing {
+			t.Errorf("%v: %v", c.values, err)
+			continue
+		}
+		for _, part := range c.says {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%v: %q does not say %q", c.values, err, part)
+			}
+		}
+	}
 }
 
 // TestBridgeWithItsOwnSwitch: a bridge may hand its packets to netfilter though the sysctl says no.
@@ -73,7 +101,7 @@ func TestBridgeWithItsOwnSwitch(t *testing.T) {
 	addLink(t, &netlink.Veth{LinkAttrs: named("veth0", pods), PeerName: "veth1"})
 	for i, f := range bridgeFamilies {
 		found, err := bridgeTrouble(context.Background(), root)
-		if err != nil || len(found) != len(bridgeFamilies)-i {
+		if err != nil || len(found) != 1 || !strings.Contains(found[0].Error(), f.name) || strings.Contains(found[0].Error(), "IPv4") != (i == 0) {
 			t.Errorf("before %s is switched on: %q, %v", f.name, found, err)
 		}
 		must(t, ask(context.Background(), unix.NETLINK_ROUTE, func(b *batch) {

@@ -60,7 +60,8 @@ type Kernel struct {
 	sets      *setDoor
 	traces    legacy.Traces
 	// ranged are Keys that may have source ranges though they are in no set that says so.
-	ranged map[ipvs.Key]bool
+	ranged   map[ipvs.Key]bool
+	reserved reservation
 }
 
 // ErrNotRoot: the process may not change the network.
@@ -188,13 +189,15 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	if err != nil {
 		bridges = []error{err}
 	}
-	r.Warnings = append(r.Warnings, bridges...)
+	for i, b := range bridges {
+		r.Warnings = append(r.Warnings, ipvs.About{Name: fmt.Sprintf("bridges %d", i), Err: b})
+	}
 	set, err := k.ipvs.ensureTimeouts(ctx, k.timeouts, k.readOnly)
 	r.Wrote = append(r.Wrote, set...)
 	if err != nil {
 		r.Warnings = append(r.Warnings, err)
 	}
-	wrote, created, err := k.link.ensure()
+	wrote, created, err := k.link.ensure(ctx)
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
 	if err != nil {
 		return r, err
@@ -202,6 +205,7 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	if k.watch.deaf != nil {
 		r.Warnings = append(r.Warnings, fmt.Errorf("changes by other programs are found by looking for them alone: %w", k.watch.deaf))
 	}
+	k.reserved.recorded = nil // it is read anew: another program may have changed it, or the table is new
 	wrote, created, err = k.nft.ensure(ctx)
 	r.Wrote, r.TableCreated = append(r.Wrote, wrote...), created
 	if notSupported(err) {

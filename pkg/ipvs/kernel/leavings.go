@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"hash/fnv"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/legacy"
 )
@@ -44,21 +42,10 @@ func (k *Kernel) Left(ctx context.Context) (list []ipvs.Leaving, stays []string,
 
 // leftLegacy lists what is left in iptables-legacy.
 func leftLegacy() (list []ipvs.Leaving, stays []string, err error) {
-	tables, err := legacy.Tables()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, t := range tables {
-		found, err := t.Look()
-		if errors.Is(err, unix.EAGAIN) { // it changes right now
-			found, err = t.Look()
-		}
-		if err != nil {
-			return nil, nil, err
-		}
+	err = eachLegacy(func(t legacy.Table, found legacy.Found) {
 		stays = append(stays, found.Stays...)
 		if found.Rules == 0 && found.Chains == 0 {
-			continue
+			return
 		}
 		list = append(list, ipvs.Leaving{
 			Text:  fmt.Sprintf("take %d rules and %d chains of kube-proxy's out of %s", found.Rules, found.Chains, t),
@@ -71,8 +58,8 @@ func leftLegacy() (list []ipvs.Leaving, stays []string, err error) {
 				return err
 			},
 		})
-	}
-	return list, stays, nil
+	})
+	return list, stays, err
 }
 
 // Trace is a number that changes when another program changes what Left would list of iptables-legacy and of ipsets, of

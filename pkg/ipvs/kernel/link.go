@@ -80,7 +80,7 @@ const (
 )
 
 // ensure makes the interface and sets it up: IPv6 routes need it up.
-func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
+func (l *linkDoor) ensure(ctx context.Context) (wrote []string, created bool, err error) {
 	link, err := l.h.LinkByName(linkName)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		if l.readOnly {
@@ -88,7 +88,7 @@ func (l *linkDoor) ensure() (wrote []string, created bool, err error) {
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = linkName
-		if err := l.h.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil {
+		if err := withoutStray(ctx, func() error { return l.h.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}) }); err != nil {
 			if errors.Is(err, unix.EOPNOTSUPP) {
 				return nil, false, fmt.Errorf("add interface %s: the kernel has no dummy interfaces: %w", linkName, missingModule("dummy", err))
 			}

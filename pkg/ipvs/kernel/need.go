@@ -49,7 +49,9 @@ func Needs(cfg Config) ([]Need, error) {
 			}
 			return err
 		}},
-		{"dummy", func(ctx context.Context) error { return tryLink(ctx, "dummy") }},
+		{"dummy", func(ctx context.Context) error {
+			return withoutStray(ctx, func() error { return tryLink(ctx, "dummy") })
+		}},
 		{"nf_tables", func(ctx context.Context) error { return tryNFT(ctx, "nf_tables", nftTrial{}) }},
 		{"nf_conntrack_netlink", tryConntrackNetlink},
 	}

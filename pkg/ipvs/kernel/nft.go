@@ -85,7 +85,7 @@ func (n *nftDoor) sets() (out []*nftables.Set) {
 			out = append(out, set)
 		}
 	}
-	return append(out, n.shielded())
+	return append(out, n.shielded(), n.reservedSet())
 }
 
 // ensure makes table, sets, chains and rules what they should be and says what it had to write.

@@ -21,7 +21,7 @@ func TestB55RemainsWithoutIPVS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	if _, _, err := k.link.ensure(); err != nil {
+	if _, _, err := k.link.ensure(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := k.nft.ensure(ctx); err != nil {

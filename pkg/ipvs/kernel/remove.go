@@ -26,8 +26,8 @@ func (k *Kernel) Standing(context.Context) (table bool, err error) {
 }
 
 // Remove takes away what Base made: the interface, where nothing is left on it, then the table. Done are the
-// writes, as a person would type them, stays says why the interface is still there. Sysctls stay as they are:
-// others may rely on them by now, and nobody knows what they were.
+// writes, as a person would type them, stays says why the interface is still there. Of the sysctls the reserved ports that
+// are recorded as ours go. The others stay as they are: somebody may rely on them by now, and nobody knows what they were.
 func (k *Kernel) Remove(ctx context.Context) (done []string, stays string, err error) {
 	link, err := k.link.find()
 	if err != nil {
@@ -45,31 +45,24 @@ func (k *Kernel) Remove(ctx context.Context) (done []string, stays string, err e
 			done = append(done, "ip link del "+linkName)
 		}
 	}
-	removed, err := removeTable(k.nft)
-	if removed {
-		done = append(done, "nft delete "+tableText)
-	}
-	return done, stays, err
+	more, err := removeTable(ctx, k.nft)
+	return append(done, more...), stays, err
 }
 
 const tableText = "table inet " + tableName
 
-// RemoveTable removes our nftables table and nothing else, and says how a person would type that; empty: there
-// was none. It needs no IPVS. With the table goes the record of what is ours.
-func RemoveTable(context.Context) (done string, err error) {
+// RemoveTable removes our nftables table and the reserved ports that it records as ours, and nothing else, and says how a
+// person would type that; nothing: there was none. It needs no IPVS. With the table goes the record of what is ours.
+func RemoveTable(ctx context.Context) (done []string, err error) {
 	if err := MayAdminister(); err != nil {
-		return "", err
+		return nil, err
 	}
 	n, err := newNFT(Config{})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer n.close()
-	removed, err := removeTable(n)
-	if removed {
-		done = "nft delete " + tableText
-	}
-	return done, err
+	return removeTable(ctx, n)
 }
 
 func tableStands(n *nftDoor) (bool, error) {
@@ -87,19 +80,23 @@ func tableStands(n *nftDoor) (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }), nil
 }
 
-func removeTable(n *nftDoor) (removed bool, err error) {
+// removeTable gives back the ports that are recorded as ours, and then removes the table with the record.
+func removeTable(ctx context.Context, n *nftDoor) (done []string, err error) {
 	if stands, err := tableStands(n); err != nil || !stands {
-		return false, err
+		return nil, err
+	}
+	if done, err = n.unreserve(ctx, sysctlRoot); err != nil {
+		return nil, err
 	}
 	c, err := n.conn()
 	if err != nil {
-		return false, fmt.Errorf("open nftables: %w", err)
+		return done, fmt.Errorf("open nftables: %w", err)
 	}
 	c.DelTable(n.table)
 	if err := c.Flush(); err != nil {
-		return false, fmt.Errorf("delete nftables %s: %w", tableText, err)
+		return done, fmt.Errorf("delete nftables %s: %w", tableText, err)
 	}
-	return true, nil
+	return append(done, "nft delete "+tableText), nil
 }
 
 // find looks for our interface; nil: there is none. One of another type is somebody else's, whatever its name.

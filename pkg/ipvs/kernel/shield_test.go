@@ -84,7 +84,7 @@ func TestShield(t *testing.T) {
 	shield(false)
 	wants("off", 0, 0)
 	shield(false)
-	if _, err := removeTable(n); err != nil {
+	if _, err := removeTable(t.Context(), n); err != nil {
 		t.Fatal(err)
 	}
 	shield(false)

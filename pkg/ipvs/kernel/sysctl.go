@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // sysctlRoot is where this network namespace's settings are.
@@ -154,7 +156,7 @@ func ensureSettings(root string, list []Setting, readOnly bool) (wrote []string,
 	for _, s := range list {
 		changed, err := s.ensure(root, readOnly)
 		if err != nil {
-			warnings = append(warnings, err)
+			warnings = append(warnings, ipvs.About{Name: s.Name, Err: err})
 		}
 		if changed {
 			wrote = append(wrote, "sysctl -w "+s.Name+"="+s.Want)

@@ -44,6 +44,12 @@ func IsChain(name string) bool {
 	return slices.Contains(chains, name) || slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 }
 
+// passive are its chains of a packet that IPVS has seen: they mark, masquerade or accept it, or do nothing.
+var passive = []string{"KUBE-PROXY-CANARY", forward, markMasq, postrouting}
+
+// StandsBefore reports whether a chain of iptables is kube-proxy's and may serve, refuse or drop a packet before IPVS sees it.
+func StandsBefore(name string) bool { return IsChain(name) && !slices.Contains(passive, name) }
+
 // IsSet reports whether an ipset is kube-proxy's.
 func IsSet(name string) bool {
 	rest, is := strings.CutPrefix(name, "KUBE-")

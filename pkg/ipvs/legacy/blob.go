@@ -30,6 +30,7 @@ const (
 	nameBytes     = 32 // of a table, and of a chain in an ERROR target
 	errorTarget   = "ERROR"
 	verdictDrop   = -1 // -NF_DROP - 1
+	hookInput     = 1  // NF_INET_LOCAL_IN
 	hookForward   = 2  // NF_INET_FORWARD
 )
 
@@ -117,8 +118,7 @@ func (t table) chains(list []entry) (all []kubeproxy.Chain, jumps []kubeproxy.Ju
 		if t.valid&(1<<h) == 0 {
 			continue
 		}
-		drops := h == hookForward && slices.ContainsFunc(list, func(e entry) bool { return e.at == int(t.underflow[h]) && e.standard && e.verdict == verdictDrop })
-		all = append(all, kubeproxy.Chain{Name: hookChains[h], Base: true, Drops: drops})
+		all = append(all, kubeproxy.Chain{Name: hookChains[h], Base: true, Drops: h == hookForward && t.dropsAt(h, list)})
 	}
 	for _, e := range list {
 		switch {
@@ -129,6 +129,21 @@ func (t table) chains(list []entry) (all []kubeproxy.Chain, jumps []kubeproxy.Ju
 		}
 	}
 	return all, jumps
+}
+
+// dropsAt reports whether the policy of a hook is to drop.
+func (t table) dropsAt(h int, list []entry) bool {
+	return slices.ContainsFunc(list, func(e entry) bool { return e.at == int(t.underflow[h]) && e.standard && e.verdict == verdictDrop })
+}
+
+// drops names the chains of packets to the node, and through it, whose policy is to drop.
+func (t table) drops(list []entry) (names []string) {
+	for _, h := range []int{hookInput, hookForward} {
+		if t.valid&(1<<h) != 0 && t.dropsAt(h, list) {
+			names = append(names, hookChains[h])
+		}
+	}
+	return names
 }
 
 // without is the table without some entries, which must be whole chains and what leads to them. Kept are the places of

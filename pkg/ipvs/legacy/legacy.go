@@ -23,19 +23,22 @@ type Table struct {
 	Name string
 }
 
-// program is what a person changes it with.
-func (t Table) program() string {
+// Program is what a person changes it with.
+func (t Table) Program() string {
 	if t.IPv6 {
 		return "ip6tables-legacy"
 	}
 	return "iptables-legacy"
 }
 
-func (t Table) String() string { return "table " + t.Name + " of " + t.program() }
+func (t Table) String() string { return "table " + t.Name + " of " + t.Program() }
+
+// Show is what a person types to see a chain.
+func (t Table) Show(chain string) string { return t.Program() + " -t " + t.Name + " -S " + chain }
 
 // Command is what a person types to take kube-proxy's chains out of it.
 func (t Table) Command() string {
-	p := t.program()
+	p := t.Program()
 	return fmt.Sprintf("%s-save -t %s | grep -vE '(^:|-[Ajg] )%s ' | %s-restore -T %s", p, t.Name, kubeproxy.Pattern(), p, t.Name)
 }
 
@@ -71,9 +74,13 @@ type Found struct {
 	Rules, Chains int
 	// Stays says what of it stays because others rely on it, a line each.
 	Stays []string
+	// Before are the rules of others that lead to where it serves, refuses or drops a packet before IPVS sees it.
+	Before []kubeproxy.Jump
+	// Drops names the chains, INPUT and FORWARD, of the table filter whose policy is to drop.
+	Drops []string
 }
 
-// Look reads what of a table is kube-proxy's.
+// Look reads what of a table is kube-proxy's, and what drops.
 func (t Table) Look() (f Found, err error) {
 	d, err := open(t.IPv6)
 	if err != nil {
@@ -93,8 +100,10 @@ func (t table) judge(l layout) (list []entry, f Found, gone func(entry) bool, er
 	if list, err = t.parse(l); err != nil {
 		return nil, f, nil, fmt.Errorf("iptables-legacy: %w", err)
 	}
-	going, stays := kubeproxy.Going(t.chains(list))
-	f.Stays, f.Chains = stays, len(going)
+	all, jumps := t.chains(list)
+	going, stays := kubeproxy.Going(all, jumps)
+	f.Stays, f.Chains, f.Drops = stays, len(going), t.drops(list)
+	f.Before = slices.DeleteFunc(jumps, func(j kubeproxy.Jump) bool { return !kubeproxy.StandsBefore(j.To) })
 	gone = func(e entry) bool { return going[e.chain] || going[e.to] }
 	for _, e := range list {
 		if gone(e) && !e.head {

@@ -60,7 +60,8 @@ type ledger struct {
 	// holds are the addresses that Services of other proxies hold, which claim no Key.
 	holds map[cluster.ID][]netip.Addr
 	// sizes counts the claimed Keys by family, IPv4 and IPv6.
-	sizes [2]int
+	sizes     [2]int
+	nodePorts portClaims
 	// freed are the pods whose hairpin fact nobody needs any more since the last look, maybe more than once.
 	freed []netip.Addr
 }
@@ -76,6 +77,7 @@ func newLedger() *ledger {
 
 		considered: map[cluster.ID][]netip.Addr{},
 		holds:      map[cluster.ID][]netip.Addr{},
+		nodePorts:  portClaims{claims: map[uint16]int{}},
 	}
 }
 
@@ -273,8 +275,10 @@ func (l *ledger) release(id cluster.ID, a netip.Addr) {
 // set replaces a Service's claim on a Key.
 func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 	cs := l.claims[k]
+	was, is := false, c != nil && c.Rank == RankNodePort
 	if i := slices.IndexFunc(cs, func(c Claim) bool { return c.Service == id }); i >= 0 {
 		l.countReals(id, cs[i].Want, -1)
+		was = cs[i].Rank == RankNodePort
 		if c != nil && c.Want.Equal(cs[i].Want) {
 			c.Want = cs[i].Want // one copy of equal content, which the mirror may share
 		}
@@ -285,13 +289,16 @@ func (l *ledger) set(id cluster.ID, k ipvs.Key, c *Claim) {
 		at, _ := slices.BinarySearchFunc(cs, *c, Claim.compare)
 		cs = slices.Insert(slices.Clone(cs), at, *c)
 	}
-	was := len(l.claims)
+	if was != is {
+		l.nodePorts.count(k.Port, is)
+	}
+	before := len(l.claims)
 	if len(cs) == 0 {
 		delete(l.claims, k)
 	} else {
 		l.claims[k] = cs
 	}
-	l.sizes[family(k.Addr.Is4())] += len(l.claims) - was
+	l.sizes[family(k.Addr.Is4())] += len(l.claims) - before
 	l.setExternal(k, slices.ContainsFunc(cs, func(c Claim) bool { return c.Rank != RankClusterIP }))
 }
 

@@ -76,6 +76,7 @@ const (
 	ReasonHealthCheckPort   = "HealthCheckNodePort" // it belongs to another Service, or to another process of this node
 	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node
 	ReasonOtherProxy        = "OtherProxy"          // another Service proxy is at work; about the Node
+	ReasonRulesBefore       = "RulesBeforeIPVS"     // another proxy's rules take packets before IPVS does; about the Node
 	ReasonZoneMissing       = "ZoneMissing"         // hints are for zones, and the node has none; about the Node
 )
 
