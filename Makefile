@@ -86,6 +86,11 @@ takeover: ## take nodes over from kube-proxy itself and give them back, under lo
 	$(RUN_LAB) e2e --build
 	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^(TestB54TakeOverFromKubeProxy|TestB58WayBack|TestF26KubeProxyComesBack)$$'
 
+.PHONY: attacks
+attacks: ## try the table of attacks on kube-proxy itself: what it gets there
+	$(RUN_LAB) e2e --build
+	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^TestAttacksOnKubeProxy$$'
+
 .PHONY: memory
 memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services from a real API server
 	$(RUN_E2E) --memory
