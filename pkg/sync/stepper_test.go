@@ -309,11 +309,21 @@ func siteOf(m *cluster.Model, local ipvs.Local, opt desk.Options) desk.Site {
 func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 	opt = opt.withDefaults()
 	site := siteOf(m, local, opt.Desk)
-	vips := map[netip.Addr]bool{}
+	vips, elsewhere := map[netip.Addr]bool{}, map[netip.Addr][]desk.Claim{}
+	for _, name := range serviceNames { // of these another proxy may serve some
+		id := idOf(name)
+		for addrs, created := m.Held(id); len(addrs) > 0; addrs = addrs[1:] {
+			elsewhere[addrs[0]] = append(elsewhere[addrs[0]], desk.Claim{Rank: desk.RankClusterIP, Created: created, Service: id})
+		}
+	}
+	compare := func(a, b desk.Claim) int {
+		return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Created, b.Created), a.Service.Compare(b.Service))
+	}
 	for _, id := range m.Services() {
 		svc, _ := m.Get(id)
 		for _, c := range desk.Compile(svc, nil, desk.NamedOf(svc, m.Named), site, opt.Desk).Claims {
-			vips[c.Key.Addr] = vips[c.Key.Addr] || c.Claim.Want.Guard.VIP
+			before := slices.ContainsFunc(elsewhere[c.Key.Addr], func(o desk.Claim) bool { return compare(o, c.Claim) < 0 })
+			vips[c.Key.Addr] = vips[c.Key.Addr] || c.Claim.Want.Guard.VIP && !before
 		}
 	}
 	claims := map[ipvs.Key][]desk.Claim{}
@@ -333,11 +343,8 @@ func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 			}
 		}
 	}
-	for _, name := range serviceNames { // of these another proxy may serve some
-		id := idOf(name)
-		for addrs, created := m.Held(id); len(addrs) > 0; addrs = addrs[1:] {
-			holding[addrs[0]] = append(holding[addrs[0]], desk.Claim{Rank: desk.RankClusterIP, Created: created, Service: id})
-		}
+	for a, cs := range elsewhere {
+		holding[a] = append(holding[a], cs...)
 	}
 	e := &expected{servers: map[ipvs.Key]ipvs.Server{}, sets: map[ipvs.Set]map[ipvs.Key]bool{}, addrs: map[netip.Addr]bool{},
 		redirects: map[ipvs.Key]netip.AddrPort{}, ranges: map[ipvs.Key][]ipvs.Range{}}
@@ -346,9 +353,7 @@ func expect(m *cluster.Model, local ipvs.Local, opt Options) *expected {
 	}
 	e.sets[ipvs.SetOwned][ipvs.Adopted] = true
 	first := func(cs []desk.Claim) desk.Claim {
-		return slices.MinFunc(cs, func(a, b desk.Claim) int {
-			return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Created, b.Created), a.Service.Compare(b.Service))
-		})
+		return slices.MinFunc(cs, compare)
 	}
 	for k, cs := range claims {
 		if hs := holding[k.Addr]; len(hs) > 0 {

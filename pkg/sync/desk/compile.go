@@ -178,7 +178,7 @@ func (c *compiler) hosts(eps []cluster.Endpoint) []cluster.Endpoint {
 		if c.asked != nil {
 			c.hostless = append(c.hostless, ep)
 		}
-		if !said[ep.Addr] {
+		if ep.Ready && c.hasFamily(ep.Addr) && !said[ep.Addr] { // any other one is used by nobody, or not for long
 			said[ep.Addr] = true
 			c.f.Problems = note(c.f.Problems, Problem{Reason: ReasonNoHost, Here: ep.NodeName == c.site.Node.Name, Anywhere: ep.NodeName == ""},
 				func() string { return "endpoint " + ep.Addr.String() + " can be no host's: left out" })

@@ -148,7 +148,7 @@ func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag F
 func (d *Desk) vipsAmong(f Fragment) (vips []netip.Addr) {
 	own := func(a netip.Addr) bool {
 		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
-		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP
+		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP && !d.ledger.heldElsewhere(a, f.Claims[i].Claim)
 	}
 	seen := map[*ipvs.Real]bool{} // frontends share their real servers
 	for _, c := range f.Claims {

@@ -166,6 +166,13 @@ func (l *ledger) holder(a netip.Addr) holder {
 	return holder{}
 }
 
+// heldElsewhere: another proxy's Service has an address as its ClusterIP before a claim on it.
+func (l *ledger) heldElsewhere(a netip.Addr, c Claim) bool {
+	return slices.ContainsFunc(l.holding[a], func(h holder) bool {
+		return len(l.holds[h.service]) > 0 && h.service != c.Service && (c.Rank != RankClusterIP || h.compare(holder{c.Created, c.Service}) < 0)
+	})
+}
+
 // concerned lists the Keys whose owner may change with a Fragment, in canonical order: those that the Service
 // has and gets, and where it gains or loses an address as its ClusterIP, whatever is claimed of that address.
 func (l *ledger) concerned(id cluster.ID, f Fragment) []ipvs.Key {
