@@ -210,6 +210,7 @@ func TestB45CheckNamesWhatIsInTheWay(t *testing.T) {
 			chain KUBE-FIREWALL { }
 			chain INPUT { type filter hook input priority 0; policy accept; ct state established accept; iif lo accept; jump KUBE-FIREWALL; }
 			chain FORWARD { type filter hook forward priority 0; policy accept; }
+			chain late { type filter hook input priority 200; policy drop; ct state established accept; iif lo accept; }
 			chain KUBE-KUBELET-CANARY { }
 		}`, "delete table ip filter", "", nil},
 	} {
