@@ -104,6 +104,9 @@ func runTests(ctx context.Context, o testOptions, w io.Writer) error {
 	w = &lineWriter{w: w}
 	start, costs, beside := time.Now(), parts{}, parts{}
 	host, later, kernel := newRecorder(w, "host"), newRecorder(w, "host"), newRecorder(w, "kernel")
+	for _, r := range []*recorder{host, later, kernel} {
+		r.verbose = o.verbose
+	}
 	if !o.skipHost {
 		costs.time("gofmt, go vet", func() { checks(ctx, host) })
 	}
