@@ -50,11 +50,20 @@ func farNodePort(t *testing.T, args []string) {
 	for _, family := range []int{4, 6} {
 		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
 			at := func(node int) netip.AddrPort { return netip.AddrPortFrom(s.w.Node(node).Addr(family), port) }
-			hits(t, client{"pod of node1", near.Host}, at(1), ending)
-			hits(t, client{"pod of node2", far.Host}, at(1), ending)
-			t.Run("pods keep their address", func(t *testing.T) {
-				hits(t, client{"pod of node1 by node2", near.Host}, at(2), ending)
-			})
+			// Each node hears of the endpoint in its own time.
+			reach := func(t *testing.T, name string, from *lab.Pod, node int) {
+				t.Helper()
+				lab.Eventually(t, soon, name+" is answered", func() error {
+					if r := from.Ask(at(node)); r.Verdict != lab.Answered {
+						return fmt.Errorf("%s", r)
+					}
+					return nil
+				})
+				hits(t, client{name, from.Host}, at(node), ending)
+			}
+			reach(t, "pod of node1", near, 1)
+			reach(t, "pod of node2", far, 1)
+			t.Run("pods keep their address", func(t *testing.T) { reach(t, "pod of node1 by node2", near, 2) })
 			t.Run("pods are masqueraded", func(t *testing.T) {
 				s.masqueradePods(t, s.w.Node(1), family)
 				for range 5 { // as often as upstream's

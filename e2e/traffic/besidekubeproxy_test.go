@@ -83,15 +83,7 @@ func TestB54AdoptsThousand(t *testing.T) {
 	program := kubeProxyProgram(t)
 	s := newStage(t)
 	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
-	var objects []lab.Object
-	for i := range services {
-		svc := lab.Service{Name: fmt.Sprintf("web%d", i), ClusterIPs: []string{fmt.Sprintf("10.96.%d.%d", 100+i/250, 1+i%250)}, Ports: []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}}}
-		v4, _ := s.w.SlicesFor(svc, b, c)
-		objects = append(objects, svc, v4)
-	}
-	if err := s.cluster.Apply(objects...); err != nil {
-		t.Fatal(err)
-	}
+	sample := s.applyMany(services, b, c)
 	k := &kubeProxy{t: t, s: s, n: n}
 	p := k.start(program, "ipvs")
 	lab.Eventually(t, 5*time.Minute, "kube-proxy has made them all", func() error {
@@ -116,6 +108,12 @@ func TestB54AdoptsThousand(t *testing.T) {
 		}
 		took := between(t, agent.Log(), "starting", "all Services are programmed")
 		t.Logf("%s: %.0f writes to IPVS and addresses, %.0f elements, all Services programmed after %s", node.Name, writes, metric(t, node, `ipvsproxy_kernel_writes_total{operation="add_element"}`), took)
+		for _, to := range sample {
+			answers(t, node.Host, to)
+		}
+		if open := strings.Count(nftList(t, node, "set inet ipvs-proxy open4"), " . tcp . 80"); open != services {
+			t.Errorf("%s: %d frontends are open", node.Name, open)
+		}
 		if adopted := node == n; adopted != (writes == 0) {
 			t.Errorf("%s: %.0f writes to IPVS and addresses", node.Name, writes)
 		}

@@ -42,22 +42,10 @@ func TestCompareWithKubeProxy(t *testing.T) {
 }
 
 func compare(t *testing.T, c contender, program string) {
-	const services, every = 1000, 50
+	const services = 1000
 	s := newStage(t)
-	n, b := s.w.Node(1), s.w.Pod("pod-b")
-	var objects []lab.Object
-	var sample []netip.AddrPort
-	for i := range services {
-		svc := lab.Service{Name: fmt.Sprintf("web%d", i), ClusterIPs: []string{fmt.Sprintf("10.96.%d.%d", 100+i/250, 1+i%250)}, Ports: []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}}}
-		v4, _ := s.w.SlicesFor(svc, b)
-		objects = append(objects, svc, v4)
-		if i%every == every-1 {
-			sample = append(sample, at(svc, 4, 80))
-		}
-	}
-	if err := s.cluster.Apply(objects...); err != nil {
-		t.Fatal(err)
-	}
+	n := s.w.Node(1)
+	sample := s.applyMany(services, s.w.Pod("pod-b"))
 	from, began := s.w.Pod("pod-a").Host, time.Now()
 	if c.mode == "" {
 		s.w.StartAgent(t, n, s.cluster)
@@ -97,11 +85,33 @@ func compare(t *testing.T, c contender, program string) {
 	t.Logf("%s: after %q there are answers again after %.1f s", c.name, c.raid, answered("all of the sample answers again").Seconds())
 }
 
+// applyMany makes Services with some pods, and gives the frontends of twenty of them.
+func (s *stage) applyMany(services int, pods ...*lab.Pod) (sample []netip.AddrPort) {
+	s.t.Helper()
+	var objects []lab.Object
+	for i := range services {
+		svc := numbered(i)
+		v4, _ := s.w.SlicesFor(svc, pods...)
+		objects = append(objects, svc, v4)
+		if every := services / 20; i%every == every-1 {
+			sample = append(sample, at(svc, 4, 80))
+		}
+	}
+	if err := s.cluster.Apply(objects...); err != nil {
+		s.t.Fatal(err)
+	}
+	return sample
+}
+
+// numbered is one of many Services.
+func numbered(i int) lab.Service {
+	return lab.Service{Name: fmt.Sprintf("web%d", i), ClusterIPs: []string{fmt.Sprintf("10.96.%d.%d", 100+i/250, 1+i%250)}, Ports: []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}}}
+}
+
 // oneMore gives a Service of one endpoint another one, and says how long it is until that answers.
 func (s *stage) oneMore(to netip.AddrPort, i int, from *lab.Host) time.Duration {
 	s.t.Helper()
-	svc := lab.Service{Name: fmt.Sprintf("web%d", i), ClusterIPs: []string{to.Addr().String()}, Ports: []lab.Port{{Name: "http", Port: 80, TargetPort: 8080}}}
-	v4, _ := s.w.SlicesFor(svc, s.w.Pod("pod-b"), s.w.Pod("pod-c"))
+	v4, _ := s.w.SlicesFor(numbered(i), s.w.Pod("pod-b"), s.w.Pod("pod-c"))
 	began := time.Now()
 	if err := s.cluster.Apply(v4); err != nil {
 		s.t.Fatal(err)

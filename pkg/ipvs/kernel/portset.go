@@ -21,8 +21,7 @@ func portsOf(list []uint16) *portSet {
 	return s
 }
 
-func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
-func (s *portSet) add(p uint16)      { s[p/64] |= 1 << (p % 64) }
+func (s *portSet) add(p uint16) { s[p/64] |= 1 << (p % 64) }
 
 // with and without are the union of two sets and the difference.
 func (s *portSet) with(o *portSet) *portSet {
