@@ -13,8 +13,8 @@ import (
 func (m *Model) Take() (dirty []ID, nodeChanged, synced bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	dirty, nodeChanged = m.dirty, m.nodeChanged
-	m.dirty, m.nodeChanged = nil, false
+	dirty, nodeChanged = m.dirty, m.own.changed
+	m.dirty, m.own.changed = nil, false
 	m.queued = map[ID]struct{}{} // a new one: clear would keep the size of the largest burst
 	return dirty, nodeChanged, m.synced
 }
@@ -69,7 +69,7 @@ func (m *Model) Problems(id ID) []Problem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if id == (ID{}) {
-		return slices.Clone(m.nodeProbs)
+		return slices.Clone(m.own.problems)
 	}
 	s := m.services[id]
 	if s == nil {
@@ -105,7 +105,7 @@ func (m *Model) Services() []ID {
 func (m *Model) Node() Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.node
+	return m.own.node
 }
 
 // APIServers returns the addresses by which the source reaches the API server,

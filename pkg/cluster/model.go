@@ -30,21 +30,26 @@ type Model struct {
 	opt     Options
 	changed chan struct{}
 
-	mu          sync.Mutex
-	services    map[ID]*service
-	slices      map[ID]*slice // by the slice's own namespace and name
-	node        Node
-	nodeProbs   []Problem
-	apiServers  []netip.Addr // sorted
-	named       map[netip.Addr]naming
-	asking      map[netip.Addr]map[ID]struct{} // who asks for an address from outside
-	dirty       []ID                           // first dirtied first
-	queued      map[ID]struct{}
-	nodeChanged bool
-	synced      bool
-	complete    bool
-	started     time.Time
-	changes     [2]uint64 // of Services, of slices
+	mu         sync.Mutex
+	services   map[ID]*service
+	slices     map[ID]*slice // by the slice's own namespace and name
+	own        own
+	apiServers []netip.Addr // sorted
+	named      map[netip.Addr]naming
+	asking     map[netip.Addr]map[ID]struct{} // who asks for an address from outside
+	dirty      []ID                           // first dirtied first
+	queued     map[ID]struct{}
+	synced     bool
+	complete   bool
+	started    time.Time
+	changes    [2]uint64 // of Services, of slices
+}
+
+// own is this node, as its Node object has it.
+type own struct {
+	node     Node
+	problems []Problem
+	changed  bool // since it was last asked about
 }
 
 // service is all that is kept under one Service's name: either half may come
@@ -72,7 +77,7 @@ func NewModel(opt Options) *Model {
 		slices:   map[ID]*slice{},
 		named:    map[netip.Addr]naming{},
 		asking:   map[netip.Addr]map[ID]struct{}{},
-		node:     Node{Name: opt.NodeName},
+		own:      own{node: Node{Name: opt.NodeName}},
 		queued:   map[ID]struct{}{},
 		started:  time.Now(),
 	}
@@ -242,11 +247,11 @@ func (m *Model) detach(id ID, sl *slice) {
 func (m *Model) setNode(node Node, probs []Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	node = lasting(node, m.node)
-	if m.node.equal(node) && slices.Equal(m.nodeProbs, probs) {
+	node = lasting(node, m.own.node)
+	if m.own.node.equal(node) && slices.Equal(m.own.problems, probs) {
 		return
 	}
-	m.node, m.nodeProbs, m.nodeChanged = node, probs, true
+	m.own.node, m.own.problems, m.own.changed = node, probs, true
 	m.signal()
 }
 

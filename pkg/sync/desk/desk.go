@@ -15,20 +15,30 @@ import (
 
 // Cluster is what the desk reads of the cluster's objects.
 type Cluster interface {
+	Objects
+	Answers
+}
+
+// Objects are what Services and slices say, each by its Service.
+type Objects interface {
 	// Get gives a Service that is ours, with its endpoints; nil: there is none.
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
 	// Endpoints gives the endpoints of a Service, whoever serves it.
 	Endpoints(cluster.ID) []cluster.Endpoint
-	// Named says who has an address as an endpoint.
-	Named(netip.Addr) cluster.Named
 	// Held gives the ClusterIPs of a Service that another proxy serves, sorted, and when that was made.
 	Held(cluster.ID) ([]netip.Addr, int64)
+	// Services lists those that are ours, sorted.
+	Services() []cluster.ID
+}
+
+// Answers are what is asked of all of them.
+type Answers interface {
+	// Named says who has an address as an endpoint.
+	Named(netip.Addr) cluster.Named
 	// Lists reports whether a slice of a Service names an address, ready or not, with a port of that number.
 	Lists(cluster.ID, netip.AddrPort) bool
 	// Problems gives what of a Service's objects cannot be used; for the zero ID of the own Node.
 	Problems(cluster.ID) []cluster.Problem
-	// Services lists those that are ours, sorted.
-	Services() []cluster.ID
 }
 
 // Desk keeps what all Services want. It is used by one goroutine at a time.
