@@ -41,7 +41,7 @@ func verdict(exit int, output, test string) string {
 
 // testArgs is how a test runs. It ends with the first part that fails.
 func testArgs(test string) []string {
-	return []string{"-test.v", "-test.timeout=4m", "-test.failfast", "-test.run=^" + test + "$"}
+	return []string{"-test.v", "-test.timeout=15m", "-test.failfast", "-test.run=^" + test + "$"}
 }
 
 // verdicts takes what becomes of mutants, as it comes, from several machines at once.
