@@ -136,14 +136,20 @@ func readTests(root string) (list []source, err error) {
 	return list, err
 }
 
-// agree finds what the files say of each other that is not so.
-func (in input) agree() error {
-	var errs []error
-	say := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+// named are all tests, each by its package and name.
+func (in input) named() map[string]bool {
 	have := map[string]bool{}
 	for _, s := range in.tests {
 		have[s.pkg+" "+s.name] = true
 	}
+	return have
+}
+
+// agree finds what the files say of each other that is not so.
+func (in input) agree() error {
+	var errs []error
+	say := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	have := in.named()
 	exists := func(pkg, test string) bool {
 		top, _, _ := strings.Cut(test, "/")
 		return have[pkg+" "+top]

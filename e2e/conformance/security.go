@@ -24,10 +24,7 @@ func (in input) attacksAgree(rows []attacks.Row) error {
 	say := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("attacks.yaml: "+format, args...))
 	}
-	have := map[string]bool{}
-	for _, s := range in.tests {
-		have[s.pkg+" "+s.name] = true
-	}
+	have := in.named()
 	words := map[string]bool{attacks.Kept: true, attacks.Taken: true, attacks.Cut: true, attacks.Chance: true}
 	for i, r := range rows {
 		if want := fmt.Sprintf("A%d", i+1); r.ID != want {

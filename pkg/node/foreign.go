@@ -31,14 +31,20 @@ func checkForeign(ctx context.Context) []Finding {
 
 // judgeFirewalls finds what drops forwarded packets by default. A reply of an endpoint to a client behind
 // another interface is one of those.
-func judgeFirewalls(chains []kernel.Chain) (found []Finding) {
+func judgeFirewalls(chains []kernel.Chain) []Finding {
+	return judgeDrops(chains, func(c kernel.Chain) bool { return c.Forward }, "forwarded packets",
+		"replies of Services' endpoints among them: it must accept the addresses of pods in both directions")
+}
+
+// judgeDrops finds the chains at a hook that drop what no rule of theirs accepts.
+func judgeDrops(chains []kernel.Chain, at func(kernel.Chain) bool, packets, effect string) (found []Finding) {
 	for _, c := range chains {
-		if c.Forward && c.Drop {
-			found = append(found, warning("chain %s drops forwarded packets that no rule of it accepts, replies of Services' endpoints among them: it must accept the addresses of pods in both directions (%s)", c, c.Show))
+		if at(c) && c.Drop {
+			found = append(found, warning("chain %s drops %s that no rule of it accepts, %s (%s)", c, packets, effect, c.Show))
 		}
 	}
 	if len(found) == 0 {
-		return []Finding{ok("no firewall drops forwarded packets by default")}
+		return []Finding{ok("no firewall drops %s by default", packets)}
 	}
 	return found
 }

@@ -32,16 +32,9 @@ func Neighbours(ctx context.Context) []Finding {
 }
 
 // judgeInput finds what drops packets to the node by default, before IPVS sees them.
-func judgeInput(chains []kernel.Chain) (found []Finding) {
-	for _, c := range chains {
-		if c.Input && c.Drop {
-			found = append(found, warning("chain %s drops packets to this node that no rule of it accepts, and all packets to Services are such, those of pods as well: it must accept the Services' addresses and ports (%s)", c, c.Show))
-		}
-	}
-	if len(found) == 0 {
-		return []Finding{ok("no firewall drops packets to this node by default")}
-	}
-	return found
+func judgeInput(chains []kernel.Chain) []Finding {
+	return judgeDrops(chains, func(c kernel.Chain) bool { return c.Input }, "packets to this node",
+		"and all packets to Services are such, those of pods as well: it must accept the Services' addresses and ports")
 }
 
 // dnsLink is the interface of NodeLocal DNSCache.

@@ -6,12 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -52,14 +48,8 @@ func TestB81NodePortsAreKept(t *testing.T) {
 		r.model.SetNode(nodeNamed("192.0.2.7"))
 		r.set(web, slice(web, "10.244.2.10"))
 		r.synced()
-		core, logged := observer.New(zapcore.InfoLevel)
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan struct{})
 		r.opt.Ports = k
-		loop := New(&locked{&r.mu, r.kernel}, r.model, zap.New(core), r.opt)
-		go func() { defer close(done); _ = loop.Run(ctx) }()
-		r.stop = func() { cancel(); <-done; r.stop = func() {} }
-		synctest.Wait()
+		logged := r.startBeside(nil)
 		time.Sleep(10 * time.Second)
 		r.set(slice(web, "10.244.2.12")) // its ports stay
 		time.Sleep(20 * time.Second)

@@ -72,7 +72,7 @@ func (o *otherProxy) Before(context.Context) (lines []string, err error) {
 
 func (o *otherProxy) Trace(context.Context) (uint64, error) { return o.trace, nil }
 
-// startBeside starts a loop beside what another proxy left.
+// startBeside starts a loop beside what another proxy left; nil: nobody looks for that.
 func (r *rig) startBeside(o Proxies) *observer.ObservedLogs {
 	core, logged := observer.New(zapcore.InfoLevel)
 	ctx, cancel := context.WithCancel(context.Background())

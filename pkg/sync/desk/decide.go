@@ -1,6 +1,7 @@
 package desk
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -144,23 +145,34 @@ func (d *Desk) withoutVIPs(svc *cluster.Service, eps []cluster.Endpoint) (frag F
 	}
 }
 
+// served are the addresses of a Service's real servers, which its frontends share.
+func (f Fragment) served() iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		seen := map[*ipvs.Real]bool{}
+		for _, c := range f.Claims {
+			reals := c.Claim.Want.Server.Reals
+			if len(reals) == 0 || seen[&reals[0]] {
+				continue
+			}
+			seen[&reals[0]] = true
+			for _, r := range reals {
+				if !yield(r.Addr.Addr()) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // vipsAmong lists the endpoints of a Service that are virtual IPs of ours, or would be.
 func (d *Desk) vipsAmong(f Fragment) (vips []netip.Addr) {
 	own := func(a netip.Addr) bool {
 		i, _ := slices.BinarySearchFunc(f.Claims, a, func(c KeyClaim, a netip.Addr) int { return c.Key.Addr.Compare(a) })
 		return i < len(f.Claims) && f.Claims[i].Key.Addr == a && f.Claims[i].Claim.Want.Guard.VIP && !d.ledger.heldElsewhere(a, f.Claims[i].Claim)
 	}
-	seen := map[*ipvs.Real]bool{} // frontends share their real servers
-	for _, c := range f.Claims {
-		reals := c.Claim.Want.Server.Reals
-		if len(reals) == 0 || seen[&reals[0]] {
-			continue
-		}
-		seen[&reals[0]] = true
-		for _, r := range reals {
-			if a := r.Addr.Addr(); d.staysVIP(a) || own(a) {
-				vips = append(vips, a)
-			}
+	for a := range f.served() {
+		if d.staysVIP(a) || own(a) {
+			vips = append(vips, a)
 		}
 	}
 	for _, a := range f.Considered {
@@ -182,19 +194,11 @@ func (d *Desk) outlives(a netip.Addr) bool {
 
 // outlived are the Services with claims on addresses that are pods' by now, of those that a Service has as endpoints.
 func (d *Desk) outlived(f Fragment) (ids []cluster.ID) {
-	seen := map[*ipvs.Real]bool{} // frontends share their real servers
-	for _, c := range f.Claims {
-		reals := c.Claim.Want.Server.Reals
-		if len(reals) == 0 || seen[&reals[0]] {
-			continue
-		}
-		seen[&reals[0]] = true
-		for _, r := range reals {
-			if a := r.Addr.Addr(); d.ledger.isVIP(a) {
-				for k := range d.ledger.external[a] {
-					for _, claim := range d.ledger.claims[k] {
-						ids = append(ids, claim.Service)
-					}
+	for a := range f.served() {
+		if d.ledger.isVIP(a) {
+			for k := range d.ledger.external[a] {
+				for _, claim := range d.ledger.claims[k] {
+					ids = append(ids, claim.Service)
 				}
 			}
 		}
