@@ -23,16 +23,7 @@ func TestB73DiffBesideKubeProxy(t *testing.T) {
 			continue
 		}
 		t.Run(mode, func(t *testing.T) {
-			s := newStage(t)
-			s.serveUDP(5353, s.pods()...)
-			for _, p := range s.pods() {
-				if _, err := p.ServeLines(p.Name, 8081); err != nil {
-					t.Fatal(err)
-				}
-			}
-			n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
-			k := &kubeProxy{t: t, s: s, n: n, svc: taken(), pods: []*lab.Pod{b, c}}
-			s.apply(k.svc, b, c)
+			_, k := takenStage(t)
 			k.start(program, mode)
 			k.serves()
 			k.wrote(mode)
@@ -41,7 +32,7 @@ func TestB73DiffBesideKubeProxy(t *testing.T) {
 				t.Errorf("the kernel is %s's, an agent %t, %+v", d.Kernel, d.Agent, d.Leftovers)
 			}
 			if mode == "ipvs" {
-				servers := len(virtualServers(t, n))
+				servers := len(virtualServers(t, k.n))
 				wantCounts(t, d, "virtual servers", servers, 0, 0, 0)
 				wantCounts(t, d, "real servers", 2*servers, 0, 0, 0)
 			}

@@ -262,11 +262,8 @@ func TestB55KeepIPVS(t *testing.T) {
 // its connection IPVS takes away what connection tracking knows of the flow (ip_vs_conn_drop_conntrack), so that the
 // rules are asked again.
 func TestB55FlowsGoOn(t *testing.T) {
-	s := newStage(t)
-	s.serveUDP(5353, s.pods()...)
-	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
-	svc := taken()
-	s.apply(svc, b, c)
+	s, k := takenStage(t)
+	n, svc := k.n, k.svc
 	agent := s.w.StartAgent(t, n, s.cluster)
 	programmed(t, agent)
 	type flow struct {
@@ -299,7 +296,7 @@ func TestB55FlowsGoOn(t *testing.T) {
 		}
 	}
 	answered("through IPVS")
-	(&kubeProxy{t: t, s: s, n: n, svc: svc, pods: []*lab.Pod{b, c}}).iptables()
+	k.iptables()
 	answered("while both have rules")
 	if err := agent.Stop(); err != nil {
 		t.Fatal(err)

@@ -129,6 +129,21 @@ func (r *traffic) stop() (sum loss) {
 	return sum
 }
 
+// takenStage is a stage whose cluster has that Service, with two of its pods, and kube-proxy on node1, which has written nothing.
+func takenStage(t *testing.T) (*stage, *kubeProxy) {
+	t.Helper()
+	s := newStage(t)
+	s.serveUDP(5353, s.pods()...)
+	for _, p := range s.pods() {
+		if _, err := p.ServeLines(p.Name, 8081); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := &kubeProxy{t: t, s: s, n: s.w.Node(1), svc: taken(), pods: []*lab.Pod{s.w.Pod("pod-b"), s.w.Pod("pod-c")}}
+	s.apply(k.svc, k.pods...)
+	return s, k
+}
+
 // takeovers are the ways in which a node comes to us.
 var takeovers = []struct {
 	name   string
@@ -155,17 +170,9 @@ func TestB54TakeOver(t *testing.T) {
 }
 
 func takeOver(t *testing.T, legacy bool, put func(*kubeProxy), keep, ipvs bool) {
-	s := newStage(t)
-	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
-	s.serveUDP(5353, s.pods()...)
-	for _, p := range s.pods() {
-		if _, err := p.ServeLines(p.Name, 8081); err != nil {
-			t.Fatal(err)
-		}
-	}
-	svc := taken()
-	proxy := &kubeProxy{t: t, s: s, n: n, svc: svc, pods: []*lab.Pod{b, c}, legacy: legacy}
-	s.apply(svc, b, c)
+	s, proxy := takenStage(t)
+	proxy.legacy = legacy
+	n, svc := proxy.n, proxy.svc
 	if ipvs { // virtual servers and addresses as kube-proxy's are made by an agent, whose table then goes
 		first := s.w.StartAgent(t, n, s.cluster)
 		programmed(t, first)

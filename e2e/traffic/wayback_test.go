@@ -100,17 +100,8 @@ func (k *kubeProxy) wrote(mode string) {
 // wayBack is a stage with an agent on node1 that serves, and what goes on there.
 func wayBack(t *testing.T) (*stage, *kubeProxy, *lab.Agent) {
 	t.Helper()
-	s := newStage(t)
-	s.serveUDP(5353, s.pods()...)
-	for _, p := range s.pods() {
-		if _, err := p.ServeLines(p.Name, 8081); err != nil {
-			t.Fatal(err)
-		}
-	}
-	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
-	k := &kubeProxy{t: t, s: s, n: n, svc: taken(), pods: []*lab.Pod{b, c}}
-	s.apply(k.svc, b, c)
-	agent := s.w.StartAgent(t, n, s.cluster)
+	s, k := takenStage(t)
+	agent := s.w.StartAgent(t, k.n, s.cluster)
 	k.serves()
 	return s, k, agent
 }
