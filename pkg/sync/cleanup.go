@@ -14,13 +14,12 @@ type Remains interface {
 	Writer
 	// Scan reads everything, see Reader.
 	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
-	// Standing reports whether our nftables table is there: without it nothing is recorded as ours.
-	Standing(context.Context) (table bool, err error)
+	// Yield takes the shield down, so that another proxy's rules come first, and reports whether our nftables table is
+	// there: without it nothing is recorded as ours.
+	Yield(context.Context) (table bool, err error)
 	// Remove takes away the interface, where nothing is left on it, then the table. Stays says why the
 	// interface is still there.
 	Remove(context.Context) (done []string, stays string, err error)
-	// Shield is a Node's.
-	Shield(ctx context.Context, on bool) error
 }
 
 // Cleanup removes what the kernel records as ours, and nothing else: what is to be there when no agent is. It
@@ -28,7 +27,7 @@ type Remains interface {
 // of each write, as a person would type it, and of what stays. When a removal fails, the table stays with the
 // record of what is left, and Cleanup can be called again.
 func Cleanup(ctx context.Context, k Remains, spared []netip.Prefix, say func(string)) error {
-	table, err := k.Standing(ctx)
+	table, err := k.Yield(ctx)
 	if err != nil {
 		return err
 	}
@@ -36,15 +35,11 @@ func Cleanup(ctx context.Context, k Remains, spared []netip.Prefix, say func(str
 		say("nothing to remove: there is no nftables table inet ipvs-proxy, the record of what is the agent's")
 		return nil
 	}
+	say("nft flush set inet ipvs-proxy shielded")
 	found := map[ipvs.Key]ipvs.Observed{}
 	if err := k.Scan(ctx, func(k ipvs.Key, o ipvs.Observed) { found[k] = o }); err != nil {
 		return err
 	}
-	// Another proxy's rules, where there are any, come first from here on: they serve when ours goes.
-	if err := k.Shield(ctx, false); err != nil {
-		return err
-	}
-	say("nft flush set inet ipvs-proxy shielded")
 	plan := removal(found, spared, say)
 	var errs []error
 	said := map[ipvs.Op]bool{} // an address is removed once for all of its Keys

@@ -15,7 +15,7 @@ import (
 // remains is a fake kernel that lets go of interface and table as well.
 type remains struct{ *fake.Kernel }
 
-func (r remains) Standing(context.Context) (bool, error) { return r.Table, nil }
+func (r remains) Yield(ctx context.Context) (bool, error) { return r.Table, r.Shield(ctx, false) }
 
 func (r remains) Remove(context.Context) (done []string, stays string, err error) {
 	if len(r.Addrs)+len(r.Misbound) > 0 {

@@ -27,6 +27,9 @@ func TestB55RemainsWithoutIPVS(t *testing.T) {
 	if _, _, err := k.nft.ensure(ctx); err != nil {
 		t.Fatal(err)
 	}
+	if err := k.Shield(ctx, true); err != nil {
+		t.Fatal(err)
+	}
 	vip := netip.MustParseAddr("10.96.0.5")
 	key := ipvs.Key{Addr: vip, Port: 80, Proto: ipvs.TCP}
 	for _, o := range k.Do(ctx, ipvs.Plan{
@@ -38,8 +41,11 @@ func TestB55RemainsWithoutIPVS(t *testing.T) {
 			t.Fatal(o.Err)
 		}
 	}
-	if table, err := k.Standing(ctx); err != nil || !table {
-		t.Fatalf("standing %t, %v", table, err)
+	if table, err := k.Yield(ctx); err != nil || !table {
+		t.Fatalf("table %t, %v", table, err)
+	}
+	if left := k.nft.shieldedBy(t); len(left) > 0 { // B80
+		t.Errorf("shielded, %v, after another's rules were let come first", left)
 	}
 	found := map[ipvs.Key]ipvs.Observed{}
 	if err := k.Scan(ctx, func(k ipvs.Key, o ipvs.Observed) { found[k] = o }); err != nil {

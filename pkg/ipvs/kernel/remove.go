@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Standing finds what Base would make, makes nothing, and reports whether our table is there: with it, the record
-// of what is ours.
-func (k *Kernel) Standing(context.Context) (table bool, err error) {
+// Yield lets another proxy's rules, where there are any, come first from here on: they serve when ours goes. It finds
+// what Base would make, makes nothing, and reports whether our table is there: with it, the record of what is ours.
+func (k *Kernel) Yield(ctx context.Context) (table bool, err error) {
 	link, err := k.link.find()
 	if err != nil {
 		return false, err
@@ -22,7 +22,11 @@ func (k *Kernel) Standing(context.Context) (table bool, err error) {
 	if link != nil {
 		k.link.index = link.Attrs().Index
 	}
-	return tableStands(k.nft)
+	table, err = tableStands(k.nft)
+	if err != nil || !table {
+		return false, err
+	}
+	return true, k.Shield(ctx, false)
 }
 
 // Remove takes away what Base made: the interface, where nothing is left on it, then the table. Done are the
