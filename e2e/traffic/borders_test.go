@@ -447,13 +447,14 @@ func TestB61InterfaceRenamed(t *testing.T) {
 }
 
 // B61: something else has the name kube-ipvs0: the agent says what it is and what to do, in its log and at its health's
-// side, and serves as soon as it is gone.
+// side, check says it as well, and the agent serves as soon as it is gone.
 func TestB61InterfaceOfAnother(t *testing.T) {
 	for kind, add := range map[string]string{"veth": "ip link add kube-ipvs0 type veth peer name kube-x", "bridge": "ip link add kube-ipvs0 type bridge"} {
 		t.Run(kind, func(t *testing.T) {
 			s := newStage(t)
 			n := s.w.Node(1)
 			shell(t, n, add)
+			check(t, n).want(t, "problem", "kube-ipvs0 is of type "+kind+", not dummy", "ip link delete kube-ipvs0")
 			svc := web(67)
 			s.apply(svc, s.pods()...)
 			s.start()
@@ -470,6 +471,9 @@ func TestB61InterfaceOfAnother(t *testing.T) {
 			}
 			shell(t, n, "ip link delete kube-ipvs0")
 			s.ready(svc)
+			if still := check(t, n).of("problem", "kube-ipvs0"); len(still) > 0 {
+				t.Errorf("check still complains of the interface: %q", still)
+			}
 		})
 	}
 }

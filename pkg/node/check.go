@@ -64,6 +64,7 @@ func (o Options) scheduler() string {
 func Check(ctx context.Context, o Options) []Finding {
 	found := []Finding{checkRelease(), checkRights()}
 	found = append(found, checkNeeds(ctx, o)...)
+	found = append(found, checkInterface()...)
 	found = append(found, checkSettings(kernel.Settings(o.Kernel))...)
 	found = append(found, checkBridges(ctx)...)
 	found = append(found, checkNodePorts())
@@ -185,6 +186,14 @@ func checkSettings(list []kernel.Setting) (found []Finding) {
 		return []Finding{ok("sysctls")}
 	}
 	return found
+}
+
+// checkInterface looks whether something else has the name of the interface on which virtual IPs stand.
+func checkInterface() []Finding {
+	if err := kernel.InterfaceTrouble(); err != nil {
+		return []Finding{problem("%v", err)}
+	}
+	return nil
 }
 
 // checkBridges looks at the bridges with pods, and where there is none yet at what one would need: the first pod brings it,

@@ -100,9 +100,8 @@ func (l *linkDoor) ensure(ctx context.Context) (wrote []string, created bool, er
 	if err != nil {
 		return wrote, created, fmt.Errorf("find interface %s: %w", linkName, err)
 	}
-	if link.Type() != "dummy" {
-		return wrote, created, fmt.Errorf("interface %[1]s is of type %[2]s, not dummy: somebody else made it, and virtual IPs cannot stand there; "+
-			"give it another name, or delete it: ip link delete %[1]s", linkName, link.Type())
+	if err := isDummy(link); err != nil {
+		return wrote, created, err
 	}
 	tagged, err := l.tag(link)
 	if wrote = append(wrote, tagged...); err != nil {
@@ -125,6 +124,32 @@ func (l *linkDoor) ensure(ctx context.Context) (wrote []string, created bool, er
 		wrote, created = append(wrote, linkUp), true
 	}
 	return wrote, created, nil
+}
+
+// isDummy says why virtual IPs cannot stand on what has the name of our interface.
+func isDummy(link netlink.Link) error {
+	if link.Type() == "dummy" {
+		return nil
+	}
+	return fmt.Errorf("interface %[1]s is of type %[2]s, not dummy: somebody else made it, and virtual IPs cannot stand there; "+
+		"give it another name, or delete it: ip link delete %[1]s", linkName, link.Type())
+}
+
+// InterfaceTrouble says why virtual IPs could not stand on kube-ipvs0; nil: they could, or it is not there yet.
+func InterfaceTrouble() error {
+	l, err := openLink("")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	link, err := l.h.LinkByName(linkName)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return nil
+	case err != nil:
+		return fmt.Errorf("find interface %s: %w", linkName, err)
+	}
+	return isDummy(link)
 }
 
 // tag marks the interface as ours.
