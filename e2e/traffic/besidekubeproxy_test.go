@@ -4,7 +4,6 @@ package traffic
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,16 +75,18 @@ func TestB54AdoptsThousand(t *testing.T) {
 	n, b, c := s.w.Node(1), s.w.Pod("pod-b"), s.w.Pod("pod-c")
 	sample := s.applyMany(services, b, c)
 	k := &kubeProxy{t: t, s: s, n: n}
-	p := k.start(program, "ipvs")
-	lab.Eventually(t, 5*time.Minute, "kube-proxy has made them all", func() error {
-		if have := len(virtualServers(t, n)); have < services {
-			return fmt.Errorf("%d virtual servers", have)
-		}
-		if rules := k.rules(); !strings.Contains(rules, "KUBE-CLUSTER-IP") {
-			return errors.New("no rules yet")
+	p := k.start(program, "ipvs", "--v=4")
+	// Its log is asked, not the kernel, and for as long as it takes: reading a thousand virtual servers again and again would
+	// leave an emulated kube-proxy, which starts a program for each of its ipset's entries, little of the processor.
+	lab.Eventually(t, 30*time.Minute, "kube-proxy has made them all", func() error {
+		if n := strings.Count(p.Log(), "syncProxyRules complete"); n < 2 {
+			return fmt.Errorf("it has written all of %d families", n)
 		}
 		return nil
 	})
+	if have, rules := len(virtualServers(t, n)), k.rules(); have < services || !strings.Contains(rules, "KUBE-CLUSTER-IP") {
+		t.Fatalf("%d virtual servers, and rules:\n%s", have, rules)
+	}
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -52,11 +52,12 @@ func kernelBefore(t *testing.T, major, minor int) bool {
 }
 
 // start runs kube-proxy on the node, beside a server of the cluster's objects.
-func (k *kubeProxy) start(program, mode string) *lab.Agent {
+func (k *kubeProxy) start(program, mode string, more ...string) *lab.Agent {
 	k.t.Helper()
 	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, 6443)
-	return k.s.w.StartProgram(k.t, k.n.Host, program, "--proxy-mode="+mode, "--hostname-override="+k.n.Name, "--kubeconfig="+kubeconfig,
-		"--conntrack-max-per-core=0", "--conntrack-min=0", fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6))
+	args := []string{program, "--proxy-mode=" + mode, "--hostname-override=" + k.n.Name, "--kubeconfig=" + kubeconfig,
+		"--conntrack-max-per-core=0", "--conntrack-min=0", fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6)}
+	return k.s.w.StartProgram(k.t, k.n.Host, append(args, more...)...)
 }
 
 // serves waits until the Service's frontends answer everybody.
