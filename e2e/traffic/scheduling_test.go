@@ -262,8 +262,8 @@ func TestB71DrainDeadline(t *testing.T) {
 	})
 }
 
-// B76: an endpoint with as many connections as it may have gets no new one; where all are full, clients are turned away.
-func TestB76MaxConnections(t *testing.T) {
+// B70: an endpoint with as many connections as it may have gets no new one; where all are full, clients are turned away.
+func TestB70MaxConnections(t *testing.T) {
 	s := newStage(t).start()
 	a, b := s.w.Pod("pod-a"), s.w.Pod("pod-b")
 	for _, p := range []*lab.Pod{a, b} {

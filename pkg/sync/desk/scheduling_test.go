@@ -42,7 +42,7 @@ func serverOf(f Fragment) string {
 	return text
 }
 
-// B70, B71, B76: what an annotation makes of a virtual server, of the node's own scheduler, and of one that the kernel lacks.
+// B70, B71: what an annotation makes of a virtual server, of the node's own scheduler, and of one that the kernel lacks.
 func TestB70Server(t *testing.T) {
 	type asked = cluster.Scheduling
 	weights := cluster.Weights{Given: true, SameNode: 100, SameZone: 10, Other: 1}
