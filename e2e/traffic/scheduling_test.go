@@ -317,14 +317,16 @@ func TestB70MaxConnections(t *testing.T) {
 	})
 }
 
-// B70: with one-packet the datagrams of one client and port go to all endpoints in turn; without it to one. They must be
-// such that want no answer: the kernel does not translate any back (ip_vs_nfct.c: "no reply is expected").
+// B70: with one-packet the datagrams of one pod and port go to all endpoints in turn; without it to one. They must be such
+// that want no answer, and come from pods: the kernel translates no answer back and no source (ip_vs_nfct.c: "no reply is
+// expected"), so that they carry the client's own address to the endpoint.
 func TestB70OnePacket(t *testing.T) {
 	s := newStage(t).start()
 	svc := web(79)
 	svc.Ports = []lab.Port{{Name: "syslog", Protocol: "UDP", Port: 514, TargetPort: 5514}}
 	taken := map[string]*atomic.Int64{}
-	for _, p := range s.pods() {
+	behind := []*lab.Pod{s.w.Pod("pod-b"), s.w.Pod("pod-c")}
+	for _, p := range behind {
 		taken[p.Name] = swallow(t, p.Host, 5514)
 	}
 	each(t, func(t *testing.T, family int) {
@@ -335,7 +337,7 @@ func TestB70OnePacket(t *testing.T) {
 			for pod, n := range taken {
 				before[pod] = n.Load()
 			}
-			datagrams(t, s.w.Node(1).Host, to, 30)
+			datagrams(t, s.w.Pod("pod-a").Host, to, 30)
 			lab.Eventually(t, soon, what, func() error {
 				got := map[string]int64{}
 				for pod, n := range taken {
@@ -349,11 +351,11 @@ func TestB70OnePacket(t *testing.T) {
 				return fmt.Errorf("30 datagrams arrived at %v", got)
 			})
 		}
-		alike := map[string]int{"pod-a": 1, "pod-b": 1, "pod-c": 1}
-		s.apply(annotated(svc, "one-packet", "true"), s.pods()...)
+		alike := map[string]int{"pod-b": 1, "pod-c": 1}
+		s.apply(annotated(svc, "one-packet", "true"), behind...)
 		s.wantScheduled(t, s.w.Node(1), to, "rr", onePacket, alike)
-		send("one-packet: each pod has a third", map[string]int64{"pod-a": 10, "pod-b": 10, "pod-c": 10})
-		s.apply(svc, s.pods()...)
+		send("one-packet: each pod has half", map[string]int64{"pod-b": 15, "pod-c": 15})
+		s.apply(svc, behind...)
 		s.wantScheduled(t, s.w.Node(1), to, "rr", 0, alike)
 		send("the control: one pod has all", nil)
 	})
