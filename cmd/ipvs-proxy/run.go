@@ -109,7 +109,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k
 	}
-	sopt.Ports = k
+	sopt.Ports, sopt.Schedulers = k, k
 	loop := sync.New(k, model, log, sopt)
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))

@@ -26,6 +26,7 @@ func expand(contents []*sliceContent, portsOf func(*sliceContent) []slicePort, o
 	for n, c := range contents {
 		for i := range c.records {
 			ep := c.records[i].endpoint(split)
+			ep.Weight = c.weight
 			if len(c.ports) == 0 { // nobody can be sent there
 				ep.Ready, ep.Serving = false, false
 			}
@@ -95,6 +96,7 @@ func compareState(a, b *Endpoint, ownNode string) int {
 		trueFirst(a.NodeName == ownNode, b.NodeName == ownNode), // kube-proxy favours the local copy as well
 		trueFirst(a.NodeName != "", b.NodeName != ""), cmp.Compare(a.NodeName, b.NodeName),
 		cmp.Compare(a.Zone, b.Zone),
+		trueFirst(a.Weight.Given, b.Weight.Given), cmp.Compare(b.Weight.Is, a.Weight.Is),
 		slices.Compare(a.ZoneHints, b.ZoneHints), slices.Compare(a.NodeHints, b.NodeHints))
 }
 

@@ -45,7 +45,8 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	r.ports()
 	r.affinity()
 	r.loadBalancer()
-	r.policies() // needs the type and the external IPs
+	r.policies()   // needs the type and the external IPs
+	r.scheduling() // needs the ports and the affinity
 	return s, r.list
 }
 

@@ -374,6 +374,8 @@ func TestEqualSeesEveryField(t *testing.T) {
 			v.SetString("x")
 		case int64:
 			v.SetInt(1)
+		case Scheduling:
+			v.Set(reflect.ValueOf(Scheduling{OnePacket: true})) // which Go compares as a whole
 		default:
 			v.SetUint(1) // panics for a type that is new here
 		}

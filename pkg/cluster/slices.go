@@ -22,6 +22,7 @@ type sliceContent struct {
 	records  []record    // sorted, unique
 	problems []Problem
 	ipv4     bool
+	weight   Weight
 	trigger  int64 // when the change was that led to this content, Unix nanoseconds; 0: unknown. No part of it
 }
 
@@ -54,7 +55,7 @@ const (
 func intern(s string) string { return unique.Make(s).Value() }
 
 func (c *sliceContent) equal(o *sliceContent) bool {
-	return c.service == o.service && slices.Equal(c.ports, o.ports) &&
+	return c.service == o.service && c.weight == o.weight && slices.Equal(c.ports, o.ports) &&
 		slices.Equal(c.records, o.records) && slices.Equal(c.problems, o.problems)
 }
 
@@ -73,6 +74,7 @@ func sanitiseSlice(obj *discoveryv1.EndpointSlice) *sliceContent {
 	c := &sliceContent{id: objectID(obj), service: ID{intern(obj.Namespace), name}}
 	p := &problems{service: c.service, object: "EndpointSlice " + c.id.String()}
 	c.trigger = p.trigger(obj)
+	c.weight = p.weight(obj.Annotations)
 	if t := obj.AddressType; t == discoveryv1.AddressTypeIPv4 || t == discoveryv1.AddressTypeIPv6 {
 		c.ipv4 = t == discoveryv1.AddressTypeIPv4
 		c.ports = p.slicePorts(obj.Ports)

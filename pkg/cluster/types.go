@@ -115,6 +115,8 @@ type Service struct {
 	// TrafficDistribution is spec.trafficDistribution as it stands, "" when
 	// absent. Endpoint hints already follow it.
 	TrafficDistribution string
+	// Scheduling is how its connections are shared out.
+	Scheduling Scheduling
 	// DNSLabel: it has the label by which the cluster's DNS is known,
 	// k8s-app: kube-dns.
 	DNSLabel bool
@@ -145,6 +147,9 @@ type Endpoint struct {
 	// hints.forNodes, sorted, unique; nil where the endpoint has none. They
 	// may be shared between endpoints.
 	ZoneHints, NodeHints []string
+
+	// Weight is its slice's.
+	Weight Weight
 
 	Ready, Serving, Terminating bool // nil resolved: true, true, false
 }
@@ -179,6 +184,7 @@ func (s *Service) equal(o *Service) bool {
 		slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.SourceRangesGiven == o.SourceRangesGiven &&
 		s.TrafficDistribution == o.TrafficDistribution && s.DNSLabel == o.DNSLabel &&
+		s.Scheduling == o.Scheduling &&
 		s.Foreign == o.Foreign
 }
 

@@ -128,7 +128,7 @@ func diffServer(ops []Op, k Key, have, want Server) []Op {
 		case w == nil && !k.Proto.Drains():
 			ops = append(ops, DelReal{k, h.Addr})
 		case w == nil && h.Weight != 0:
-			ops = append(ops, SetReal{k, Real{h.Addr, 0, h.Forward}})
+			ops = append(ops, SetReal{k, Real{Addr: h.Addr, Forward: h.Forward, Most: h.Most}})
 		}
 	})
 	return ops

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Phase orders the operations of a Plan. The order has traffic reasons: every prefix of a Plan must be a
@@ -260,7 +261,20 @@ func (o AddServer) line(verb string) string {
 	if o.Flags&Persistent != 0 {
 		s += fmt.Sprintf(" -p %d", o.Timeout)
 	}
-	if rest := o.Flags &^ Persistent; rest != 0 {
+	if o.Flags&OnePacket != 0 {
+		s += " -o"
+	}
+	var names []string
+	if o.Flags&Fallback != 0 {
+		names = append(names, o.Scheduler+"-fallback")
+	}
+	if o.Flags&ClientPorts != 0 {
+		names = append(names, o.Scheduler+"-port")
+	}
+	if len(names) > 0 {
+		s += " -b " + strings.Join(names, ",")
+	}
+	if rest := o.Flags &^ (Persistent | OnePacket | Fallback | ClientPorts); rest != 0 {
 		s += fmt.Sprintf(" # flags %#x", uint32(rest))
 	}
 	return s
@@ -272,7 +286,11 @@ func (o DelServer) String() string { return "ipvsadm -D " + target(o.Key) }
 
 func (o AddReal) line(verb string) string {
 	method := map[Forward]string{Masquerade: "-m", LocalNode: "-m", Tunnel: "-i", DirectRt: "-g"}[o.Real.Forward]
-	return fmt.Sprintf("ipvsadm %s %s -r %s %s -w %d", verb, target(o.Key), o.Real.Addr, method, o.Real.Weight)
+	s := fmt.Sprintf("ipvsadm %s %s -r %s %s -w %d", verb, target(o.Key), o.Real.Addr, method, o.Real.Weight)
+	if o.Real.Most > 0 {
+		s += fmt.Sprintf(" -x %d", o.Real.Most)
+	}
+	return s
 }
 
 func (o AddReal) String() string { return o.line("-a") }

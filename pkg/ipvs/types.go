@@ -92,13 +92,25 @@ type Real struct {
 	// Weight is relative to the other real servers, 0 to 65535; 0 takes no new connection (draining).
 	Weight  uint16
 	Forward Forward
+	// Most is how many connections it may have before it gets no new ones, until there are a quarter less (its upper
+	// threshold); 0: no limit.
+	Most uint32
 }
 
 // Flags are a virtual server's flags (IP_VS_SVC_F_* in include/uapi/linux/ip_vs.h).
 type Flags uint32
 
-// Persistent sends a client's connections to the real server that its first one got.
-const Persistent Flags = 0x1
+const (
+	// Persistent sends a client's connections to the real server that its first one got.
+	Persistent Flags = 0x1
+	// OnePacket has each datagram scheduled by itself.
+	OnePacket Flags = 0x4
+	// Fallback has the schedulers that go by the client's address, sh and mh, look for another real server where theirs
+	// takes no new connection. Without it those clients are refused.
+	Fallback Flags = 0x8
+	// ClientPorts has them take the client's port into account as well.
+	ClientPorts Flags = 0x10
+)
 
 // Server is a virtual server's own configuration and its real servers.
 type Server struct {
@@ -113,6 +125,11 @@ type Server struct {
 
 // Exists reports whether there is a virtual server at all.
 func (s Server) Exists() bool { return s.Scheduler != "" }
+
+// Hidden reports whether some of it does not show in /proc/net/ip_vs.
+func (s Server) Hidden() bool {
+	return s.Flags != 0 || slices.ContainsFunc(s.Reals, func(r Real) bool { return r.Most != 0 })
+}
 
 // sameConfig compares all but the real servers.
 func (s Server) sameConfig(o Server) bool {

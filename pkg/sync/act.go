@@ -231,8 +231,7 @@ func (a *act) learn(plan ipvs.Plan, outcomes []ipvs.Outcome) map[ipvs.Key]error 
 	return failed
 }
 
-// learnLacking takes from a failed write that the kernel does not have a scheduler. It is asked for it only once
-// in a process: until then somebody may have loaded it.
+// learnLacking takes from a failed write that the kernel does not have a scheduler. Whether it turns up, schedulers asks.
 func (a *act) learnLacking(op ipvs.Op, err error) {
 	// The kernel answers ENOENT to what names a scheduler for an unknown one only: a missing virtual server is ESRCH.
 	scheduler := op.Effect().Scheduler
@@ -243,7 +242,7 @@ func (a *act) learnLacking(op ipvs.Op, err error) {
 	if !news {
 		return
 	}
-	a.tell.lacks(scheduler, err)
+	a.tell.lacks(scheduler, scheduler == a.opt.Desk.Scheduler, err)
 	a.dirty.add(again)
 }
 
@@ -270,9 +269,13 @@ func (a *act) settle(j job, err error) {
 	if want == nil {
 		a.forget.takeGone(k)
 	}
-	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(a.opt.DrainDeadline)})
+	patience := a.opt.DrainDeadline
+	if j.wish.Drain.Given {
+		patience = j.wish.Drain.After
+	}
+	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(patience)})
 	if drains {
-		a.queue.addAt(k, a.now().Add(a.opt.DrainPoll), classBulk)
+		a.queue.addAt(k, a.now().Add(min(a.opt.DrainPoll, patience)), classBulk)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
 		a.queue.addAt(k, a.now().Add(time.Second), classBulk)

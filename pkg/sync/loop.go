@@ -37,6 +37,8 @@ type Options struct {
 	Proxies Proxies
 	// Ports keeps node ports from processes of the node; nil: nobody does.
 	Ports Ports
+	// Schedulers are those of the kernel; nil: nobody asks whether one that was missing turns up.
+	Schedulers Schedulers
 	// KeepLeftovers leaves what another proxy left where it is.
 	KeepLeftovers bool
 	// BasePeriod is how often interface, table and sysctls are looked at; 60 s by default.
@@ -102,7 +104,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	forget := &forget{shared: s, writer: kernel}
 	before := &before{shared: s, proxies: s.opt.Proxies}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site,
-		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
+		ground: agenda{site, ear, &report{shared: s}, &schedulers{shared: s, of: s.opt.Schedulers}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
 		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, &act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
 			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival, before: before}, before}}

@@ -22,8 +22,7 @@ type Looker interface {
 	Node
 	// Scan reads everything, see Reader.
 	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
-	// HasScheduler reports whether the kernel has a scheduler.
-	HasScheduler(ctx context.Context, name string) (bool, error)
+	Schedulers
 }
 
 // Rehearsal is what a start on a kernel would do.
@@ -79,7 +78,7 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 		return nil, ErrIncomplete
 	}
 	stage := &rehearsalStage{look: kernel, schedulers: map[string]bool{}}
-	opt.Health, opt.Events, opt.Ports, opt.DrainPoll = nil, nil, nil, time.Hour
+	opt.Health, opt.Events, opt.Ports, opt.Schedulers, opt.DrainPoll = nil, nil, nil, nil, time.Hour
 	others := &rehearsedProxies{of: opt.Proxies}
 	if opt.Proxies != nil {
 		opt.Proxies = others

@@ -205,13 +205,25 @@ func (t *teller) started(took time.Duration, noIPv6 bool) {
 	}
 }
 
-// lacks tells that the kernel does not have a scheduler.
-func (t *teller) lacks(scheduler string, err error) {
-	t.log.Error("the kernel lacks a scheduler: rr serves in its place until the next start", zap.String("scheduler", scheduler), zap.Error(err))
+// lacks tells that the kernel does not have a scheduler. One that some Services ask for is told of by these.
+func (t *teller) lacks(scheduler string, nodes bool, err error) {
+	if !nodes {
+		t.log.Warn("the kernel lacks a scheduler that Services ask for: the node's own serves in its place until it is there", zap.String("scheduler", scheduler), zap.Error(err))
+		return
+	}
+	t.log.Error("the kernel lacks a scheduler: rr serves in its place until it is there", zap.String("scheduler", scheduler), zap.Error(err))
 	if t.events != nil {
 		t.events.Warn(desk.OwnNode, desk.ReasonSchedulerMissing, "the kernel of this node lacks the scheduler "+scheduler+": rr serves in its place")
 	}
 	t.health.Problems(desk.ReasonSchedulerMissing, 1)
+}
+
+// gains tells that the kernel has a scheduler that it lacked.
+func (t *teller) gains(scheduler string, nodes bool) {
+	t.log.Info("the kernel has a scheduler that it lacked", zap.String("scheduler", scheduler))
+	if nodes {
+		t.health.Problems(desk.ReasonSchedulerMissing, -1)
+	}
 }
 
 // steppedBack tells that another proxy is at work, and that nothing is written until it is gone.

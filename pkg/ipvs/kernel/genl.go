@@ -153,7 +153,7 @@ func putDest(b *batch, k ipvs.Key, addr netip.AddrPort, r *ipvs.Real) {
 		}
 		b.attrU32(destForward, uint32(r.Forward))
 		b.attrU32(destWeight, uint32(r.Weight))
-		b.attrU32(destUThresh, 0)
+		b.attrU32(destUThresh, r.Most)
 		b.attrU32(destLThresh, 0)
 	})
 }
@@ -218,6 +218,8 @@ func parseDest(msg []byte, family uint16) (r ipvs.Real, c ipvs.Conns, err error)
 		case typ == destWeight:
 			// The kernel keeps 32 bits; more than 16 is not ours and must not look like it.
 			r.Weight = uint16(min(binary.NativeEndian.Uint32(v), 65535))
+		case typ == destUThresh:
+			r.Most = binary.NativeEndian.Uint32(v)
 		case typ == destActive:
 			c.Active = binary.NativeEndian.Uint32(v)
 		case typ == destInactive:

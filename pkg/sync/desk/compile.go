@@ -24,6 +24,8 @@ type Fragment struct {
 	Zonal bool
 	// DNS: it is the cluster's, by its label.
 	DNS bool
+	// Schedulers are those that it needs beside the node's own, sorted. The kernel may lack them.
+	Schedulers []string
 	// Considered are addresses of endpoints that decided something without being real servers everywhere. Sorted.
 	Considered []netip.Addr
 	// Local is what the balancer in front of the cluster wants to know of this node.
@@ -136,6 +138,9 @@ func (c *compiler) compile(eps []cluster.Endpoint) {
 	c.f.Local.HealthCheckNodePort, c.f.Local.Created = svc.HealthCheckNodePort, svc.Created
 	c.claimChecks(balancerIPs)
 	c.f.DNS = isDNS(svc)
+	c.f.Zonal = c.f.Zonal || svc.Scheduling.Weights.Given
+	slices.Sort(c.f.Schedulers)
+	c.f.Schedulers = slices.Compact(c.f.Schedulers)
 	c.f.Considered = ipvs.SortAddrs(c.f.Considered)
 	c.f.Sensitive = svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 || len(c.f.Problems) > 0
 	slices.SortFunc(c.f.Claims, func(a, b KeyClaim) int {

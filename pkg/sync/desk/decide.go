@@ -40,6 +40,7 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	mark(d.sensitive, id, frag.Sensitive)
 	mark(d.zonal, id, frag.Zonal)
 	mark(d.dns, id, frag.DNS)
+	d.schedules(id, frag.Schedulers)
 	is.Urgent = d.Urgent(id)
 	also = append(also, d.checkPorts.replace(id, frag.Local)...)
 	also = append(also, d.checkedAt(touched, id)...)

@@ -51,6 +51,9 @@ type Desk struct {
 	sensitive map[cluster.ID]struct{}
 	zonal     map[cluster.ID]struct{} // and those for which it matters in which zone it is
 	dns       map[cluster.ID]struct{} // those that are the cluster's DNS by their label
+	// scheduled are the Services that need each scheduler which the kernel may lack, and theirs.
+	scheduled   map[string]map[cluster.ID]struct{}
+	schedulesOf map[cluster.ID][]string
 	// refused are the Services with an endpoint that is a virtual IP.
 	refused    map[netip.Addr]map[cluster.ID]struct{}
 	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
@@ -66,10 +69,11 @@ func New(c Cluster, opt Options) *Desk {
 	}
 	return &Desk{
 		cluster: c, opt: opt,
-		ledger:     newLedger(),
-		sensitive:  map[cluster.ID]struct{}{},
-		zonal:      map[cluster.ID]struct{}{},
-		dns:        map[cluster.ID]struct{}{},
+		ledger:    newLedger(),
+		sensitive: map[cluster.ID]struct{}{},
+		zonal:     map[cluster.ID]struct{}{},
+		dns:       map[cluster.ID]struct{}{},
+		scheduled: map[string]map[cluster.ID]struct{}{}, schedulesOf: map[cluster.ID][]string{},
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
@@ -87,6 +91,8 @@ type Wish struct {
 	Urgent bool
 	// Spared: what stands at the Key's address is never removed, whoever made it.
 	Spared bool
+	// Drain is how long its real servers may keep their connections on their way out, where that is not the node's to say.
+	Drain cluster.Deadline
 	// Until is when the answer ends to hold and the Key has to be asked for again; zero: it holds until a decision says
 	// otherwise.
 	Until time.Time
@@ -107,7 +113,7 @@ func (d *Desk) Want(k ipvs.Key, now time.Time) Wish {
 			}
 			w.Until = gap.until
 		}
-		w.Frontend, w.Service = c.Want, c.Service
+		w.Frontend, w.Service, w.Drain = c.Want, c.Service, c.Drain
 		w.Urgent = d.Urgent(c.Service)
 	}
 	return w

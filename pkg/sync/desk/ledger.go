@@ -15,6 +15,7 @@ type Claim struct {
 	Created int64 // Unix seconds; the older owns
 	Service cluster.ID
 	Want    *ipvs.Frontend
+	Drain   cluster.Deadline // of its real servers, where it is not the node's
 }
 
 // compare puts the owner first.

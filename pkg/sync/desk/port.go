@@ -31,6 +31,7 @@ const (
 // backends are the real servers of a way, and what the guard holds because of them.
 type backends struct {
 	reals    []ipvs.Real
+	weighted bool // somebody asked for weights
 	hairpin  []netip.Addr
 	open     bool
 	barred   ipvs.Barred
@@ -56,7 +57,7 @@ func (c *portCompiler) claim(rank Rank, addrs []netip.Addr, number uint16, w way
 		}
 		c.f.Claims = append(c.f.Claims, KeyClaim{
 			Key:   ipvs.Key{Addr: a, Port: number, Proto: ipvs.Proto(c.port.Protocol)},
-			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe},
+			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe, Drain: c.svc.Scheduling.DrainDeadline},
 		})
 		if c.asked != nil {
 			c.explain(c.f.Claims[len(c.f.Claims)-1], b, w)
@@ -65,15 +66,11 @@ func (c *portCompiler) claim(rank Rank, addrs []netip.Addr, number uint16, w way
 }
 
 // frontend is a frontend with some real servers.
-func (c *compiler) frontend(b *backends) *ipvs.Frontend {
-	fe := &ipvs.Frontend{
-		Server: ipvs.Server{Scheduler: c.site.scheduler(c.opt.Scheduler), Reals: b.reals},
+func (c *portCompiler) frontend(b *backends) *ipvs.Frontend {
+	return &ipvs.Frontend{
+		Server: c.server(b),
 		Guard:  ipvs.Guard{Owned: true, Open: b.open, Barred: b.barred, Redirect: b.redirect, Hairpin: b.hairpin},
 	}
-	if c.svc.AffinitySeconds > 0 {
-		fe.Server.Flags, fe.Server.Timeout = ipvs.Persistent, c.svc.AffinitySeconds
-	}
-	return fe
 }
 
 // sources says as whom clients are seen.
@@ -187,8 +184,10 @@ func (c *portCompiler) redirect(ipv4 bool) (to netip.AddrPort) {
 // serve makes real servers of endpoints.
 func (c *portCompiler) serve(eps []cluster.Endpoint, by choice) *backends {
 	b := &backends{by: by}
-	for _, ep := range eps {
-		b.reals = append(b.reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: 1})
+	weights, weighted := c.weights(eps)
+	b.weighted = weighted
+	for i, ep := range eps {
+		b.reals = append(b.reals, ipvs.Real{Addr: netip.AddrPortFrom(ep.Addr, ep.Port), Weight: weights[i], Most: c.svc.Scheduling.MaxConnections})
 		if ep.NodeName == c.site.Node.Name || ep.NodeName == "" { // made by hand: it may be a pod of this node
 			b.hairpin = append(b.hairpin, ep.Addr)
 		}

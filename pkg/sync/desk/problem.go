@@ -74,7 +74,7 @@ const (
 	ReasonNoHost            = "NoHost"              // no host can have it
 	ReasonHints             = "Hints"               // they name only zones or nodes that nobody knows
 	ReasonHealthCheckPort   = "HealthCheckNodePort" // it belongs to another Service, or to another process of this node
-	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node
+	ReasonSchedulerMissing  = "SchedulerMissing"    // the kernel lacks a scheduler; about the Node, or the Service that asks for it
 	ReasonOtherProxy        = "OtherProxy"          // another Service proxy is at work; about the Node
 	ReasonRulesBefore       = "RulesBeforeIPVS"     // another proxy's rules take packets before IPVS does; about the Node
 	ReasonZoneMissing       = "ZoneMissing"         // hints are for zones, and the node has none; about the Node

@@ -205,26 +205,3 @@ func (d *Desk) apiServers(reached []netip.Addr) []netip.Addr {
 	}
 	return ipvs.SortAddrs(addrs)
 }
-
-// Lack takes that the kernel does not have a scheduler: rr serves in its place from now on. It returns the Services
-// that have to be decided anew for it, and false where that was known or nothing could take its place.
-func (d *Desk) Lack(scheduler string) (again []cluster.ID, news bool) {
-	if scheduler == "" || scheduler == fallbackScheduler || d.site.Lacking[scheduler] {
-		return nil, false
-	}
-	lacking := map[string]bool{scheduler: true}
-	maps.Copy(lacking, d.site.Lacking)
-	d.site.Lacking = lacking
-	return d.cluster.Services(), true
-}
-
-// fallbackScheduler is the one that every kernel with IPVS has.
-const fallbackScheduler = "rr"
-
-// scheduler is what the kernel has of a scheduler that is asked for.
-func (s Site) scheduler(name string) string {
-	if s.Lacking[name] {
-		return fallbackScheduler
-	}
-	return name
-}

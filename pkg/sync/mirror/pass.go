@@ -128,7 +128,7 @@ func (p *Pass) meetServer(c *cell, s ipvs.Server) Verdict {
 		return Other
 	}
 	c.met.server = p.number
-	if c.have.Server.Flags != 0 && !c.doubted {
+	if c.have.Server.Hidden() && !c.doubted {
 		return Unread
 	}
 	return Same
@@ -159,9 +159,8 @@ func (p *Pass) meetGuard(c *cell, piece *ipvs.Guard) (same bool) {
 
 // looksLike compares what an audit meets of a virtual server.
 func looksLike(met, have ipvs.Server) bool {
-	have.Timeout, have.Flags = 0, have.Flags&ipvs.Persistent
-	met.Timeout, met.Flags = 0, met.Flags&ipvs.Persistent
-	return (&ipvs.Frontend{Server: met}).Equal(&ipvs.Frontend{Server: have})
+	return met.Scheduler == have.Scheduler && met.Flags&ipvs.Persistent == have.Flags&ipvs.Persistent &&
+		slices.EqualFunc(met.Reals, have.Reals, func(m, h ipvs.Real) bool { h.Most = 0; return m == h })
 }
 
 // Missed lists the Keys of which the pass did not meet all that should be there, and those that are doubted anyway; in
