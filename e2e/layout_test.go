@@ -29,6 +29,8 @@ var rooms = map[string][]string{
 	// Whoever asks: no kernel of its own, no socket.
 	"pkg/inspect": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/preview", module + "/pkg/cluster", module + "/pkg/ipvs"},
 	"pkg/preview": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs"},
+	// What an operator's browser shows: nothing of the kernel, and no source.
+	"pkg/page": {module + "/pkg/inspect", module + "/pkg/preview", module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
 	// No Service, and neither reading nor writing.
 	"pkg/sync/mirror": {module + "/pkg/ipvs"},
 	// No kernel, no clock, no socket, no logger.

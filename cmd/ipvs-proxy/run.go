@@ -111,6 +111,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	sopt.Ports = k
 	loop := sync.New(k, model, log, sopt)
+	defer addPage(ctx, c, list, loop, pageOptions(c, name, src, sopt.Health, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
 	parts := []func(context.Context) error{

@@ -20,6 +20,9 @@ func newHealth(c *config.Config, src source, dropped func() uint64) *healthz.Hea
 	return healthz.New(o)
 }
 
+// metricsServer is the name of the server on metricsBindAddress.
+const metricsServer = "metrics"
+
 // servers are kube-proxy's two: for health, and for metrics and what else helps to look into the agent.
 func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *zap.Logger) (list []healthz.Server, err error) {
 	p := &c.Proxy
@@ -37,7 +40,7 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 		handler            http.Handler
 	}{
 		{"health", "healthzBindAddress", p.HealthzBindAddress, 10256, h.HealthHandler()},
-		{"metrics", "metricsBindAddress", p.MetricsBindAddress, 10249, metrics},
+		{metricsServer, "metricsBindAddress", p.MetricsBindAddress, 10249, metrics},
 	} {
 		address, err := healthz.Address(s.address, s.port)
 		if err != nil {
