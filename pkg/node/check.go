@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
