@@ -110,7 +110,9 @@ type desk struct {
 	closed  chan struct{}
 }
 
-func newDesk() *desk { return &desk{waiting: make(chan net.Conn, undecided), closed: make(chan struct{})} }
+func newDesk() *desk {
+	return &desk{waiting: make(chan net.Conn, undecided), closed: make(chan struct{})}
+}
 
 // take takes one, and reports whether there is room for him.
 func (d *desk) take(c net.Conn) bool {
