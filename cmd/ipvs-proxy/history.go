@@ -42,7 +42,10 @@ The exit status is 0 where no write failed, 1 where one did, 2 where that cannot
 			if err := errors.Join(p.check(), selected(&which, args, since, last)); err != nil {
 				return trouble(err)
 			}
-			agent := inspect.NewClient(from.agent)
+			agent, _, err := from.ask(cmd.Context())
+			if err != nil {
+				return trouble(err)
+			}
 			defer agent.Close()
 			return p.follow(cmd, agent, which)
 		},

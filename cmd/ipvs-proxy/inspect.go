@@ -113,10 +113,8 @@ func (s sources) inquire(ctx context.Context) (i *inquiry, err error) {
 	if i.kernel, err = s.kernel(ctx); err != nil {
 		return nil, err
 	}
-	i.agent = inspect.NewClient(s.agent)
-	i.head, err = i.agent.Head(ctx)
+	i.agent, i.head, err = s.ask(ctx)
 	if errors.Is(err, node.ErrNoAgent) || errors.Is(err, node.ErrNotAnswered) {
-		i.agent.Close()
 		i.agent, i.head, err = nil, inspect.Head{Now: time.Now(), Note: err.Error() + ": there are no names of Services and no reasons"}, nil
 		i.head.Kernel, err = node.KernelRelease()
 	}
@@ -125,6 +123,20 @@ func (s sources) inquire(ctx context.Context) (i *inquiry, err error) {
 		return nil, err
 	}
 	return i, nil
+}
+
+// ask finds the agent. One that only says for which Services it is, may have been asked late on a machine that is busy.
+func (s sources) ask(ctx context.Context) (agent *inspect.Client, head inspect.Head, err error) {
+	for range 3 {
+		agent = inspect.NewClient(s.agent)
+		if head, err = agent.Head(ctx); err == nil {
+			return agent, head, nil
+		}
+		if agent.Close(); !errors.Is(err, node.ErrNotAnswered) {
+			break
+		}
+	}
+	return nil, head, err
 }
 
 func (i *inquiry) close() {

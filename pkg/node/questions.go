@@ -21,7 +21,7 @@ const greeting = "service-proxy-name="
 
 const (
 	// silence is how long one may be silent before he gets the line. An older agent gives up after a second.
-	silence = 250 * time.Millisecond
+	silence = 400 * time.Millisecond
 	// undecided is how many may be silent at a time.
 	undecided = 64
 )
