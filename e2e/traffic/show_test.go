@@ -246,7 +246,7 @@ func TestB73HundredAskers(t *testing.T) {
 				return err
 			}
 			askers = append(askers, &inquirer{c: c})
-			if _, err := io.WriteString(c, question); err != nil { // who is silent is told who it is for
+			if _, err := io.WriteString(c, frontendsQuestion); err != nil { // who is silent is told who it is for
 				return err
 			}
 		}
@@ -286,7 +286,7 @@ type inquirer struct {
 	err     error
 }
 
-const question = "GET /v1/frontends HTTP/1.1\r\nHost: agent\r\n\r\n"
+const frontendsQuestion = "GET /v1/frontends HTTP/1.1\r\nHost: agent\r\n\r\n"
 
 func (a *inquirer) ask(stop chan struct{}) {
 	defer a.c.Close()
@@ -302,7 +302,7 @@ func (a *inquirer) ask(stop chan struct{}) {
 			return
 		case <-time.After(100 * time.Millisecond):
 		}
-		_, a.err = io.WriteString(a.c, question)
+		_, a.err = io.WriteString(a.c, frontendsQuestion)
 	}
 }
 
