@@ -26,6 +26,7 @@ here; [the keys that they stand for](configuration.md) are.
 // transcripts are what commands print, made by tests of their own.
 var transcripts = map[string]struct{ what, called, file string }{
 	"diff":    {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"},
+	"show":    {"On a node with a Service of every kind (`go test ./cmd/ipvs-proxy -update` makes this):", "show", "testdata/show.txt"},
 	"explain": {"On the same node, once the agent is at work:", "explain shop/edge", "../../pkg/preview/testdata/explain-edge.txt"},
 }
 
@@ -59,6 +60,9 @@ func describe(t *testing.T, b *strings.Builder, c *cobra.Command) {
 		t.Errorf("%s says nothing of itself", c.Name())
 	}
 	fmt.Fprintf(b, "\n## ipvs-proxy %s\n\n%s\n", c.Name(), text)
+	if c.Example != "" {
+		fmt.Fprintf(b, "\n```\n%s\n```\n", c.Example)
+	}
 	if of, has := transcripts[c.Name()]; has {
 		printed, err := os.ReadFile(of.file)
 		if err != nil {
