@@ -2,21 +2,18 @@ package main
 
 import (
 	"context"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/page"
 )
 
-// pageOptions is what the status page shows, but for its Answers and its Counter.
-func pageOptions(c *config.Config, name string, src source, h *healthz.Health, log *zap.Logger) page.Options {
-	return page.Options{Node: name, Everyone: c.Own.StatusPage == config.StatusPageAlways, Links: pageLinks(c), Log: log,
+// pageOptions is what the status page shows, but for its Counter.
+func pageOptions(c *config.Config, name string, src source, h *healthz.Health, is page.Answers, log *zap.Logger) page.Options {
+	return page.Options{Node: name, Answers: is, Everyone: c.Own.StatusPage == config.StatusPageAlways, Links: pageLinks(c), Log: log,
 		Health: func() page.Health {
 			is := page.Health{OK: h.Healthy(), APIAge: -1}
 			is.Problems, _ = h.Trouble() // that nothing is written the Head says
@@ -44,15 +41,10 @@ func pageLinks(c *config.Config) []page.Link {
 
 // addPage puts the status page on the metrics port, unless nobody is to have it. Where the door to the kernel's counters
 // cannot be opened, the page has no numbers and says so.
-func addPage(ctx context.Context, c *config.Config, list []healthz.Server, loop inspect.Asker, o page.Options) (done func()) {
+func addPage(ctx context.Context, c *config.Config, list []healthz.Server, o page.Options) (done func()) {
 	if c.Own.StatusPage == config.StatusPageNever {
 		return func() {}
 	}
-	release, err := node.Release()
-	if err != nil {
-		o.Log.Warn("the status page does not name the kernel", zap.Error(err))
-	}
-	o.Answers = inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release})
 	done = func() {}
 	if door, err := kernel.OpenStatistics(ctx); err != nil {
 		o.Log.Warn("the status page has no numbers", zap.Error(err))

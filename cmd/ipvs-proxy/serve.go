@@ -56,13 +56,17 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 }
 
 // questions answers the commands that ask the agent, on the socket that says that it is here.
-func questions(place *node.Place, loop *sync.Loop, log *zap.Logger) healthz.Server {
+func questions(place *node.Place, is *inspect.Node, log *zap.Logger) healthz.Server {
+	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: is.Handler(), Log: log}
+}
+
+// inspected is this node, to be asked.
+func inspected(loop *sync.Loop, log *zap.Logger) *inspect.Node {
 	release, err := node.KernelRelease()
 	if err != nil {
 		log.Warn("the kernel's release is not known", zap.Error(err))
 	}
-	about := inspect.About{Version: version, Since: time.Now(), Kernel: release}
-	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: inspect.New(loop, about).Handler(), Log: log}
+	return inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release})
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.

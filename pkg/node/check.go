@@ -74,7 +74,7 @@ func Check(ctx context.Context, o Options) []Finding {
 var oldest = [2]int{5, 10}
 
 func checkRelease() Finding {
-	release, err := Release()
+	release, err := KernelRelease()
 	if err != nil {
 		return warning("%v; it should be %d.%d or later", err, oldest[0], oldest[1])
 	}

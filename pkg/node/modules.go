@@ -23,7 +23,7 @@ type loader struct {
 }
 
 func newLoader(root string) (loader, error) {
-	release, err := Release()
+	release, err := KernelRelease()
 	if err != nil {
 		return loader{}, err
 	}

@@ -179,7 +179,7 @@ func TestB73PageHundredAskers(t *testing.T) {
 	var longest time.Duration
 	most := int64(0)
 	g.started.Store(true)
-	for i := range 50 / slower {
+	for i := range changesAmong {
 		g.model.SetSlice(slice(i, 3))
 		began, answered := time.Now(), g.asked.Load()
 		w := <-g.wrote
