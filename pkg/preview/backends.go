@@ -115,7 +115,7 @@ func (a *Answer) Text() string {
 	for i, s := range a.Steps {
 		first := fmt.Sprintf("%3d  %-9s", i+1, s.At)
 		t.wrap(first, strings.Repeat(" ", len(first)), s.Says)
-		if s.At == "backends" {
+		if s.At == "backends" || i == len(a.Steps)-1 && a.Verdict != Served {
 			t.reals(a)
 		}
 	}
@@ -189,7 +189,7 @@ func (a *Answer) kernelText(t *table) {
 			now += fmt.Sprintf(", %s more", number(more))
 		}
 	case k.Verdict == Passes:
-		now = "not taken by it"
+		now = "not taken by it, and goes on"
 	}
 	t.line("")
 	t.wrap("kernel: ", "        ", "differs: as it is now the packet is "+now+".")

@@ -45,6 +45,9 @@ func (t *teller) tell() {
 	}
 	for _, goesOn := range steps {
 		if !goesOn() {
+			if t.fate.why == desk.NoEndpoint || t.fate.why == desk.NoneForSome {
+				t.judge() // which endpoints there are, and why none of them may serve
+			}
 			return
 		}
 	}
