@@ -35,7 +35,7 @@ stand the word to, or -> in quotes. It is one connection of its own: those that 
 It looks as diff does, with the flags and the configuration of run, and writes nothing. The exit status is 0 where all of
 it serves and the kernel agrees, 1 where not, 2 where that cannot be said: there is no such Service, for one. Of a packet
 it is 0 where it is served, or for somebody else, and the kernel agrees.`,
-		Args: troubled(cobra.MinimumNArgs(1)),
+		Args: troubled(cobra.ArbitraryArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ask, err := question(args)
 			if err != nil {
@@ -64,6 +64,9 @@ it is 0 where it is served, or for somebody else, and the kernel agrees.`,
 
 // question reads what is asked: for a Service, or for a packet.
 func question(args []string) (ask func(preview.Input) (explained, error), err error) {
+	if len(args) == 0 {
+		return nil, fmt.Errorf("nothing is asked: want NAMESPACE/NAME, such as default/kubernetes; or for a packet %s", preview.QuestionForm)
+	}
 	if len(args) > 1 || strings.ContainsAny(args[0], " >") {
 		q, err := preview.ParseQuestion(args)
 		return func(in preview.Input) (explained, error) { return preview.AnswerPacket(in.Ground(), q), nil }, err

@@ -140,6 +140,7 @@ func TestB73PacketQuestions(t *testing.T) {
 		"[fd10::7] to [fd00:96::10]:53":    "fd10::7 -> [fd00:96::10]:53/tcp",
 		"fd10::7|[fd00:96::10]:53/udp":     "fd10::7 -> [fd00:96::10]:53/udp",
 		"Node|[fd00:96::10]:65535":         "node -> [fd00:96::10]:65535/tcp",
+		"10.0.0.1|-":                       "put the question in quotes, or say to",
 		"10.0.0.1 to":                      "are not a client and an address",
 		"10.0.0.1 to 10.96.0.10":           "10.96.0.10 has no port",
 		"10.0.0.1 to fd00:96::10:53":       "without brackets: [fd00:96::10:53]:80",

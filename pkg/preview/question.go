@@ -47,6 +47,9 @@ func ParseQuestion(words []string) (q Question, err error) {
 		}
 		parts = append(parts, w)
 	}
+	if n := len(parts); n > 0 && parts[n-1] == "-" {
+		return q, &QuestionError{"the shell has taken what stands behind -> for a file: put the question in quotes, or say to"}
+	}
 	if len(parts) != 2 {
 		return q, &QuestionError{fmt.Sprintf("%.100q are not a client and an address", strings.Join(words, " "))}
 	}
