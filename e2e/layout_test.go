@@ -18,15 +18,19 @@ const module = "github.com/ipvs-proxy/ipvs-proxy"
 // room says what a package of the agent may import besides the standard library: prefixes of import paths.
 // See docs/architecture.md.
 var rooms = map[string][]string{
-	"cmd/ipvs-proxy": {module + "/pkg/", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.uber.org/zap", "sigs.k8s.io/yaml"},
+	"cmd/ipvs-proxy": {module + "/pkg/", "golang.org/x/sys/unix", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.uber.org/zap", "sigs.k8s.io/yaml"},
 	// kube-proxy's own types, how the API server's world decodes them, and flags.
 	"pkg/config": {"k8s.io/kube-proxy/config/v1alpha1", "k8s.io/component-base/logs/api/v1", "k8s.io/component-base/cli/flag", "k8s.io/apimachinery/", "sigs.k8s.io/json",
 		"sigs.k8s.io/yaml", "github.com/spf13/pflag"},
 	// Nobody else speaks to the API server.
 	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "k8s.io/client-go/", "k8s.io/klog/v2", "k8s.io/utils/clock", "github.com/go-logr/logr",
 		"sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
-	"pkg/sync":    {module + "/pkg/sync/desk", module + "/pkg/sync/mirror", module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
+	"pkg/sync": {module + "/pkg/sync/desk", module + "/pkg/sync/mirror", module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
+	// Whoever asks: no kernel of its own, no socket.
+	"pkg/inspect": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/preview", module + "/pkg/cluster", module + "/pkg/ipvs"},
 	"pkg/preview": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs"},
+	// What an operator's browser shows: nothing of the kernel, and no source.
+	"pkg/page": {module + "/pkg/inspect", module + "/pkg/preview", module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
 	// No Service, and neither reading nor writing.
 	"pkg/sync/mirror": {module + "/pkg/ipvs"},
 	// No kernel, no clock, no socket, no logger.

@@ -111,6 +111,8 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	sopt.Ports, sopt.Schedulers = k, k
 	loop := sync.New(k, model, log, sopt)
+	is := inspected(loop, log)
+	defer addPage(ctx, c, list, pageOptions(c, name, src, sopt.Health, is, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
 	parts := []func(context.Context) error{
@@ -120,6 +122,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		},
 		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}
+	list = append(list, questions(place, is, log))
 	for _, s := range list {
 		parts = append(parts, s.Run)
 	}

@@ -2,12 +2,16 @@ package main
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
 
 // newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods. dropped counts lines of
@@ -19,6 +23,9 @@ func newHealth(c *config.Config, src source, dropped func() uint64) *healthz.Hea
 	}
 	return healthz.New(o)
 }
+
+// metricsServer is the name of the server on metricsBindAddress.
+const metricsServer = "metrics"
 
 // servers are kube-proxy's two: for health, and for metrics and what else helps to look into the agent.
 func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *zap.Logger) (list []healthz.Server, err error) {
@@ -37,7 +44,7 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 		handler            http.Handler
 	}{
 		{"health", "healthzBindAddress", p.HealthzBindAddress, 10256, h.HealthHandler()},
-		{"metrics", "metricsBindAddress", p.MetricsBindAddress, 10249, metrics},
+		{metricsServer, "metricsBindAddress", p.MetricsBindAddress, 10249, metrics},
 	} {
 		address, err := healthz.Address(s.address, s.port)
 		if err != nil {
@@ -46,6 +53,20 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 		list = append(list, healthz.Server{Name: s.name, Address: address, Handler: s.handler, HardFail: p.BindAddressHardFail, Log: log})
 	}
 	return list, nil
+}
+
+// questions answers the commands that ask the agent, on the socket that says that it is here.
+func questions(place *node.Place, is *inspect.Node, log *zap.Logger) healthz.Server {
+	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: is.Handler(), Log: log}
+}
+
+// inspected is this node, to be asked.
+func inspected(loop *sync.Loop, log *zap.Logger) *inspect.Node {
+	release, err := node.KernelRelease()
+	if err != nil {
+		log.Warn("the kernel's release is not known", zap.Error(err))
+	}
+	return inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release})
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.

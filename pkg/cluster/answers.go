@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -36,6 +37,17 @@ func (m *Model) Get(id ID) (*Service, []Endpoint) {
 	svc, contents := s.svc, s.contents()
 	m.mu.Unlock()
 	return svc, expand(contents, served(svc), m.opt.NodeName)
+}
+
+// Ports returns the ports of a Service that is ours, which must not be changed;
+// nil: there is none.
+func (m *Model) Ports(id ID) []Port {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.services[id]; s != nil && s.ours() {
+		return s.svc.Ports
+	}
+	return nil
 }
 
 // Endpoints returns the endpoints of a Service, whether the Service is ours,
@@ -99,6 +111,14 @@ func (m *Model) Services() []ID {
 	m.mu.Unlock()
 	slices.SortFunc(ids, ID.Compare)
 	return ids
+}
+
+// Asking returns the Services of ours that ask for an address from outside, a load balancer's or an external IP, whether
+// they may have it or not. Sorted.
+func (m *Model) Asking(a netip.Addr) []ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(m.asking[a]), ID.Compare)
 }
 
 // Node returns the own Node as it is now. Its lists must not be changed.

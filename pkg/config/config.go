@@ -54,6 +54,9 @@ type IPVSProxyConfiguration struct {
 	AuditPeriod *metav1.Duration `json:"auditPeriod"`
 	// AuditCPU is the share of one processor that these looks may cost, above 0 and up to 1; 0.01 by default.
 	AuditCPU *float64 `json:"auditCPU"`
+	// StatusPage is who gets the status page on the port of metricsBindAddress: Loopback, who asks from the node itself at a
+	// loopback address, as kubectl port-forward does; Always, whoever reaches the port; Never. Loopback by default.
+	StatusPage string `json:"statusPage"`
 }
 
 // Takeover is what becomes of what another proxy left on the node.
@@ -62,6 +65,13 @@ type Takeover struct {
 	// Keep; Remove by default. With serviceProxyName they stay: another proxy serves beside this one.
 	Leftovers string `json:"leftovers"`
 }
+
+// Who gets the status page.
+const (
+	StatusPageLoopback = "Loopback"
+	StatusPageAlways   = "Always"
+	StatusPageNever    = "Never"
+)
 
 // What becomes of leftovers.
 const (
@@ -119,6 +129,7 @@ func (c *Config) setDefaults() {
 
 	def(&c.Own.VIPBinding, "address")
 	def(&c.Own.Takeover.Leftovers, LeftoversRemove)
+	def(&c.Own.StatusPage, StatusPageLoopback)
 	defNew(&c.Own.DrainDeadline, metav1.Duration{Duration: 15 * time.Minute})
 	defNew(&c.Own.AuditPeriod, metav1.Duration{Duration: 10 * time.Second})
 	defNew(&c.Own.AuditCPU, 0.01)

@@ -72,6 +72,8 @@ conntrack.udpTimeout: 5: want a duration like 30s or 1h30m`},
 var refusedOwn = []struct{ text, want string }{
 	{"takeover: {leftovers: Delete}", `takeover.leftovers: "Delete": want Remove or Keep`},
 	{"takeover: {leftover: Keep}", `unknown field "takeover.leftover", did you mean takeover.leftovers?`},
+	{"statusPage: always", `statusPage: "always": want Loopback, Always or Never`},
+	{"statusPage: true", `statusPage: true: want text, in quotes where it looks like something else`},
 	{"vipBinding: bridge", `vipBinding: "bridge": want address or route`},
 	{"drainDeadlin: 5m\nauditCUP: 1", "unknown field \"auditCUP\", did you mean auditCPU?\nunknown field \"drainDeadlin\", did you mean drainDeadline?"},
 	{"vipBinding: route\nvipBinding: address", `line 4 of the document: "vipBinding" a second time: want it once`},

@@ -76,6 +76,9 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{LeftoversRemove, LeftoversKeep}, c.Own.Takeover.Leftovers) {
 		bad("takeover.leftovers", c.Own.Takeover.Leftovers, "Remove or Keep")
 	}
+	if !slices.Contains([]string{StatusPageLoopback, StatusPageAlways, StatusPageNever}, c.Own.StatusPage) {
+		bad("statusPage", c.Own.StatusPage, "Loopback, Always or Never")
+	}
 	return errors.Join(errs...)
 }
 

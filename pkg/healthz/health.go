@@ -276,5 +276,19 @@ func (h *Health) SetBefore(lines []string) {
 // Healthy reports whether the loop turns and no work has waited for too long, in any family. It says nothing of the Node.
 func (h *Health) Healthy() bool { return h.status().Healthy }
 
+// Trouble is what of another proxy's is in the way, and what of the node could not be set up, a line each, as /healthz?verbose
+// has it. Away says why nothing is written, where another proxy is at work; else it is empty.
+func (h *Health) Trouble() (lines []string, away string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, line := range h.before {
+		lines = append(lines, "before IPVS: "+line)
+	}
+	for _, line := range h.setup {
+		lines = append(lines, "node "+line)
+	}
+	return lines, h.away
+}
+
 // seconds is a time as Prometheus has it.
 func seconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }

@@ -114,18 +114,13 @@ func (h *Health) servePing(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, "ok")
 		return
 	}
-	h.mu.Lock()
-	setup, away, before := h.setup, h.away, h.before
-	h.mu.Unlock()
+	lines, away := h.Trouble()
 	_, _ = io.WriteString(w, "[+]ping ok\n")
 	if away != "" {
 		_, _ = fmt.Fprintf(w, "[!]stepped back: %s\n", away)
 	}
-	for _, line := range before {
-		_, _ = fmt.Fprintf(w, "[!]before IPVS: %s\n", line)
-	}
-	for _, line := range setup {
-		_, _ = fmt.Fprintf(w, "[!]node %s\n", line)
+	for _, line := range lines {
+		_, _ = fmt.Fprintf(w, "[!]%s\n", line)
 	}
 	_, _ = io.WriteString(w, "healthz check passed\n")
 }

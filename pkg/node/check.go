@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
@@ -77,11 +75,11 @@ func Check(ctx context.Context, o Options) []Finding {
 var oldest = [2]int{5, 10}
 
 func checkRelease() Finding {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return warning("the kernel's release cannot be read: %v; it should be %d.%d or later", err, oldest[0], oldest[1])
+	release, err := KernelRelease()
+	if err != nil {
+		return warning("%v; it should be %d.%d or later", err, oldest[0], oldest[1])
 	}
-	return judgeRelease(unix.ByteSliceToString(u.Release[:]))
+	return judgeRelease(release)
 }
 
 func judgeRelease(release string) Finding {

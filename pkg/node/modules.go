@@ -23,11 +23,11 @@ type loader struct {
 }
 
 func newLoader(root string) (loader, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return loader{}, fmt.Errorf("read the kernel's release: %w", err)
+	release, err := KernelRelease()
+	if err != nil {
+		return loader{}, err
 	}
-	return loader{root: root, release: unix.ByteSliceToString(u.Release[:]), there: loadedModules, insert: insertModule}, nil
+	return loader{root: root, release: release, there: loadedModules, insert: insertModule}, nil
 }
 
 // load loads a module after those that it needs, and lists the files that it took. Its error says what is to be

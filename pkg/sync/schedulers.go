@@ -53,7 +53,7 @@ func (s *schedulers) tend(ctx context.Context) (more bool) {
 		if has {
 			s.tell.gains(name, name == s.opt.Desk.Scheduler)
 			again := s.desk.Gain(name)
-			s.dirty.add(again)
+			s.dirty.add(again, WhyScheduler)
 			more = more || len(again) > 0
 		}
 	}
