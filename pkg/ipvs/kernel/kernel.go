@@ -40,6 +40,8 @@ type Config struct {
 	Timeouts Timeouts
 	// Conntrack is how connection tracking is tuned; its zero value leaves all as it is.
 	Conntrack Conntrack
+	// uncounted: the kernel has no named counters, and rules have none.
+	uncounted bool
 	// ReadOnly: nothing is written. Base says what it would write, and Do must not be called.
 	ReadOnly bool
 }
@@ -124,6 +126,9 @@ func open(ctx context.Context, cfg Config, v *ipvsDoor) (_ *Kernel, err error) {
 	}
 	if err == nil && lacksInet(ctx, k.nft.sock) {
 		err = ErrNoInet
+	}
+	if err == nil {
+		err = k.nft.count(ctx)
 	}
 	if err == nil {
 		err = k.listen()

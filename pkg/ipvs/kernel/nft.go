@@ -113,6 +113,11 @@ func (n *nftDoor) ensure(ctx context.Context) (wrote []string, created bool, err
 		}
 		wrote = append(wrote, "nft add "+missing)
 	}
+	if more, err := n.ensureCounters(ctx, created); err != nil {
+		return wrote, created, err
+	} else if missing == "" {
+		wrote = append(wrote, more...)
+	}
 	right := false
 	if !created || !n.cfg.ReadOnly { // there are rules to be read
 		if right, err = n.rulesAreRight(ctx); err != nil {
