@@ -47,6 +47,7 @@ const (
 	ReasonDistribution    = "TrafficDistribution"
 	ReasonHints           = "Hints"
 	ReasonTriggerTime     = "TriggerTime"
+	ReasonMetrics         = "MetricsAnnotation"
 )
 
 // String gives the Problem as one line.

@@ -118,6 +118,8 @@ type Service struct {
 	// DNSLabel: it has the label by which the cluster's DNS is known,
 	// k8s-app: kube-dns.
 	DNSLabel bool
+	// Measured: it asks for metrics of its own (MetricsAnnotation).
+	Measured bool
 	// Foreign: another proxy serves it. Of such a Service ID, Created and
 	// ClusterIPs are known, and nothing else.
 	Foreign bool
@@ -179,6 +181,7 @@ func (s *Service) equal(o *Service) bool {
 		slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.SourceRangesGiven == o.SourceRangesGiven &&
 		s.TrafficDistribution == o.TrafficDistribution && s.DNSLabel == o.DNSLabel &&
+		s.Measured == o.Measured &&
 		s.Foreign == o.Foreign
 }
 
