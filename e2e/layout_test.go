@@ -25,7 +25,9 @@ var rooms = map[string][]string{
 	// Nobody else speaks to the API server.
 	"pkg/cluster": {"k8s.io/api/", "k8s.io/apimachinery/", "k8s.io/client-go/", "k8s.io/klog/v2", "k8s.io/utils/clock", "github.com/go-logr/logr",
 		"sigs.k8s.io/yaml", "github.com/fsnotify/fsnotify"},
-	"pkg/sync":    {module + "/pkg/sync/desk", module + "/pkg/sync/mirror", module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
+	"pkg/sync": {module + "/pkg/sync/desk", module + "/pkg/sync/mirror", module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
+	// Whoever asks: no kernel of its own, no socket.
+	"pkg/inspect": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/preview", module + "/pkg/cluster", module + "/pkg/ipvs"},
 	"pkg/preview": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs"},
 	// No Service, and neither reading nor writing.
 	"pkg/sync/mirror": {module + "/pkg/ipvs"},

@@ -38,6 +38,17 @@ func (m *Model) Get(id ID) (*Service, []Endpoint) {
 	return svc, expand(contents, served(svc), m.opt.NodeName)
 }
 
+// Ports returns the ports of a Service that is ours, which must not be changed;
+// nil: there is none.
+func (m *Model) Ports(id ID) []Port {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.services[id]; s != nil && s.ours() {
+		return s.svc.Ports
+	}
+	return nil
+}
+
 // Endpoints returns the endpoints of a Service, whether the Service is ours,
 // another's or not known: each address once, sorted, with the best of its
 // states, and without a port. What no slice gives a port to is not ready.

@@ -82,6 +82,7 @@ func (a *act) act(ctx context.Context, turns []turn) {
 	plan, jobs := a.plan(jobs, read)
 	outcomes := a.writer.Do(ctx, plan)
 	failed := a.learn(plan, outcomes)
+	a.record(plan, jobs, outcomes)
 	for _, j := range jobs {
 		a.settle(j, failed[j.key])
 	}
@@ -89,6 +90,28 @@ func (a *act) act(ctx context.Context, turns []turn) {
 		took := a.now().Sub(began)
 		a.fare.wrote(plan, outcomes, failed, took)
 		a.tell.programmed(plan, jobs, failed, took, a.queue.len())
+	}
+}
+
+// record notes what was written, for whom and why, for whoever asks later.
+func (a *act) record(plan ipvs.Plan, jobs []job, outcomes []ipvs.Outcome) {
+	if len(plan) == 0 {
+		return
+	}
+	whose := make(map[ipvs.Key]cluster.ID, len(jobs))
+	for _, j := range jobs {
+		whose[j.key] = j.service
+	}
+	for i, s := range plan {
+		why := a.diary.causes[s.Key]
+		switch is := s.Op.Effect(); {
+		case is.Real.IsValid() && is.Gone && s.Key.Proto.Drains():
+			why = cause{why: WhyDrained}
+		case why != cause{}:
+		case a.stage.announce:
+			why.why = WhyStart
+		}
+		a.diary.wrote(a.now(), s.Op, whose[s.Key], why, outcomes[i])
 	}
 }
 
@@ -244,7 +267,7 @@ func (a *act) learnLacking(op ipvs.Op, err error) {
 		return
 	}
 	a.tell.lacks(scheduler, err)
-	a.dirty.add(again)
+	a.dirty.add(again, WhyScheduler)
 }
 
 // settle brings the mirror of a Key up to date after its plan was carried out.
@@ -252,7 +275,9 @@ func (a *act) settle(j job, err error) {
 	k, want := j.key, j.wish.Frontend
 	if err != nil {
 		a.mirror.Failed(k)
-		if tries := a.retry(j); tries&(tries-1) == 0 { // the first time, and ever more rarely
+		tries := a.retry(j)
+		a.fare.told(k, err)
+		if tries&(tries-1) == 0 { // the first time, and ever more rarely
 			a.tell.log.Warn("a frontend could not be programmed, trying again", zap.Stringer("frontend", k), zap.Error(err), zap.Uint8("tries", tries))
 		}
 		return
@@ -262,6 +287,7 @@ func (a *act) settle(j job, err error) {
 		a.queue.add(k, j.class)
 		return
 	}
+	delete(a.diary.causes, k)
 	if a.fare.mended(k) {
 		a.tell.log.Info("a frontend is in order again", zap.Stringer("frontend", k))
 	}
@@ -298,6 +324,7 @@ func (a *act) retry(j job) (tries uint8) {
 func (a *act) giveUp(j job) {
 	a.fare.mended(j.key)
 	a.fare.confirmed(j.key)
+	delete(a.diary.causes, j.key)
 	delete(a.fare.was, j.key)
 	a.forget.giveUp(j.key)
 	a.mirror.GiveUp(j.key, j.wish.Needs)

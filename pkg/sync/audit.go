@@ -91,6 +91,7 @@ func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
 	verdict := a.pass.Meet(k, piece, func(f ipvs.Fact) {
 		if k := ipvs.AddrKey(f.Addr); !a.want(k).Needs(f.Kind) {
 			a.found++
+			a.diary.because(k, cause{WhyTampered, a.now()})
 			a.queue.add(k, classBulk)
 		}
 	})
@@ -169,5 +170,6 @@ func (a *audit) tampered(k ipvs.Key) {
 	if a.found++; a.first == "" {
 		a.first = k.String()
 	}
+	a.diary.because(k, cause{WhyTampered, a.now()})
 	a.doubt(k)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -31,6 +32,29 @@ type failure struct {
 	service cluster.ID // whose it was
 	tries   uint8      // that failed, 255 at most
 	gone    bool       // nobody wants anything of the Key any more
+	text    string     // the last error, of the first of many
+}
+
+// toldMost is of how many failing Keys the error is kept, and toldLength how much of it.
+const (
+	toldMost   = 1000
+	toldLength = 200
+)
+
+// told keeps a failing Key's last error, for whoever asks.
+func (s *fare) told(k ipvs.Key, err error) {
+	if is, known := s.failing[k]; known && (is.text != "" || len(s.failing) <= toldMost) {
+		is.text = clip(oneLine(err), toldLength)
+		s.failing[k] = is
+	}
+}
+
+// clip cuts a text off where it is longer than so many bytes.
+func clip(text string, most int) string {
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most-len("…")], "") + "…"
+	}
+	return strings.Clone(text)
 }
 
 // goneMost is how many Keys may be tried again and again of which nobody wants anything any more. While the kernel neither

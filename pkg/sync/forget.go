@@ -210,6 +210,9 @@ func (f *forget) tend(ctx context.Context) (more bool) {
 	outcomes := f.writer.Do(ctx, plan)
 	f.fare.forgot(plan, outcomes, f.now().Sub(now))
 	for i, o := range outcomes {
+		if o.Err != nil || o.Deleted > 0 {
+			f.diary.forgot(f.now(), plan[i].Op.(ipvs.Forget), f.fare.whose(plan[i].Key, f.want(plan[i].Key).Service), o)
+		}
 		if o.Err != nil {
 			if failed++; first == nil {
 				first = o.Err

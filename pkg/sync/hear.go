@@ -38,7 +38,7 @@ func (e *ear) tend(context.Context) (more bool) {
 	if !e.stage.complete && e.feed.Complete() {
 		e.stage.complete, e.stage.started = true, false // read the kernel again, for what may now be removed
 	}
-	e.dirty.add(dirty)
+	e.dirty.add(dirty, WhyObject)
 	if nodeChanged {
 		e.opt.Health.SetNode(e.site.where.Node().Stays())
 	}
@@ -46,7 +46,7 @@ func (e *ear) tend(context.Context) (more bool) {
 		e.opt.Health.Heard(e.feed.Changes())
 	}
 	for _, name := range e.opt.Health.TakeCheckNews() {
-		e.dirty.add([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}})
+		e.dirty.add([]cluster.ID{{Namespace: name.Namespace, Name: name.Name}}, WhyCheck)
 	}
 	if !e.site.known {
 		return false // nothing can be decided before the node's addresses are known
@@ -79,7 +79,7 @@ func (e *ear) decideAll(ids []cluster.ID) {
 		}
 	}
 	if e.stage.synced && e.dirty.len() == 0 {
-		e.dirty.add(slices.SortedFunc(maps.Keys(e.late), cluster.ID.Compare))
+		e.dirty.add(slices.SortedFunc(maps.Keys(e.late), cluster.ID.Compare), WhyOther)
 		clear(e.late)
 	}
 }
@@ -95,9 +95,13 @@ func (e *ear) decide(id cluster.ID) []cluster.ID {
 	if is.Urgent {
 		class = classUrgent
 	}
-	if e.stage.started {
+	if why, known := e.dirty.taken[id]; e.stage.started {
+		if !known { // it follows from another's change
+			why = cause{WhyOther, e.now()}
+		}
 		for _, k := range is.Touched {
 			e.queue.add(k, class)
+			e.diary.because(k, why)
 			if e.want(k).Service == (cluster.ID{}) {
 				e.fare.was[k] = id
 			}

@@ -78,13 +78,15 @@ type Loop struct {
 	ground agenda
 	// rounds are the work on Keys, once the ground stands and the kernel was read.
 	rounds agenda
+	askers *askers
 }
 
 // New makes a Loop. Nothing is read or written before Run.
 func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
 	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), dirty: &dirty{}, stage: &stage{},
-		tell: newTeller(log, opt), fare: newFare(opt), opt: opt}
+		tell: newTeller(log, opt), fare: newFare(opt), diary: newDiary(), opt: opt}
+	s.dirty.now = opt.Now
 	s.want, s.dirty.urgent = s.ask, s.desk.Urgent
 	return newLoop(s, kernel, model)
 }
@@ -101,7 +103,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	ear := &ear{shared: s, feed: model, triggers: model, site: site, late: map[cluster.ID]struct{}{}}
 	forget := &forget{shared: s, writer: kernel}
 	before := &before{shared: s, proxies: s.opt.Proxies}
-	return &Loop{shared: s, feed: model, signs: kernel, site: site,
+	return &Loop{shared: s, feed: model, signs: kernel, site: site, askers: newAskers(),
 		ground: agenda{site, ear, &report{shared: s}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
 		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, &act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
@@ -113,6 +115,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 func (l *Loop) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer l.askers.end()
 	for ctx.Err() == nil {
 		next := l.opt.Health.Turn()
 		if !l.turn(ctx) {
@@ -126,6 +129,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.site.news = true
 		case <-l.signs.Tampered():
 		case <-l.opt.Health.CheckNews():
+		case q := <-l.askers.questions:
+			q.answer(l.view())
 		case <-timer.C:
 		}
 	}
@@ -137,6 +142,7 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) turn(ctx context.Context) (idle bool) {
 	more := l.ground.tend(ctx)
 	defer l.report()
+	defer l.answerOne()
 	if !l.stage.stands() {
 		return !more
 	}

@@ -246,3 +246,9 @@ func (l *line) unshift(e entry) {
 func sorted[V any](m map[ipvs.Key]V) []ipvs.Key {
 	return slices.SortedFunc(maps.Keys(m), ipvs.Key.Compare)
 }
+
+// waits reports whether nothing is to be done of a Key now: it is not queued, or its time has not come.
+func (q *queue) waits(k ipvs.Key) bool {
+	p, queued := q.where[k]
+	return !queued || !p.due.IsZero()
+}

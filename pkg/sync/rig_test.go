@@ -32,6 +32,7 @@ type rig struct {
 	model  *cluster.Model
 	stop   func()
 	opt    Options
+	loop   *Loop
 }
 
 func newRig(t *testing.T) *rig {
@@ -122,6 +123,7 @@ func (r *rig) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	loop := New(&locked{&r.mu, r.kernel}, r.model, zaptest.NewLogger(r.t), r.opt)
+	r.loop = loop
 	go func() {
 		defer close(done)
 		if err := loop.Run(ctx); err != nil {

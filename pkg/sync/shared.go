@@ -22,6 +22,8 @@ type shared struct {
 	stage *stage
 	tell  *teller
 	fare  *fare
+	// diary has the last writes.
+	diary *diary
 	opt   Options
 }
 
@@ -88,6 +90,7 @@ func (s shared) queueNeeding(gone func(ipvs.Fact) bool) int {
 	}
 	slices.SortFunc(needing, ipvs.Key.Compare)
 	for _, k := range needing {
+		s.diary.because(k, cause{WhyTampered, s.now()})
 		s.again(k)
 	}
 	return len(needing)
@@ -119,21 +122,27 @@ func (s shared) report() {
 // first ones. The zero value has none.
 type dirty struct {
 	urgent func(cluster.ID) bool
+	now    func() time.Time // nil: nobody wants to know when
 	// lines are the urgent ones and the others.
 	lines   [2][]cluster.ID
-	waiting map[cluster.ID]struct{}
+	waiting map[cluster.ID]cause
+	// taken is why those are decided that were taken last.
+	taken map[cluster.ID]cause
 }
 
-// add adds those that do not wait already.
-func (d *dirty) add(ids []cluster.ID) {
+// add adds those that do not wait already, and why.
+func (d *dirty) add(ids []cluster.ID, why Why) {
 	for _, id := range ids {
 		if _, waits := d.waiting[id]; waits {
 			continue
 		}
 		if d.waiting == nil {
-			d.waiting = map[cluster.ID]struct{}{}
+			d.waiting = map[cluster.ID]cause{}
 		}
-		d.waiting[id] = struct{}{}
+		d.waiting[id] = cause{why: why}
+		if d.now != nil {
+			d.waiting[id] = cause{why, d.now()}
+		}
 		l := &d.lines[1]
 		if d.urgent(id) {
 			l = &d.lines[0]
@@ -158,7 +167,12 @@ func (d *dirty) take(n int) (ids []cluster.ID) {
 			ids = append(slices.Clip(ids), some...)
 		}
 	}
+	clear(d.taken)
 	for _, id := range ids {
+		if d.taken == nil {
+			d.taken = map[cluster.ID]cause{}
+		}
+		d.taken[id] = d.waiting[id]
 		delete(d.waiting, id)
 	}
 	return ids

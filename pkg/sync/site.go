@@ -97,5 +97,5 @@ func (s *site) move(local ipvs.Local) {
 	}
 	again := s.desk.Move(node, local, s.where.APIServers(), s.now())
 	s.opt.Health.SetCheckAddresses(s.desk.CheckAddresses())
-	s.dirty.add(again)
+	s.dirty.add(again, WhySite)
 }

@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -70,6 +71,7 @@ func (s *start) scan(ctx context.Context) error {
 	}
 	s.queueDifferences()
 	s.fare.anew(s.queue.pending)
+	maps.DeleteFunc(s.diary.causes, func(k ipvs.Key, _ cause) bool { return !s.queue.pending(k) })
 	if !s.mirror.Adopted() && s.stage.complete {
 		s.queue.add(ipvs.Adopted, classBulk)
 	}

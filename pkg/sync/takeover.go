@@ -82,6 +82,7 @@ func (t *takeover) tend(ctx context.Context) (more bool) {
 	switch {
 	case err == nil:
 		t.done = append(t.done, next.Text)
+		t.diary.took(t.now(), next.Text)
 		t.rival.retrace() // that was us
 	case ctx.Err() != nil:
 		return false

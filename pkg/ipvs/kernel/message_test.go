@@ -54,6 +54,8 @@ func sampleMessages() (samples [][]byte) {
 func readAll(body []byte) {
 	_ = errnoOf(body)
 	_, _, _ = parseService(body)
+	_, _ = parseCounted(body)
+	_, _ = parseCountedReal(body, unix.AF_INET)
 	for _, family := range []uint16{unix.AF_INET, unix.AF_INET6, 0} {
 		_, _, _ = parseDest(body, family)
 	}

@@ -13,6 +13,8 @@ import (
 // Fragment is what one Service wants of this node's kernel.
 type Fragment struct {
 	Claims []KeyClaim // in the order of the Keys, which are unique
+	// Ours: there is such a Service, and this proxy serves it.
+	Ours bool
 	// Problems are what it may not have.
 	Problems []Problem
 	// NoLocal says for which ways in, and families, the policy is Local and no endpoint here may serve, while
@@ -94,6 +96,7 @@ func Compile(svc *cluster.Service, eps []cluster.Endpoint, named Named, site Sit
 		return Fragment{}
 	}
 	c := compiler{svc: svc, named: named, site: site, opt: opt}
+	c.f.Ours = true
 	c.compile(eps)
 	return c.f
 }

@@ -34,6 +34,7 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 	frag, problems := d.compile(id)
 	frag.Claims = slices.DeleteFunc(frag.Claims, func(c KeyClaim) bool { return d.isLate(id, c) })
 	watch := d.vipsBefore(id, frag)
+	d.order.enlist(id, len(d.ledger.byService[id]) > 0, frag.Ours, len(frag.Claims))
 	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
 	also = append(also, slices.DeleteFunc(d.outlived(frag), func(other cluster.ID) bool { return other == id })...)
 	is.NoLocal = frag.NoLocal

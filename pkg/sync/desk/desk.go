@@ -23,6 +23,8 @@ type Cluster interface {
 type Objects interface {
 	// Get gives a Service that is ours, with its endpoints; nil: there is none.
 	Get(cluster.ID) (*cluster.Service, []cluster.Endpoint)
+	// Ports gives the ports of a Service that is ours.
+	Ports(cluster.ID) []cluster.Port
 	// Endpoints gives the endpoints of a Service, whoever serves it.
 	Endpoints(cluster.ID) []cluster.Endpoint
 	// Held gives the ClusterIPs of a Service that another proxy serves, sorted, and when that was made.
@@ -55,6 +57,7 @@ type Desk struct {
 	refused    map[netip.Addr]map[cluster.ID]struct{}
 	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
 	checkPorts checkPorts
+	order      order
 	// away are addresses of the node with node ports that are gone, or were a moment ago.
 	away map[netip.Addr]absence
 }
@@ -73,6 +76,7 @@ func New(c Cluster, opt Options) *Desk {
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
+		order:      newOrder(),
 		away:       map[netip.Addr]absence{},
 	}
 }

@@ -26,6 +26,13 @@ func (o objects) Get(id cluster.ID) (*cluster.Service, []cluster.Endpoint) {
 	return o[id].svc, o[id].eps
 }
 
+func (o objects) Ports(id cluster.ID) []cluster.Port {
+	if svc := o[id].svc; svc != nil {
+		return svc.Ports
+	}
+	return nil
+}
+
 func (o objects) Endpoints(id cluster.ID) []cluster.Endpoint {
 	once := map[netip.Addr]cluster.Endpoint{}
 	for _, ep := range o[id].eps {

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -54,6 +55,32 @@ func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]
 
 // Draining counts the real servers that drain.
 func (m *Mirror) Draining() int { return m.draining }
+
+// Drain is a real server on its way out.
+type Drain struct {
+	Addr netip.AddrPort
+	// Until is when its connections are given up at the latest.
+	Until time.Time
+}
+
+// DrainsOf gives the real servers of a Key that drain, by address, in a list of its own.
+func (m *Mirror) DrainsOf(k ipvs.Key) (list []Drain) {
+	c := m.cells[k]
+	if c == nil {
+		return nil
+	}
+	for a, d := range c.drains {
+		list = append(list, Drain{a, d.deadline})
+	}
+	slices.SortFunc(list, func(a, b Drain) int { return a.Addr.Compare(b.Addr) })
+	return list
+}
+
+// Settled reports whether the kernel holds what is wanted of a Key, as far as is known: this process wrote it or found it.
+func (m *Mirror) Settled(k ipvs.Key, want *ipvs.Frontend) bool {
+	c := m.cells[k]
+	return c != nil && want != nil && c.wanted.Equal(want)
+}
 
 func (m *Mirror) setDrains(c *cell, drains map[netip.AddrPort]drain) {
 	m.draining += len(drains) - len(c.drains)
