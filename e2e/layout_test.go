@@ -28,7 +28,9 @@ var rooms = map[string][]string{
 	"pkg/sync": {module + "/pkg/sync/desk", module + "/pkg/sync/mirror", module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs", "go.uber.org/zap"},
 	// Whoever asks: no kernel of its own, no socket.
 	"pkg/inspect": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/preview", module + "/pkg/cluster", module + "/pkg/ipvs"},
-	"pkg/preview": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs"},
+	// It keeps numbers of Services, and knows neither the loop nor the kernel that it has them from.
+	"pkg/servicemetrics": {module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs"},
+	"pkg/preview":        {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs"},
 	// No Service, and neither reading nor writing.
 	"pkg/sync/mirror": {module + "/pkg/ipvs"},
 	// No kernel, no clock, no socket, no logger.

@@ -46,8 +46,8 @@ type Count struct {
 var ErrUncounted = errors.New("the kernel has no named counters (module nft_objref, or nft_counter), or the table is not there")
 
 // counter refers to the counter of a verdict; nothing, where the kernel has no counters.
-func (f fam) counter(v Verdict, cfg Config) []any {
-	if cfg.uncounted {
+func (rb *ruleBuilder) counter(f fam, v Verdict) []any {
+	if rb.uncounted {
 		return nil
 	}
 	return []any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: v.String() + f.suffix}}
@@ -124,7 +124,7 @@ func parseCounter(msg []byte) (table, name string, packets uint64, err error) {
 
 // missingCounters names the counters that are not there. An older agent's table has none.
 func (n *nftDoor) missingCounters(ctx context.Context) (names []string, err error) {
-	if n.cfg.uncounted {
+	if n.uncounted {
 		return nil, nil
 	}
 	have, err := readCounters(ctx, n.sock, &n.b)
@@ -179,8 +179,8 @@ func (n *nftDoor) count(ctx context.Context) (err error) {
 	if missing := (*MissingModuleError)(nil); !errors.As(err, &missing) || missing.Module != module {
 		return nil // it can, or the table itself will say what is wrong
 	}
-	n.cfg.uncounted = true
-	n.rules, err = rules(n.cfg)
+	n.uncounted = true
+	n.rules, err = rules(n.cfg, true)
 	return err
 }
 

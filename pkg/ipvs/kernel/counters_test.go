@@ -107,7 +107,10 @@ func TestOlderTableGetsCounters(t *testing.T) {
 		b.attrString(unix.NFTA_TABLE_NAME, tableName)
 	})
 	must(t, err)
-	older, err := newNFT(Config{ClusterCIDRs: n.cfg.ClusterCIDRs, uncounted: true})
+	older, err := newNFT(n.cfg)
+	must(t, err)
+	older.uncounted = true
+	older.rules, err = rules(n.cfg, true)
 	must(t, err)
 	defer older.close()
 	_, _, err = older.ensure(ctx)
@@ -147,8 +150,8 @@ func TestOlderTableGetsCounters(t *testing.T) {
 // A kernel without named counters gets the rules without them, and all else.
 func TestUncounted(t *testing.T) {
 	n := testNFT(t)
-	if err := n.count(t.Context()); err != nil || n.cfg.uncounted {
-		t.Errorf("this kernel counts, and is said not to: %t, %v", n.cfg.uncounted, err)
+	if err := n.count(t.Context()); err != nil || n.uncounted {
+		t.Errorf("this kernel counts, and is said not to: %t, %v", n.uncounted, err)
 	}
 	for _, c := range []struct {
 		errno     unix.Errno
@@ -160,8 +163,8 @@ func TestUncounted(t *testing.T) {
 			seqs := seqsOf(sent)
 			send(answer(seqs[len(seqs)-1], c.errno))
 		})
-		if err := n.count(t.Context()); err != nil || n.cfg.uncounted != c.uncounted {
-			t.Errorf("%v: uncounted %t, %v; want %t", c.errno, n.cfg.uncounted, err, c.uncounted)
+		if err := n.count(t.Context()); err != nil || n.uncounted != c.uncounted {
+			t.Errorf("%v: uncounted %t, %v; want %t", c.errno, n.uncounted, err, c.uncounted)
 		}
 		refers := slices.Contains(expressionsOf(n.rules), "objref")
 		if refers == c.uncounted {

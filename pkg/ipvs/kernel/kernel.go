@@ -40,8 +40,6 @@ type Config struct {
 	Timeouts Timeouts
 	// Conntrack is how connection tracking is tuned; its zero value leaves all as it is.
 	Conntrack Conntrack
-	// uncounted: the kernel has no named counters, and rules have none.
-	uncounted bool
 	// ReadOnly: nothing is written. Base says what it would write, and Do must not be called.
 	ReadOnly bool
 }

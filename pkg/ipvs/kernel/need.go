@@ -37,7 +37,7 @@ func (n Need) Try(ctx context.Context) error {
 
 // Needs lists what a configuration builds upon, in an order in which a module comes after those it needs.
 func Needs(cfg Config) ([]Need, error) {
-	rs, err := rules(cfg)
+	rs, err := rules(cfg, false)
 	if err != nil {
 		return nil, err
 	}

@@ -28,12 +28,14 @@ type nftDoor struct {
 	table *nftables.Table
 	cfg   Config
 	rules []rule
+	// uncounted: the kernel has no named counters, and rules have none.
+	uncounted bool
 	// commits counts our transactions.
 	commits uint64
 }
 
 func newNFT(cfg Config) (*nftDoor, error) {
-	rs, err := rules(cfg)
+	rs, err := rules(cfg, false)
 	if err != nil {
 		return nil, err
 	}

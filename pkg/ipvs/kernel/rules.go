@@ -86,8 +86,9 @@ func (r rule) userData() []byte {
 
 // ruleBuilder encodes rules; the first error is kept.
 type ruleBuilder struct {
-	rules []rule
-	err   error
+	rules     []rule
+	uncounted bool // the kernel has no named counters
+	err       error
 }
 
 func (rb *ruleBuilder) add(chain, why string, exprs ...any) {
@@ -214,9 +215,9 @@ func l4proto(p byte) []any {
 
 func verdict(kind expr.VerdictKind, chain string) any { return &expr.Verdict{Kind: kind, Chain: chain} }
 
-// rules builds all rules for a configuration, in order.
-func rules(cfg Config) ([]rule, error) {
-	var rb ruleBuilder
+// rules builds all rules for a configuration, in order; uncounted: without counters.
+func rules(cfg Config, uncounted bool) ([]rule, error) {
+	rb := ruleBuilder{uncounted: uncounted}
 	guardRules(&rb, cfg)
 	shieldRules(&rb, cfg)
 	for _, f := range families {
@@ -245,9 +246,9 @@ func guardRules(rb *ruleBuilder, cfg Config) {
 		policyRules(rb, f, cfg)
 		// In this order, so that each is counted for what it is.
 		rb.add(chainCheck, "refuse a frontend that has no endpoints", f.is(), f.destination(),
-			f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), f.counter(NoEndpoint, cfg), verdict(expr.VerdictGoto, chainRefuse))
+			f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), rb.counter(f, NoEndpoint), verdict(expr.VerdictGoto, chainRefuse))
 		rb.add(chainCheck, "refuse what no Service serves", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false),
-			f.destination(), f.lookup(ipvs.SetOpen, true), f.counter(NoPort, cfg), verdict(expr.VerdictGoto, chainRefuse))
+			f.destination(), f.lookup(ipvs.SetOpen, true), rb.counter(f, NoPort), verdict(expr.VerdictGoto, chainRefuse))
 	}
 	// A reset, not ICMP: over IPv6 a connecting socket ignores ICMP until it retransmits, 1 s later, and
 	// the kernel limits the rate of ICMP.
@@ -267,7 +268,7 @@ func policyRules(rb *ruleBuilder, f fam, cfg Config) {
 	// By the original destination: clients inside the cluster may have been sent on already.
 	limited := &expr.Lookup{SourceRegister: reg0, SetName: f.set(ipvs.SetLimited)}
 	rb.add(chainCheck, "loadBalancerSourceRanges", f.is(), f.original(), limited,
-		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), f.counter(OutsideRanges, cfg), drop)
+		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), rb.counter(f, OutsideRanges), drop)
 	localPolicyRules(rb, f, cfg, nil)
 }
 
@@ -275,12 +276,12 @@ func policyRules(rb *ruleBuilder, f fam, cfg Config) {
 func localPolicyRules(rb *ruleBuilder, f fam, cfg Config, match []any) {
 	drop := verdict(expr.VerdictDrop, "")
 	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", match, f.is(), f.destination(), f.lookup(ipvs.SetDropped, false),
-		f.counter(NoLocal, cfg), drop)
+		rb.counter(f, NoLocal), drop)
 	outside, _ := f.strangers(cfg)
 	rb.add(chainCheck, "externalTrafficPolicy Local without an endpoint here, for clients outside the cluster",
 		match, f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, f.counter(NoLocal, cfg), drop)
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, rb.counter(f, NoLocal), drop)
 }
 
 // redirectRules send clients inside the cluster, pods and the node itself, to the ClusterIP where the frontend has

@@ -45,6 +45,7 @@ const (
 	NoSuchPort  Code = 301
 	NoEndpoint  Code = 302
 	NoneForSome Code = 303
+	OutOfRanges Code = 304 // loadBalancerSourceRanges
 )
 
 func (c Code) String() string { return fmt.Sprintf("IPX%04d", uint16(c)) }
@@ -90,6 +91,7 @@ var reasons = []Reason{
 	{NoSuchPort, "", "The address is a virtual IP, and no Service has this port of it: TCP is reset, all else refused by ICMP.", "See the Service's ports."},
 	{NoEndpoint, "", "The Service has no endpoint that could serve: TCP is reset, all else refused by ICMP.", "See whether the Service's selector fits its pods, and whether they are ready."},
 	{NoneForSome, "", "A Local policy leaves no endpoint for the client: its packets are dropped, so that the load balancer's check decides.", "Run a pod on this node, or set the policy to Cluster."},
+	{OutOfRanges, "", "The client is in none of the Service's loadBalancerSourceRanges: its packets are dropped.", "Add the client's range to spec.loadBalancerSourceRanges."},
 }
 
 // name is that of the Problem that a Code is.
