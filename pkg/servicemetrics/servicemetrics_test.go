@@ -197,14 +197,14 @@ func TestNow(t *testing.T) {
 		return ipvs.CountedReal{Real: ipvs.Real{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, 1, i}), 80), Weight: weight},
 			Conns: ipvs.Conns{Active: active, Inactive: inactive}}
 	}
-	for i, reals := range [][]ipvs.CountedReal{{end(1, 1, 1, 2), end(2, 0, 3, 4)}, {end(1, 1, 5, 6), end(2, 0, 0, 0), end(3, 9, 0, 1), end(4, 0, 0, 0)}} {
+	for i, reals := range [][]ipvs.CountedReal{{end(1, 1, 1, 2), end(2, 0, 3, 4), end(4, 0, 0, 0)}, {end(1, 0, 5, 6), end(2, 0, 0, 0), end(3, 9, 0, 1), end(4, 1, 0, 0)}} {
 		w.gives(web, http, key(i))
 		w.sends(key(i), 1)
 		w.kernel[key(i)].Reals = reals
 	}
 	for range 2 { // the second time is as the first
 		all, err := r.Read(t.Context())
-		want := healthz.ServiceTraffic{Namespace: "shop", Service: "web", Port: "http", Counted: counted(2), Active: 9, Inactive: 13, Ready: 2, Draining: 2}
+		want := healthz.ServiceTraffic{Namespace: "shop", Service: "web", Port: "http", Counted: counted(2), Active: 9, Inactive: 13, Ready: 3, Draining: 1}
 		if err != nil || len(all.List) != 1 || all.List[0] != want || all.Left != 7 {
 			t.Fatalf("%+v, %v; want %+v, and 7 left out", all, err, want)
 		}
