@@ -164,10 +164,10 @@ func (t *trafficMeters) readServices(ctx context.Context) {
 	for _, s := range all.List {
 		ns, name, port := s.Namespace, s.Service, s.Port
 		t.add(t.conns, prometheus.CounterValue, float64(s.Conns), ns, name, port)
-		for direction, v := range map[string]Volume{"in": s.In, "out": s.Out} {
-			t.add(t.packets, prometheus.CounterValue, float64(v.Packets), direction, ns, name, port)
-			t.add(t.bytes, prometheus.CounterValue, float64(v.Bytes), direction, ns, name, port)
-		}
+		t.add(t.packets, prometheus.CounterValue, float64(s.In.Packets), "in", ns, name, port)
+		t.add(t.packets, prometheus.CounterValue, float64(s.Out.Packets), "out", ns, name, port)
+		t.add(t.bytes, prometheus.CounterValue, float64(s.In.Bytes), "in", ns, name, port)
+		t.add(t.bytes, prometheus.CounterValue, float64(s.Out.Bytes), "out", ns, name, port)
 		t.add(t.activeConns, prometheus.GaugeValue, float64(s.Active), ns, name, port)
 		t.add(t.inactiveConns, prometheus.GaugeValue, float64(s.Inactive), ns, name, port)
 		t.add(t.backends, prometheus.GaugeValue, float64(s.Ready), "ready", ns, name, port)
