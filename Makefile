@@ -69,6 +69,13 @@ test: ## all checks: vet, unit tests with -race, and the kernel tests on a kerne
 chart: ## test the chart by Helm's own library, and write anew what it renders to
 	$(WITH_GO) test -C hack/chart -count=1 ./... -update
 
+# Prometheus takes some minutes to compile the first time, so this is no part of make test, which compares the names.
+.PHONY: monitoring
+monitoring: ## test alerts and dashboard by Prometheus' own library, and write the dashboard anew
+	$(WITH_GO) test -C hack/monitoring -count=1 . -update
+	cp manifests/monitoring/dashboard.json manifests/chart/files/dashboard.json
+	sed '1,/^spec:$$/d; s/^  //' manifests/monitoring/prometheusrule.yaml >manifests/chart/files/rules.yaml
+
 .PHONY: test-route
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
 	$(RUN_LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route

@@ -31,6 +31,8 @@ var rooms = map[string][]string{
 	"pkg/preview": {module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs"},
 	// What an operator's browser shows: nothing of the kernel, and no source.
 	"pkg/page": {module + "/pkg/inspect", module + "/pkg/preview", module + "/pkg/sync", module + "/pkg/sync/desk", module + "/pkg/cluster", module + "/pkg/ipvs", "go.uber.org/zap"},
+	// It keeps numbers of Services, and knows neither the loop nor the kernel that it has them from.
+	"pkg/servicemetrics": {module + "/pkg/cluster", module + "/pkg/healthz", module + "/pkg/ipvs"},
 	// No Service, and neither reading nor writing.
 	"pkg/sync/mirror": {module + "/pkg/ipvs"},
 	// No kernel, no clock, no socket, no logger.

@@ -82,7 +82,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if src.api != nil {
 		sopt.Events = src.api.Events()
 	}
-	sopt.Health = newHealth(c, src, dropped)
+	counted := newTraffic()
+	defer counted.close()
+	sopt.Health = newHealth(c, src, dropped, counted, log)
 	list, err := servers(c, sopt.Health, flags, log)
 	if err != nil {
 		return err
@@ -111,6 +113,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	sopt.Ports, sopt.Schedulers = k, k
 	loop := sync.New(k, model, log, sopt)
+	counted.open(ctx, c, model, loop, log)
 	is := inspected(loop, log)
 	defer addPage(ctx, c, list, pageOptions(c, name, src, sopt.Health, is, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),

@@ -15,9 +15,10 @@ import (
 )
 
 // newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods. dropped counts lines of
-// the log.
-func newHealth(c *config.Config, src source, dropped func() uint64) *healthz.Health {
-	o := healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision(), LogLinesDropped: dropped}
+// the log, t is what is read at a scrape.
+func newHealth(c *config.Config, src source, dropped func() uint64, t healthz.Traffic, log *zap.Logger) *healthz.Health {
+	o := healthz.Options{Timeout: 2 * c.Proxy.IPVS.SyncPeriod.Duration, Version: version, Revision: revision(), LogLinesDropped: dropped,
+		Traffic: t, Log: log}
 	if src.api != nil {
 		o.ClusterAge = src.api.Age
 	}

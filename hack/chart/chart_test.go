@@ -129,6 +129,8 @@ func TestSchema(t *testing.T) {
 		{given + "image: {digest: latest}", "digest"},
 		{given + "resource: {}", "resource"},
 		{given + "podMonitor: {enable: true}", "enable"},
+		{given + "prometheusRule: {enable: true}", "enable"},
+		{given + "dashboard: {enable: true}", "enable"},
 		{given + "podMonitor: {enabled: true}", "metricsBindAddress"},
 		{given + "podMonitor: {enabled: true}\nkubeProxyConfiguration: {metricsBindAddress: '127.0.0.1:10249'}", "metricsBindAddress"},
 		{given + "podMonitor: {enabled: true}\nkubeProxyConfiguration: {metricsBindAddress: '0.0.0.0:10249'}", ""},
@@ -160,15 +162,19 @@ kubeProxyConfiguration: {ipvs: {scheduler: wrr, strictARP: true}, metricsBindAdd
 configuration: {protectedCIDRs: [192.0.2.0/24]}
 init: {enabled: false}
 podMonitor: {enabled: true, labels: {release: prometheus}}
+prometheusRule: {enabled: true, labels: {release: prometheus}}
+dashboard: {enabled: true}
 podLabels: {team: net}
 `)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for file, wants := range map[string][]string{
-		"daemonset.yaml":  {"image: registry.example.com/ipvs-proxy:v9\n", "imagePullSecrets:\n      - name: registry\n", "        team: net\n"},
-		"configmap.yaml":  {"      scheduler: wrr\n", "      strictARP: true\n", "    - 192.0.2.0/24\n", "    clusterCIDR: 10.244.0.0/16\n"},
-		"podmonitor.yaml": {"kind: PodMonitor\n", "    release: prometheus\n", "port: metrics\n"},
+		"daemonset.yaml":      {"image: registry.example.com/ipvs-proxy:v9\n", "imagePullSecrets:\n      - name: registry\n", "        team: net\n"},
+		"configmap.yaml":      {"      scheduler: wrr\n", "      strictARP: true\n", "    - 192.0.2.0/24\n", "    clusterCIDR: 10.244.0.0/16\n"},
+		"podmonitor.yaml":     {"kind: PodMonitor\n", "    release: prometheus\n", "port: metrics\n"},
+		"prometheusrule.yaml": {"kind: PrometheusRule\n", "    release: prometheus\n", "\n  groups:\n  - name: ipvs-proxy\n    rules:\n    - alert: IPVSProxyDown\n", "{{ $labels.instance }}"},
+		"dashboard.yaml":      {"kind: ConfigMap\n", "    grafana_dashboard: \"1\"\n", "\n  dashboard.json: |\n    {\n      \""},
 	} {
 		for _, want := range wants {
 			if got := all["ipvs-proxy/templates/"+file]; !strings.Contains(got, want) {
@@ -190,7 +196,9 @@ podLabels: {team: net}
 	if sum(all) == sum(plain) {
 		t.Error("another configuration does not restart the agents")
 	}
-	if strings.TrimSpace(plain["ipvs-proxy/templates/podmonitor.yaml"]) != "" {
-		t.Error("a PodMonitor that nobody asked for")
+	for _, file := range []string{"podmonitor.yaml", "prometheusrule.yaml", "dashboard.yaml"} {
+		if strings.TrimSpace(plain["ipvs-proxy/templates/"+file]) != "" {
+			t.Errorf("%s: nobody asked for it", file)
+		}
 	}
 }

@@ -43,6 +43,7 @@ type Model struct {
 	complete   bool
 	started    time.Time
 	changes    [2]uint64 // of Services, of slices
+	measures   uint64    // how often the answer of Measured may have changed
 }
 
 // own is this node, as its Node object has it.
@@ -184,6 +185,9 @@ func (m *Model) setService(id ID, svc *Service, probs []Problem) {
 			return
 		}
 		s = m.service(id)
+	}
+	if !measuredAlike(s.svc, svc) {
+		m.measures++
 	}
 	same := slices.Equal(s.problems, probs) &&
 		(s.svc == nil && svc == nil || s.svc != nil && svc != nil && s.svc.equal(svc))

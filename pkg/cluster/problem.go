@@ -48,6 +48,7 @@ const (
 	ReasonHints           = "Hints"
 	ReasonTriggerTime     = "TriggerTime"
 	ReasonScheduling      = "Scheduling"
+	ReasonMetrics         = "MetricsAnnotation"
 )
 
 // String gives the Problem as one line.

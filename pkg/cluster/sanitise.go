@@ -47,6 +47,7 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	r.loadBalancer()
 	r.policies()   // needs the type and the external IPs
 	r.scheduling() // needs the ports and the affinity
+	r.metrics()
 	return s, r.list
 }
 
@@ -317,6 +318,20 @@ func (r *serviceReader) closed() {
 			r.add(ReasonSourceRanges, "spec.loadBalancerSourceRanges", "no range of %s that can be used: nobody is let in at %s",
 				family.name, r.s.LoadBalancerIPs[at])
 		}
+	}
+}
+
+// MetricsAnnotation is the annotation by which a Service asks for metrics of its own: "true". "false" is as good as none.
+const MetricsAnnotation = "ipvs-proxy.io/metrics"
+
+// metrics reads whether the Service asks for metrics of its own. What is neither yes nor no is no: nobody pays for what
+// was not asked for.
+func (r *serviceReader) metrics() {
+	switch text, given := r.obj.Annotations[MetricsAnnotation]; {
+	case text == "true":
+		r.s.Measured = true
+	case given && text != "false":
+		r.add(ReasonMetrics, "metadata.annotations["+MetricsAnnotation+"]", "%s is neither \"true\" nor \"false\"; the Service gets no metrics of its own", quote(text))
 	}
 }
 

@@ -243,6 +243,20 @@ func TestSanitiseService(t *testing.T) {
 			},
 			want: func(s *Service) { s.TrafficDistribution = "PreferClose" },
 		},
+		{
+			name:   "metrics of its own",
+			change: func(s *corev1.Service) { s.Annotations = map[string]string{MetricsAnnotation: "true"} },
+			want:   func(s *Service) { s.Measured = true },
+		},
+		{
+			name:   "no metrics of its own",
+			change: func(s *corev1.Service) { s.Annotations = map[string]string{MetricsAnnotation: "false"} },
+		},
+		{
+			name:     "metrics: neither yes nor no",
+			change:   func(s *corev1.Service) { s.Annotations = map[string]string{MetricsAnnotation: "yes"} },
+			problems: []string{"metadata.annotations[ipvs-proxy.io/metrics]: MetricsAnnotation"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			want := &Service{

@@ -117,7 +117,7 @@ func (r *serviceReader) scheduling() {
 
 // serviceAnnotations are those that a Service can have.
 var serviceAnnotations = []string{SchedulerAnnotation, SchedulerFlagsAnnotation, WeightsAnnotation,
-	DrainDeadlineAnnotation, MaxConnectionsAnnotation, OnePacketAnnotation}
+	DrainDeadlineAnnotation, MaxConnectionsAnnotation, OnePacketAnnotation, MetricsAnnotation}
 
 // sliceAnnotations are those of an EndpointSlice.
 var sliceAnnotations = []string{WeightAnnotation}

@@ -120,6 +120,8 @@ type Service struct {
 	// DNSLabel: it has the label by which the cluster's DNS is known,
 	// k8s-app: kube-dns.
 	DNSLabel bool
+	// Measured: it asks for metrics of its own (MetricsAnnotation).
+	Measured bool
 	// Foreign: another proxy serves it. Of such a Service ID, Created and
 	// ClusterIPs are known, and nothing else.
 	Foreign bool
@@ -185,6 +187,7 @@ func (s *Service) equal(o *Service) bool {
 		s.SourceRangesGiven == o.SourceRangesGiven &&
 		s.TrafficDistribution == o.TrafficDistribution && s.DNSLabel == o.DNSLabel &&
 		s.Scheduling == o.Scheduling &&
+		s.Measured == o.Measured &&
 		s.Foreign == o.Foreign
 }
 

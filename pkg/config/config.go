@@ -57,7 +57,26 @@ type IPVSProxyConfiguration struct {
 	// StatusPage is who gets the status page on the port of metricsBindAddress: Loopback, who asks from the node itself at a
 	// loopback address, as kubectl port-forward does; Always, whoever reaches the port; Never. Loopback by default.
 	StatusPage string `json:"statusPage"`
+	// ServiceMetrics says of which Services there are metrics.
+	ServiceMetrics ServiceMetrics `json:"serviceMetrics"`
 }
+
+// ServiceMetrics says of which Services there are metrics: ipvsproxy_service_connections_total and the like.
+type ServiceMetrics struct {
+	// Mode is which Services: Off (none), Selected (those with the annotation ipvs-proxy.io/metrics: "true") or All; Selected
+	// by default.
+	Mode string `json:"mode"`
+	// Limit is how many Services at most, 1 to 10000: in the order of namespace and name the first ones, the same on every
+	// node; 500 by default.
+	Limit *int32 `json:"limit"`
+}
+
+// Of which Services there are metrics.
+const (
+	ServiceMetricsOff      = "Off"
+	ServiceMetricsSelected = "Selected"
+	ServiceMetricsAll      = "All"
+)
 
 // Takeover is what becomes of what another proxy left on the node.
 type Takeover struct {
@@ -133,6 +152,8 @@ func (c *Config) setDefaults() {
 	defNew(&c.Own.DrainDeadline, metav1.Duration{Duration: 15 * time.Minute})
 	defNew(&c.Own.AuditPeriod, metav1.Duration{Duration: 10 * time.Second})
 	defNew(&c.Own.AuditCPU, 0.01)
+	def(&c.Own.ServiceMetrics.Mode, ServiceMetricsSelected)
+	defNew(&c.Own.ServiceMetrics.Limit, 500)
 }
 
 // withPort gives an address its port where it has none. What is no address stays for Validate.

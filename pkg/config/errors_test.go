@@ -80,6 +80,12 @@ var refusedOwn = []struct{ text, want string }{
 	{"takeover: {}\nx: 1\ntakeover: {}", "unknown field \"x\"\nline 5 of the document: \"takeover\" a second time: want it once"},
 	{"drainDeadline: 0s", `drainDeadline: "0s": want more than 0`},
 	{"auditPeriod: -3s", `auditPeriod: "-3s": want more than 0`},
+	{"serviceMetrics: {mode: some}", `serviceMetrics.mode: "some": want Off, Selected or All`},
+	{"serviceMetrics: {mode: selected, limit: 0}", `serviceMetrics.limit: 0: want 1 to 10000; mode: Off switches them off
+serviceMetrics.mode: "selected": want Off, Selected or All; did you mean Selected?`},
+	{"serviceMetrics: {limit: 10001}", `serviceMetrics.limit: 10001: want 1 to 10000; mode: Off switches them off`},
+	{"serviceMetrics: {limit: many}", `serviceMetrics.limit: "many": want a whole number that fits into 32 bits`},
+	{"serviceMetrics: {limits: 5}", `unknown field "serviceMetrics.limits", did you mean serviceMetrics.limit?`},
 	{"auditCPU: 2", `auditCPU: 2: want a share of one processor, above 0 and up to 1`},
 	{"auditCPU: 0", `auditCPU: 0: want a share of one processor, above 0 and up to 1`},
 	{"externalIPCIDRs: [all]", `externalIPCIDRs: "all": want address ranges like 192.0.2.0/24`},

@@ -190,7 +190,7 @@ func ownComments(t *testing.T) map[string]string {
 		if !ok {
 			return true
 		}
-		front, ok := map[string]string{"IPVSProxyConfiguration": "", "Takeover": "takeover."}[spec.Name.Name]
+		front, ok := map[string]string{"IPVSProxyConfiguration": "", "Takeover": "takeover.", "ServiceMetrics": "serviceMetrics."}[spec.Name.Name]
 		if !ok {
 			return true
 		}

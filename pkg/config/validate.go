@@ -56,6 +56,9 @@ func place(file string, number int, kind metav1.TypeMeta) string {
 // modes are those that kube-proxy has on Linux.
 var modes = []string{"", "ipvs", "iptables", "nftables"}
 
+// serviceMetricsModes are the values of serviceMetrics.mode.
+var serviceMetricsModes = []string{ServiceMetricsOff, ServiceMetricsSelected, ServiceMetricsAll}
+
 // Validate says which values cannot be used, each by Invalid. nodePortAddresses are for whoever uses them.
 func (c *Config) Validate() error {
 	var errs []error
@@ -79,6 +82,13 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{StatusPageLoopback, StatusPageAlways, StatusPageNever}, c.Own.StatusPage) {
 		bad("statusPage", c.Own.StatusPage, "Loopback, Always or Never")
 	}
+	if mode := c.Own.ServiceMetrics.Mode; !slices.Contains(serviceMetricsModes, mode) {
+		want := "Off, Selected or All"
+		if near := nearest(mode, serviceMetricsModes); near != "" {
+			want += "; did you mean " + near + "?"
+		}
+		bad("serviceMetrics.mode", mode, want)
+	}
 	return errors.Join(errs...)
 }
 
@@ -96,6 +106,7 @@ func (c *Config) checkNumbers(bad func(string, any, string)) {
 		{"conntrack.min", *p.Conntrack.Min, 0, 1<<31 - 1, kept},
 		{"iptables.masqueradeBit", *p.IPTables.MasqueradeBit, 0, 31, "0 to 31"},
 		{"oomScoreAdj", *p.OOMScoreAdj, -1000, 1000, "-1000 to 1000"},
+		{"serviceMetrics.limit", *c.Own.ServiceMetrics.Limit, 1, 10000, "1 to 10000; mode: Off switches them off"},
 		{"clientConnection.burst", p.ClientConnection.Burst, 0, 1<<31 - 1, "0 or more"},
 	} {
 		if v.value < v.min || v.value > v.max {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
 	"k8s.io/component-base/metrics"
 )
 
@@ -51,6 +52,10 @@ type Options struct {
 	ClusterAge func() time.Duration
 	// LogLinesDropped counts the lines of the log that nobody took in time; nil: no such metric.
 	LogLinesDropped func() uint64
+	// Traffic is read at each scrape; nil: there are no such metrics.
+	Traffic Traffic
+	// Log hears of what cannot be read at a scrape; nil: nobody does.
+	Log *zap.Logger
 	// Now is the clock; time.Now by default.
 	Now func() time.Time
 }

@@ -119,6 +119,7 @@ func newMeters(o Options) *meters {
 	mk.kubernetes()
 	m.kubeProxyMeters.make(mk)
 	m.ownMeters.make(mk, o)
+	mk.traffic(o)
 	m.made = mk.made
 	return m
 }

@@ -227,7 +227,8 @@ func TestMetricsDocs(t *testing.T) {
 Port 10249, path ` + "`/metrics`" + `. Written by ` + "`go test ./pkg/healthz -run Docs -update`" + ` from the code that makes them.
 
 Beside these there are ` + "`go_*`, `process_*`, `rest_client_*`, `kubernetes_build_info`" + ` and the rest of what
-every component of Kubernetes has. All names below carry their prefix. No metric has a label for a Service.
+every component of Kubernetes has. All names below carry their prefix. Only ` + "`ipvsproxy_service_…`" + ` have labels for
+a Service, of the Services that [ask for it](monitoring.md#services), 500 at most unless ` + "`serviceMetrics`" + ` says otherwise.
 `)
 	list := newRig(t).Metrics()
 	for _, part := range []struct{ prefix, title, text string }{

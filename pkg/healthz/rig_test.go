@@ -7,20 +7,23 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"k8s.io/component-base/metrics"
 )
 
 // rig is a Health on a clock of its own, with metrics of its own.
 type rig struct {
 	*Health
-	t   *testing.T
-	now time.Time
+	t       *testing.T
+	now     time.Time
+	traffic traffic
+	log     lines
 }
 
 func newRig(t *testing.T) *rig {
 	r := &rig{t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)}
 	r.Health = New(Options{Registry: metrics.NewKubeRegistry(), Version: "v1", Revision: "abc", Now: func() time.Time { return r.now },
-		ClusterAge: func() time.Duration { return 7 * time.Second }, LogLinesDropped: func() uint64 { return 3 }})
+		ClusterAge: func() time.Duration { return 7 * time.Second }, LogLinesDropped: func() uint64 { return 3 }, Traffic: &r.traffic, Log: zap.New(&r.log)})
 	return r
 }
 

@@ -232,6 +232,8 @@ func badServices() []badInput {
 			webEvent("ServiceType", `spec.type: "Tunnel" is not a type of Service`), nil},
 		{"traffic distribution: unknown", func(f *fields) { f.web.Spec.TrafficDistribution = new("Nearest") }, nil,
 			webEvent("TrafficDistribution", `spec.trafficDistribution: "Nearest" is not a distribution; the hints of the endpoints are followed`), nil},
+		{"metrics: neither yes nor no", func(f *fields) { f.web.Annotations = map[string]string{"ipvs-proxy.io/metrics": "True"} }, nil,
+			webEvent("MetricsAnnotation", `metadata.annotations[ipvs-proxy.io/metrics]: "True" is neither "true" nor "false"; the Service gets no metrics of its own`), nil},
 		{"traffic distribution: known", func(f *fields) { f.web.Spec.TrafficDistribution = new("PreferSameZone") }, nil, nil, nil},
 		address("300.1.1.1", "InvalidAddress", "is not an IP address"),
 		address("10.0.0.1/32", "InvalidAddress", "is not an IP address"), address("127.0.0.1", "Loopback", "is a loopback address"),

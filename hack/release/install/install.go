@@ -46,12 +46,18 @@ const (
 	Replace = "replace-kube-proxy"
 )
 
+// monitoring is the directory of what scrapes the agents, alerts, and the dashboard.
+const monitoring = "monitoring"
+
 // heads say what a file is, and what is left to do before it is applied.
 var heads = map[string]string{
 	Fresh: `# ipvs-proxy %s for a cluster without kube-proxy. Before it is applied (kubectl apply -f), edit in the ConfigMap
 #   clusterCIDR   the ranges of the pods
 #   server        an address of the API server, or of a load balancer before it; not that of the Service kubernetes
 # After a later change there: kubectl -n kube-system rollout restart daemonset ipvs-proxy
+`,
+	monitoring: `# What scrapes ipvs-proxy %s, alerts, and a dashboard, for clusters with the operator of Prometheus and Grafana's sidecar. It
+# wants metricsBindAddress: 0.0.0.0:10249 in the agents' configuration, and a firewall that keeps others out.
 `,
 	Replace: `# ipvs-proxy %s in the place of kube-proxy, as kubeadm made it: its DaemonSet, with another image and fewer rights.
 # Apply it by kubectl replace -f. Where that DaemonSet was changed, use the patch kubeproxydaemonset.yaml instead.
@@ -68,6 +74,11 @@ func Files(manifests string, image Image) ([]File, error) {
 		}
 		all = append(all, File{"install-" + way + ".yaml", fmt.Appendf(nil, heads[way]+"---\n%s", image.Tag, text)})
 	}
+	text, err := render(manifests, monitoring, image)
+	if err != nil {
+		return nil, fmt.Errorf("render %s: %w", monitoring, err)
+	}
+	all = append(all, File{monitoring + ".yaml", fmt.Appendf(nil, heads[monitoring]+"---\n%s", image.Tag, text)})
 	for _, f := range texts {
 		content, err := f.fill(manifests, image)
 		if err != nil {
@@ -87,7 +98,7 @@ func render(manifests, way string, image Image) ([]byte, error) {
 			return err
 		}
 		content, err := os.ReadFile(filepath.Join(manifests, name))
-		if err == nil && name == way+"/kustomization.yaml" {
+		if err == nil && name == way+"/kustomization.yaml" && way != monitoring { // which has no image
 			content, err = adapt(content, image)
 		}
 		if err != nil {

@@ -1,6 +1,7 @@
 package manifests
 
 import (
+	"encoding/json"
 	"os"
 	"reflect"
 	"slices"
@@ -34,8 +35,9 @@ func TestChart(t *testing.T) {
 		t.Fatalf("testdata/chart.yaml is of another chart: make chart writes it anew")
 	}
 	got, want := decodeAll(t, text), render(t, "fresh")
-	monitor := only[*monitoringv1.PodMonitor](t, got)
-	got = slices.DeleteFunc(got, func(o runtime.Object) bool { return o == runtime.Object(monitor) })
+	monitor, rule := only[*monitoringv1.PodMonitor](t, got), only[*monitoringv1.PrometheusRule](t, got)
+	got = slices.DeleteFunc(got, func(o runtime.Object) bool { return o == runtime.Object(monitor) || o == runtime.Object(rule) })
+	monitored(t, monitor, rule)
 	ofChart(t, got)
 	ofKustomization(t, want)
 	byKind := func(a, b runtime.Object) int {
@@ -60,6 +62,25 @@ func TestChart(t *testing.T) {
 		if ds.Spec.Template.Labels[key] != value {
 			t.Errorf("the PodMonitor selects %s=%s, the pods have %v", key, value, ds.Spec.Template.Labels)
 		}
+	}
+}
+
+// monitored: the chart's monitoring is that of manifests/monitoring, where the dashboard is in a ConfigMap that Grafana takes.
+func monitored(t *testing.T, monitor *monitoringv1.PodMonitor, rule *monitoringv1.PrometheusRule) {
+	t.Helper()
+	objects := render(t, "monitoring")
+	if len(objects) != 3 {
+		t.Errorf("%d objects of monitoring, want three", len(objects))
+	}
+	if want := only[*monitoringv1.PodMonitor](t, objects); !reflect.DeepEqual(monitor.Spec, want.Spec) {
+		t.Errorf("the chart's PodMonitor is\n%s\nwant\n%s", asYAML(t, monitor), asYAML(t, want))
+	}
+	if want := only[*monitoringv1.PrometheusRule](t, objects); !reflect.DeepEqual(rule.Spec, want.Spec) || len(rule.Spec.Groups) == 0 {
+		t.Errorf("the chart's PrometheusRule is\n%s\nwant\n%s", asYAML(t, rule), asYAML(t, want))
+	}
+	board := only[*corev1.ConfigMap](t, objects)
+	if board.Labels["grafana_dashboard"] != "1" || !json.Valid([]byte(board.Data["dashboard.json"])) || board.Namespace != "kube-system" {
+		t.Errorf("the dashboard is in %s/%s with the labels %v and %d bytes", board.Namespace, board.Name, board.Labels, len(board.Data["dashboard.json"]))
 	}
 }
 

@@ -36,8 +36,8 @@ func written(t *testing.T, image install.Image) map[string][]byte {
 
 // A file that is installed has the objects of the kustomization. Only the ConfigMap is called otherwise.
 func TestInstall(t *testing.T) {
-	for _, way := range []string{install.Fresh, install.Replace} {
-		got, want := decodeAll(t, written(t, image)["install-"+way+".yaml"]), render(t, way)
+	for way, file := range map[string]string{install.Fresh: "install-fresh.yaml", install.Replace: "install-replace-kube-proxy.yaml", "monitoring": "monitoring.yaml"} {
+		got, want := decodeAll(t, written(t, image)[file]), render(t, way)
 		if way == install.Fresh {
 			config := only[*corev1.ConfigMap](t, want)
 			hashed := config.Name

@@ -126,6 +126,9 @@ func open(ctx context.Context, cfg Config, v *ipvsDoor) (_ *Kernel, err error) {
 		err = ErrNoInet
 	}
 	if err == nil {
+		err = k.nft.count(ctx)
+	}
+	if err == nil {
 		err = k.listen()
 	}
 	if err == nil && !v.absent {

@@ -121,7 +121,7 @@ func noIPv6() (bool, error) {
 func (k *Kernel) SetPods(pods []netip.Prefix) error {
 	cfg := k.nft.cfg
 	cfg.ClusterCIDRs, cfg.PodsFollow = pods, false
-	rs, err := rules(cfg)
+	rs, err := rules(cfg, k.nft.uncounted)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (n Need) Try(ctx context.Context) error {
 
 // Needs lists what a configuration builds upon, in an order in which a module comes after those it needs.
 func Needs(cfg Config) ([]Need, error) {
-	rs, err := rules(cfg)
+	rs, err := rules(cfg, false)
 	if err != nil {
 		return nil, err
 	}
@@ -167,25 +167,27 @@ type nftTrial struct {
 	kind  nftables.ChainType
 	hook  uint32
 	exprs []any
+	// counter is a named counter that the rule refers to; "": none.
+	counter string
 }
 
 // nftTrials has one for each module outside nf_tables itself that rules can need. A rule of ours with an
 // expression that is not in nftExpressions fails a test: then its module belongs here.
 var nftTrials = map[string]nftTrial{
-	"nft_chain_nat":   {nftables.ChainTypeNAT, unix.NF_INET_POST_ROUTING, nil},
-	"nft_ct":          {nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, []any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}}},
-	"nft_fib_inet":    {nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, []any{&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true}}},
-	"nft_limit":       {nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, []any{&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond}}},
-	"nft_log":         {nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, []any{&expr.Log{}}},
-	"nft_masq":        {nftables.ChainTypeNAT, unix.NF_INET_POST_ROUTING, []any{&expr.Masq{FullyRandom: true}}},
-	"nft_nat":         {nftables.ChainTypeNAT, unix.NF_INET_PRE_ROUTING, []any{&expr.Immediate{Register: 1, Data: []byte{127, 0, 0, 1}}, &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}}},
-	"nft_reject_inet": {nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, []any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}},
+	"nft_chain_nat":   {kind: nftables.ChainTypeNAT, hook: unix.NF_INET_POST_ROUTING},
+	"nft_ct":          {kind: nftables.ChainTypeFilter, hook: unix.NF_INET_LOCAL_IN, exprs: []any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}}},
+	"nft_fib_inet":    {kind: nftables.ChainTypeFilter, hook: unix.NF_INET_LOCAL_IN, exprs: []any{&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true}}},
+	"nft_limit":       {kind: nftables.ChainTypeFilter, hook: unix.NF_INET_LOCAL_IN, exprs: []any{&expr.Limit{Type: expr.LimitTypePkts, Rate: 1, Unit: expr.LimitTimeSecond}}},
+	"nft_log":         {kind: nftables.ChainTypeFilter, hook: unix.NF_INET_LOCAL_IN, exprs: []any{&expr.Log{}}},
+	"nft_masq":        {kind: nftables.ChainTypeNAT, hook: unix.NF_INET_POST_ROUTING, exprs: []any{&expr.Masq{FullyRandom: true}}},
+	"nft_nat":         {kind: nftables.ChainTypeNAT, hook: unix.NF_INET_PRE_ROUTING, exprs: []any{&expr.Immediate{Register: 1, Data: []byte{127, 0, 0, 1}}, &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}}},
+	"nft_reject_inet": {kind: nftables.ChainTypeFilter, hook: unix.NF_INET_LOCAL_IN, exprs: []any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}},
 }
 
 // nftExpressions says which module an expression needs; "" is nf_tables itself, which has these since 5.10 or
-// before.
+// before. objref is a module before 6.2, without which nothing is counted and all else works: no need.
 var nftExpressions = map[string]string{
-	"bitwise": "", "byteorder": "", "cmp": "", "dynset": "", "exthdr": "", "immediate": "", "lookup": "", "meta": "",
+	"bitwise": "", "byteorder": "", "cmp": "", "dynset": "", "exthdr": "", "immediate": "", "lookup": "", "meta": "", "objref": "",
 	"payload": "", "range": "", "rt": "",
 	"ct": "nft_ct", "fib": "nft_fib_inet", "limit": "nft_limit", "log": "nft_log", "masq": "nft_masq", "nat": "nft_nat",
 	"reject": "nft_reject_inet",
@@ -225,31 +227,17 @@ const trialTable = "ipvs-proxy-try"
 // tryNFT writes a table in a transaction without an end: the kernel tells what it thinks of each message and
 // takes all of it back, as with nft --check.
 func tryNFT(ctx context.Context, module string, trial nftTrial) error {
-	const table, chain = trialTable, "try"
-	var rb ruleBuilder
-	rb.add(chain, "", trial.exprs...)
-	if rb.err != nil {
-		return rb.err
-	}
 	s := newSocket(unix.NETLINK_NETFILTER)
 	defer s.close()
-	b := batch{transaction: true}
-	b.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, nfgen(0, unix.NFNL_SUBSYS_NFTABLES))
-	b.begin(nftType(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, nfgen(unix.NFPROTO_INET, 0))
-	b.attrString(unix.NFTA_TABLE_NAME, table)
-	if trial.kind != "" {
-		b.begin(nftType(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE, nfgen(unix.NFPROTO_INET, 0))
-		b.attrString(unix.NFTA_CHAIN_TABLE, table)
-		b.attrString(unix.NFTA_CHAIN_NAME, chain)
-		b.nest(unix.NFTA_CHAIN_HOOK, func() {
-			b.attr(unix.NFTA_HOOK_HOOKNUM, binary.BigEndian.AppendUint32(nil, trial.hook))
-			b.attr(unix.NFTA_HOOK_PRIORITY, make([]byte, 4))
-		})
-		b.attrString(unix.NFTA_CHAIN_TYPE, string(trial.kind))
-		putRule(&b, table, rb.rules[0])
+	return tryNFTBy(ctx, s, module, trial)
+}
+
+func tryNFTBy(ctx context.Context, s *socket, module string, trial nftTrial) error {
+	b, err := trial.batch()
+	if err != nil {
+		return err
 	}
-	b.acknowledge()
-	replies, err := s.exchange(ctx, &b)
+	replies, err := s.exchange(ctx, b)
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -269,4 +257,34 @@ func tryNFT(ctx context.Context, module string, trial nftTrial) error {
 		}
 	}
 	return nil
+}
+
+// batch is the transaction, but for its end.
+func (trial nftTrial) batch() (*batch, error) {
+	const table, chain = trialTable, "try"
+	var rb ruleBuilder
+	rb.add(chain, "", trial.exprs...)
+	if rb.err != nil {
+		return nil, rb.err
+	}
+	b := &batch{transaction: true}
+	b.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, nfgen(0, unix.NFNL_SUBSYS_NFTABLES))
+	b.begin(nftType(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, nfgen(unix.NFPROTO_INET, 0))
+	b.attrString(unix.NFTA_TABLE_NAME, table)
+	if trial.kind != "" {
+		b.begin(nftType(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE, nfgen(unix.NFPROTO_INET, 0))
+		b.attrString(unix.NFTA_CHAIN_TABLE, table)
+		b.attrString(unix.NFTA_CHAIN_NAME, chain)
+		b.nest(unix.NFTA_CHAIN_HOOK, func() {
+			b.attr(unix.NFTA_HOOK_HOOKNUM, binary.BigEndian.AppendUint32(nil, trial.hook))
+			b.attr(unix.NFTA_HOOK_PRIORITY, make([]byte, 4))
+		})
+		b.attrString(unix.NFTA_CHAIN_TYPE, string(trial.kind))
+		if trial.counter != "" {
+			putCounter(b, table, trial.counter)
+		}
+		putRule(b, table, rb.rules[0])
+	}
+	b.acknowledge()
+	return b, nil
 }

@@ -15,7 +15,7 @@ import (
 // TestRulesNeedKnownModules: an expression whose module nobody asks for would only be missed when the table is
 // written.
 func TestRulesNeedKnownModules(t *testing.T) {
-	rs, err := rules(Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}})
+	rs, err := rules(Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}, false)
 	must(t, err)
 	names := expressionsOf(rs)
 	if !slices.Contains(names, "masq") || !slices.Contains(names, "lookup") {

@@ -28,12 +28,14 @@ type nftDoor struct {
 	table *nftables.Table
 	cfg   Config
 	rules []rule
+	// uncounted: the kernel has no named counters, and rules have none.
+	uncounted bool
 	// commits counts our transactions.
 	commits uint64
 }
 
 func newNFT(cfg Config) (*nftDoor, error) {
-	rs, err := rules(cfg)
+	rs, err := rules(cfg, false)
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +114,11 @@ func (n *nftDoor) ensure(ctx context.Context) (wrote []string, created bool, err
 			}
 		}
 		wrote = append(wrote, "nft add "+missing)
+	}
+	if more, err := n.ensureCounters(ctx, created); err != nil {
+		return wrote, created, err
+	} else if missing == "" {
+		wrote = append(wrote, more...)
 	}
 	right := false
 	if !created || !n.cfg.ReadOnly { // there are rules to be read

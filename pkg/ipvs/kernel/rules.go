@@ -24,7 +24,8 @@ import (
 //	               meta l4proto icmp accept
 //	               … drop what comes from a source that the frontend does not take
 //	               … drop what a traffic policy leaves no endpoint for
-//	               ip daddr @vips4 ip daddr . meta l4proto . th dport != @open4 goto refuse }
+//	               ip daddr . meta l4proto . th dport @owned4 … != @open4 counter name "no-endpoint4" goto refuse
+//	               ip daddr @vips4 … != @open4 counter name "no-port4" goto refuse }
 //	chain input  { type filter hook input priority 0; jump check }
 //	chain output { type filter hook output priority -150; jump check }
 //	chain refuse { meta l4proto tcp reject with tcp reset
@@ -85,8 +86,9 @@ func (r rule) userData() []byte {
 
 // ruleBuilder encodes rules; the first error is kept.
 type ruleBuilder struct {
-	rules []rule
-	err   error
+	rules     []rule
+	uncounted bool // the kernel has no named counters
+	err       error
 }
 
 func (rb *ruleBuilder) add(chain, why string, exprs ...any) {
@@ -213,9 +215,9 @@ func l4proto(p byte) []any {
 
 func verdict(kind expr.VerdictKind, chain string) any { return &expr.Verdict{Kind: kind, Chain: chain} }
 
-// rules builds all rules for a configuration, in order.
-func rules(cfg Config) ([]rule, error) {
-	var rb ruleBuilder
+// rules builds all rules for a configuration, in order; uncounted: without counters.
+func rules(cfg Config, uncounted bool) ([]rule, error) {
+	rb := ruleBuilder{uncounted: uncounted}
 	guardRules(&rb, cfg)
 	shieldRules(&rb, cfg)
 	for _, f := range families {
@@ -242,10 +244,11 @@ func guardRules(rb *ruleBuilder, cfg Config) {
 	for _, f := range families {
 		rb.add(chainCheck, "a virtual IP answers to ping", l4proto(f.icmp), accept)
 		policyRules(rb, f, cfg)
+		// In this order, so that each is counted for what it is.
+		rb.add(chainCheck, "refuse a frontend that has no endpoints", f.is(), f.destination(),
+			f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), rb.counter(f, NoEndpoint), verdict(expr.VerdictGoto, chainRefuse))
 		rb.add(chainCheck, "refuse what no Service serves", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false),
-			f.destination(), f.lookup(ipvs.SetOpen, true), verdict(expr.VerdictGoto, chainRefuse))
-		rb.add(chainCheck, "refuse a frontend on the node's own address that has no endpoints", f.is(), f.destination(),
-			f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), verdict(expr.VerdictGoto, chainRefuse))
+			f.destination(), f.lookup(ipvs.SetOpen, true), rb.counter(f, NoPort), verdict(expr.VerdictGoto, chainRefuse))
 	}
 	// A reset, not ICMP: over IPv6 a connecting socket ignores ICMP until it retransmits, 1 s later, and
 	// the kernel limits the rate of ICMP.
@@ -265,19 +268,20 @@ func policyRules(rb *ruleBuilder, f fam, cfg Config) {
 	// By the original destination: clients inside the cluster may have been sent on already.
 	limited := &expr.Lookup{SourceRegister: reg0, SetName: f.set(ipvs.SetLimited)}
 	rb.add(chainCheck, "loadBalancerSourceRanges", f.is(), f.original(), limited,
-		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), drop)
+		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), rb.counter(f, OutsideRanges), drop)
 	localPolicyRules(rb, f, cfg, nil)
 }
 
 // localPolicyRules drop what a policy Local leaves no endpoint for, of the protocols that match.
 func localPolicyRules(rb *ruleBuilder, f fam, cfg Config, match []any) {
 	drop := verdict(expr.VerdictDrop, "")
-	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", match, f.is(), f.destination(), f.lookup(ipvs.SetDropped, false), drop)
+	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", match, f.is(), f.destination(), f.lookup(ipvs.SetDropped, false),
+		rb.counter(f, NoLocal), drop)
 	outside, _ := f.strangers(cfg)
 	rb.add(chainCheck, "externalTrafficPolicy Local without an endpoint here, for clients outside the cluster",
 		match, f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, drop)
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, rb.counter(f, NoLocal), drop)
 }
 
 // redirectRules send clients inside the cluster, pods and the node itself, to the ClusterIP where the frontend has
