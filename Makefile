@@ -140,6 +140,12 @@ SEED = 1
 soak: ## walk a million random histories on a kernel that only remembers
 	$(WITH_GO) test -count=1 -timeout 12h ./pkg/sync -run '^TestModel$$' -v -model.sequences=1000000 -model.seed=$(SEED)
 
+# Another first cluster: make soak-packets SEED=1001; fewer of them: CLUSTERS=100
+CLUSTERS = 500
+.PHONY: soak-packets
+soak-packets: ## hold what explain says of packets against packets, in 500 random clusters on a live kernel
+	$(RUN_LAB) test --skip-host --run '^TestB73RandomPacketsAreTrue$$' --verbose --timeout 3h --env LAB_PACKET_CLUSTERS=$(CLUSTERS) --env LAB_PACKET_SEED=$(SEED)
+
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails
 	$(WITH_GO) run ./e2e/mutants
