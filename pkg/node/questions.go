@@ -173,8 +173,20 @@ type asking struct {
 	heard bool
 }
 
+// Write gives ErrNotAnswered where the greeting and the end came before the question was written.
+func (a *asking) Write(b []byte) (int, error) {
+	n, err := a.Conn.Write(b)
+	if !a.heard && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)) {
+		err = ErrNotAnswered
+	}
+	return n, err
+}
+
 func (a *asking) Read(b []byte) (int, error) {
 	n, err := a.Conn.Read(b)
+	if !a.heard && n == 0 && errors.Is(err, unix.ECONNRESET) {
+		return 0, ErrNotAnswered
+	}
 	if !a.heard && n > 0 {
 		a.heard = true
 		if len(b) > 0 && b[0] == greeting[0] { // HTTP begins with an H
