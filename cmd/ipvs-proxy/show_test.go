@@ -481,6 +481,20 @@ func TestB73ExplainAsksTheAgent(t *testing.T) {
 			}
 		}
 	}
+	s.kernel.Fail = func(op ipvs.Op) error {
+		if op.Effect().OfServer() {
+			return errors.New("no room")
+		}
+		return nil
+	}
+	svc, e := aService("shop/bad", "10.96.0.99", 80, corev1.ProtocolTCP, "10.244.2.30@node2")
+	s.give(svc, e)
+	s.until(t, func(h inspect.Head) bool { return h.Failing == 1 })
+	for _, args := range [][]string{{"shop/bad"}, {"node", "to", "10.96.0.99:80"}} {
+		if text, err := called(t, newExplainOf(s.sources), args...); statusOf(err) != 1 || !strings.Contains(text, "differs") || !strings.Contains(text, "ipvsadm -A -t 10.96.0.99:80 -s rr") {
+			t.Errorf("what the kernel lacks: %v\n%s", err, text)
+		}
+	}
 	asked := 0
 	counting := s.sources
 	counting.agent = func(context.Context) (net.Conn, error) { asked++; return nil, node.ErrNoAgent }
