@@ -114,7 +114,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	sopt.Ports, sopt.Schedulers = k, k
 	loop := sync.New(k, model, log, sopt)
 	counted.open(ctx, c, model, loop, log)
-	is := inspected(loop, log)
+	is := inspected(c, loop, model, log)
 	defer addPage(ctx, c, list, pageOptions(c, name, src, sopt.Health, is, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))

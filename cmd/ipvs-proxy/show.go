@@ -64,7 +64,7 @@ or waiting, 2 where that cannot be said: there is no such Service, for one.`,
 	f.StringVarP(&s.query.Namespace, "namespace", "n", "", "only the Services of one namespace")
 	f.StringVar(&s.state, "state", "", "only frontends in a state, or with a ! before it in any other")
 	f.BoolVar(&s.foreign, "foreign", false, "only virtual servers that no Service has")
-	f.BoolVar(&s.all, "all", false, "those as well")
+	f.BoolVar(&s.all, "all", false, "virtual servers that no Service has as well")
 	f.IntVar(&s.limit, "limit", 500, "how many lines a table has at most; 0: all")
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = from.completeServices

@@ -28,6 +28,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
@@ -112,7 +113,7 @@ func showNode(t *testing.T, objs ...any) *shown {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: s.node.Handler()}
+	server := &http.Server{Handler: s.node.WithPackets(preview.Clients{}, s.model.Asking).Handler()}
 	ended := make(chan error, 2)
 	go func() { ended <- loop.Run(ctx) }()
 	go func() { ended <- server.Serve(l) }()
@@ -449,5 +450,57 @@ func TestShowWatch(t *testing.T) {
 	}()
 	if err := cmd.ExecuteContext(ctx); err != nil || strings.Count(out.String(), "SERVICE") < 2 {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// explain asks the agent where one runs, and says the same as it does: of a Service and of a packet. Where none runs, or a
+// flag says by what, it looks by itself.
+func TestB73ExplainAsksTheAgent(t *testing.T) {
+	s := scene(t)
+	for _, c := range []struct {
+		args   []string
+		status int
+		says   []string
+	}{
+		{[]string{"default/kubia"}, 0, []string{"10.96.0.80:80/tcp  ClusterIP", "x  10.244.1.6:8080", "IPX0101", "kernel: agrees"}},
+		{[]string{"shop/edge"}, 1, []string{"refused: 198.51.100.9 of spec.externalIPs"}},
+		{[]string{"node", "to", "10.96.0.80:80"}, 0, []string{"10.244.2.11:8080"}},
+		{[]string{"10.244.1.5", "to", "10.96.0.80:81"}, 1, []string{"IPX0301"}},
+		{[]string{"default/kubai"}, 2, []string{"there is default/kubia"}},
+	} {
+		text, err := called(t, newExplainOf(s.sources), c.args...)
+		if err != nil {
+			text += err.Error()
+		}
+		if statusOf(err) != c.status {
+			t.Errorf("%v: status %d, want %d\n%s", c.args, statusOf(err), c.status, text)
+		}
+		for _, want := range c.says {
+			if !strings.Contains(text, want) {
+				t.Errorf("%v does not say %q:\n%s", c.args, want, text)
+			}
+		}
+	}
+	s.kernel.Fail = func(op ipvs.Op) error {
+		if op.Effect().OfServer() {
+			return errors.New("no room")
+		}
+		return nil
+	}
+	svc, e := aService("shop/bad", "10.96.0.99", 80, corev1.ProtocolTCP, "10.244.2.30@node2")
+	s.give(svc, e)
+	s.until(t, func(h inspect.Head) bool { return h.Failing == 1 })
+	for _, args := range [][]string{{"shop/bad"}, {"node", "to", "10.96.0.99:80"}} {
+		if text, err := called(t, newExplainOf(s.sources), args...); statusOf(err) != 1 || !strings.Contains(text, "differs") || !strings.Contains(text, "ipvsadm -A -t 10.96.0.99:80 -s rr") {
+			t.Errorf("what the kernel lacks: %v\n%s", err, text)
+		}
+	}
+	asked := 0
+	counting := s.sources
+	counting.agent = func(context.Context) (net.Conn, error) { asked++; return nil, node.ErrNoAgent }
+	for want, args := range [][]string{{"default/kubia", "--source-dir", t.TempDir()}, {"default/kubia"}} {
+		if _, err := called(t, newExplainOf(counting), args...); statusOf(err) != 2 || asked != want {
+			t.Errorf("%v: %v, asked %d times, want %d", args, err, asked, want)
+		}
 	}
 }

@@ -193,3 +193,37 @@ func (v *View) Snapshot(id cluster.ID) desk.Snapshot { return v.loop.desk.Snapsh
 // Writes gives the writes that are asked for, the oldest first, as many as an answer has, and whether there are more:
 // those are had by asking again, behind the last Number.
 func (v *View) Writes(sel Selection) (list []Write, more bool) { return v.loop.diary.last(sel) }
+
+// Passage takes what is wanted for packets to a Key.
+func (v *View) Passage(k ipvs.Key) desk.Passage { return v.loop.desk.Passage(k, v.loop.now()) }
+
+// Has is what the kernel holds of a Key, as far as is known; it must not be changed. Nil: nothing.
+func (v *View) Has(k ipvs.Key) *ipvs.Frontend { return v.loop.mirror.Known(k) }
+
+// Holds reports whether the kernel holds a fact that Keys share, as far as is known.
+func (v *View) Holds(f ipvs.Fact) bool { return v.loop.mirror.Holds(f) }
+
+// Pending gives what is still to be written for some Keys, as far as is known, a slice of work at most.
+func (v *View) Pending(keys ...ipvs.Key) (plan ipvs.Plan) {
+	for _, k := range keys[:min(len(keys), PageNames)] {
+		wish := v.loop.want(k)
+		for _, op := range ipvs.Diff(k, v.loop.mirror.View(k, wish.Frontend, wish.Needs), wish.Frontend) {
+			if len(plan) == sliceSteps {
+				return plan
+			}
+			plan = append(plan, ipvs.Step{Key: k, Op: op})
+		}
+	}
+	return plan
+}
+
+// PendingOf gives what is still to be written for a Service.
+func (v *View) PendingOf(id cluster.ID) ipvs.Plan {
+	var keys []ipvs.Key
+	for _, k := range v.loop.desk.KeysOf(id) {
+		if claim, held := v.loop.desk.Held(k); held && claim.Service == id {
+			keys = append(keys, k)
+		}
+	}
+	return v.Pending(keys...)
+}
