@@ -59,7 +59,7 @@ func TestInterruptedDumps(t *testing.T) {
 		{"real servers", dest, func(s *socket) (string, error) {
 			reals, _, err := (&ipvsDoor{sock: s, family: 30}).reals(t.Context(), kept)
 			return fmt.Sprint(reals), err
-		}, "[{10.96.0.11:80 1 0}]"},
+		}, "[{10.96.0.11:80 1 0 0}]"},
 		{"elements", func(ipvs.Key) []byte { return nil }, func(s *socket) (string, error) {
 			n := 0
 			err := (&nftDoor{sock: s}).all(t.Context(), ipvs.SetOwned, func(ipvs.Element) { n++ })

@@ -2,7 +2,6 @@ package desk
 
 import (
 	"maps"
-	"math"
 	"slices"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -138,6 +137,9 @@ func (s Site) scheduler(name string) string {
 	return name
 }
 
+// maxWeight is what 16 bits hold.
+const maxWeight = 1<<16 - 1
+
 // weights gives the weights of endpoints in their order: by where they are, times what their slice says. Weighted is false
 // where nobody asks for any: all have 1. They are scaled where they do not fit into 16 bits. Where all are 0 nobody would
 // be served: they count as alike.
@@ -158,8 +160,8 @@ func (c *compiler) weights(eps []cluster.Endpoint) (of []uint16, weighted bool) 
 		return of, weighted
 	}
 	for i, w := range exact {
-		if most > math.MaxUint16 && w > 0 {
-			w = max(w*math.MaxUint16/most, 1)
+		if most > maxWeight && w > 0 {
+			w = max(w*maxWeight/most, 1)
 		}
 		of[i] = uint16(w)
 	}
