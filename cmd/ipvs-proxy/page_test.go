@@ -44,7 +44,7 @@ func TestB73StatusPageKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer addPage(ctx, c, list, pageOptions(c, "node1", source{}, h, inspected(loop, zap.NewNop()), zap.NewNop()))()
+		defer addPage(ctx, c, list, pageOptions(c, "node1", source{}, h, inspected(c, loop, model, zap.NewNop()), zap.NewNop()))()
 		get := func(path, local, remote, host string) *httptest.ResponseRecorder {
 			a, err := net.ResolveTCPAddr("tcp", local)
 			if err != nil {

@@ -111,7 +111,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	sopt.Ports = k
 	loop := sync.New(k, model, log, sopt)
-	is := inspected(loop, log)
+	is := inspected(c, loop, model, log)
 	defer addPage(ctx, c, list, pageOptions(c, name, src, sopt.Health, is, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
@@ -61,12 +62,12 @@ func questions(place *node.Place, is *inspect.Node, log *zap.Logger) healthz.Ser
 }
 
 // inspected is this node, to be asked.
-func inspected(loop *sync.Loop, log *zap.Logger) *inspect.Node {
+func inspected(c *config.Config, loop *sync.Loop, model *cluster.Model, log *zap.Logger) *inspect.Node {
 	release, err := node.KernelRelease()
 	if err != nil {
 		log.Warn("the kernel's release is not known", zap.Error(err))
 	}
-	return inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release})
+	return inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release, Clients: clients(c), Asking: model.Asking})
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.

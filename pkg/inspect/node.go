@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
@@ -27,6 +28,10 @@ type About struct {
 	Version string
 	Since   time.Time
 	Kernel  string // its release
+	// Clients says how the node tells clients apart, and Asking which Services ask for an address from outside; nil: nobody
+	// knows.
+	Clients preview.Clients
+	Asking  func(netip.Addr) []cluster.ID
 }
 
 // Node is a node with an agent at work.

@@ -54,7 +54,8 @@ var templates = sync.OnceValues(func() (*template.Template, error) {
 			return "?"
 		},
 		"size": size, "span": span, "percent": percent, "plural": plural, "kind": kind, "todo": todo,
-		"path":  path,
+		"path": path, "packetTo": packetTo,
+		"inc":   func(i int) int { return i + 1 },
 		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") },
 		"args":  func(list ...any) []any { return list },
@@ -116,4 +117,9 @@ func (f frame) Backend(b inspect.Backend) string {
 func path(id string) string {
 	namespace, name, _ := strings.Cut(id, "/")
 	return "/services/" + url.PathEscape(namespace) + "/" + url.PathEscape(name)
+}
+
+// packetTo is where one asks about a packet to a frontend.
+func packetTo(r inspect.Row) string {
+	return "/packet?" + url.Values{"to": {r.Frontend + "/" + strings.ToLower(r.Protocol)}}.Encode()
 }

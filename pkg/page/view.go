@@ -25,8 +25,8 @@ type view struct {
 	Refresh int
 	Body    any
 	name    string // of the template
-	// live can be shown again and again.
-	live bool
+	// live can be shown again and again; wrong says what of the question is wrong.
+	live, wrong bool
 }
 
 // Bounds of a page, in what it shows. A screenful stays below 20 kB with them.
