@@ -31,7 +31,7 @@ type view struct {
 
 // Bounds of a page, in what it shows. A screenful stays below 20 kB with them.
 const (
-	pageRows      = 30  // of the list, and what the last Service has more
+	pageRows      = 28  // of the list, and what the last Service has more
 	pageServices  = 30  // of the list
 	someFrontends = 4   // of each of them
 	pageChanges   = 100 // of the page of changes
