@@ -153,6 +153,17 @@ CLUSTERS = 500
 soak-packets: ## hold what explain says of packets against packets, in 500 random clusters on a live kernel
 	$(RUN_LAB) test --skip-host --run '^TestB73RandomPacketsAreTrue$$' --verbose --timeout 3h --env LAB_PACKET_CLUSTERS=$(CLUSTERS) --env LAB_PACKET_SEED=$(SEED)
 
+# It wants Chromium, and so is no part of make test. BROWSER=/path/to/it takes another one.
+WITH_BROWSER = BROWSER=$$(hack/browser.sh) || exit 1; export BROWSER
+
+.PHONY: browser
+browser: ## test the status page in a real browser, with 10,000 Services: by keyboard, light and dark, on a phone
+	$(WITH_BROWSER); $(WITH_GO) test -C e2e/browser -count=1 -v ./...
+
+.PHONY: screenshots
+screenshots: ## take the pictures of docs/status-page.md anew
+	$(WITH_BROWSER); $(WITH_GO) run -C e2e/browser ./cmd/screenshots --to $(CURDIR)/docs
+
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails
 	$(WITH_GO) run ./e2e/mutants
@@ -163,6 +174,7 @@ lint: ## staticcheck
 	$(WITH_GO) run -C hack/release honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C hack/chart honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C hack/kubectl-ipvs honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(WITH_GO) run -C e2e/browser honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 .PHONY: vuln
 vuln: ## govulncheck, with the vulnerability database or, where its host cannot be reached, its module

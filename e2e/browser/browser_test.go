@@ -111,7 +111,7 @@ func tabTo(t *testing.T, tab *Tab, what string) {
 func TestFindAndReadWhy(t *testing.T) {
 	tab := open(t, desktop)
 	must(t, tab.Go("/"))
-	says(t, tab, "all programmed", "10,000 Services", "24 of 10,000 Services, by name")
+	says(t, tab, "all programmed", "10,000 Services", "22 of 10,000 Services, by name")
 	must(t, tab.Press(kb.Tab))
 	if f := eval[focus](t, tab, focused); f.What != "a Skip to the content" || !f.Seen {
 		t.Errorf("first the Tab key leads to %+v, want the way past the head", f)
@@ -151,6 +151,20 @@ func TestListIsPaged(t *testing.T) {
 	}
 }
 
+// From a Service's page to what becomes of a packet to it.
+func TestAskAboutPacket(t *testing.T) {
+	tab := open(t, desktop)
+	must(t, tab.Go("/services/shop/cart"))
+	tabTo(t, tab, "a What becomes of a packet to it?")
+	must(t, tab.PressAndGo(kb.Enter))
+	tabTo(t, tab, "input client")
+	must(t, tab.Press("10.244.1.9"))
+	must(t, tab.PressAndGo(kb.Enter))
+	says(t, tab, "10.244.1.9 to 10.96.0.81:80/tcp", "served by", "shop/cart", "What decides it", "client", "pod", "It may go to", "10.244.1.81:8080", "33 %", "Left out", "The endpoint is not ready.", "IPX0101")
+	must(t, tab.Go("/packet?client=198.51.100.7&to=203.0.113.80:443"))
+	says(t, tab, "refused: TCP reset. The address is a virtual IP, and no Service has this port of it", "IPX0301 shop/edge", "no port of it: it has 80/TCP")
+}
+
 // The page is there again by itself when the reader wants that, shows what is new, and stops when told to.
 func TestRefresh(t *testing.T) {
 	tab := open(t, desktop)
@@ -171,7 +185,7 @@ func TestRefresh(t *testing.T) {
 }
 
 // pages are one of each kind.
-var pages = []string{"/", "/?state=%21open", "/?q=no-such-service", "/services/team-10/service-07770", "/services/shop/cart", "/services/shop/edge", "/services/billing/partner-api", "/services/billing/reports", "/changes", "/changes?service=shop%2Fcart", "/reasons"}
+var pages = []string{"/", "/?state=%21open", "/?q=no-such-service", "/services/team-10/service-07770", "/services/shop/cart", "/services/shop/edge", "/services/billing/partner-api", "/services/billing/reports", "/changes", "/changes?service=shop%2Fcart", "/packet", "/packet?client=198.51.100.7&to=10.96.0.81:80", "/packet?client=198.51.100.7&to=203.0.113.80:443", "/reasons"}
 
 // In light and in dark, on a wide screen and on a phone: text stands out from what is behind it, nothing sticks out.
 func TestLooks(t *testing.T) {
@@ -223,7 +237,7 @@ func TestAccessibilityTree(t *testing.T) {
 		got = append(got, role+" "+name)
 	}
 	for _, want := range []string{"RootWebArea Services – ", "banner ", "navigation Pages", "main ", "search ", "searchbox Name or address", "combobox State", "button Find",
-		"region Services", "table 24 of 10,000 Services, by name", "columnheader Service", "columnheader Frontend", "columnheader State", "rowheader billing/invoices",
+		"region Services", "table 22 of 10,000 Services, by name", "columnheader Service", "columnheader Frontend", "columnheader State", "rowheader billing/invoices",
 		"navigation Parts of the list", "region Last changes, a table", "contentinfo ", "navigation Other pages of this port"} {
 		if !slices.ContainsFunc(got, func(is string) bool { return is == want || strings.HasSuffix(want, " ") && strings.HasPrefix(is, want) }) {
 			role, _, _ := strings.Cut(want, " ")

@@ -137,11 +137,16 @@ func TestB73StatusPage(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if to := at(svc, 4, 80); !strings.Contains(p.text, fmt.Sprintf("ipvsadm -A -t %s -s rr", to)) {
-			return fmt.Errorf("it does not say that %s was written: %s", to, p.text)
-		}
 		return errors.Join(p.agreesWithMoby(n, at(svc, 4, 80)), p.agreesWithMoby(n, at(svc, 6, 80)))
 	})
+	made := fmt.Sprintf("ipvsadm -A -t %s -s rr", at(svc, 4, 80))
+	if log, err := look(n, "/changes?service=default%2F"+svc.Name); err != nil || log.row(made) == nil || log.row(made)[2] != "start" && log.row(made)[2] != "object" {
+		t.Errorf("no change %q because of the start or an object, %v: %s", made, err, log.text)
+	}
+	packet, err := look(n, "/packet?client=node&to="+at(svc, 4, 80).String())
+	if err != nil || !strings.Contains(packet.text, "served by one of 3") || packet.row(netip.AddrPortFrom(s.w.Pod("pod-a").V4, 8080).String()) == nil {
+		t.Errorf("a packet of the node, %v: %s", err, packet.text)
+	}
 	first, err := look(n, "/?state=no-endpoints")
 	if err != nil || first.row(at(empty, 4, 80).String()) == nil || first.row(at(svc, 4, 80).String()) != nil || !strings.Contains(first.text, "all programmed") {
 		t.Errorf("those without endpoints, %v: %s", err, first.text)

@@ -58,7 +58,10 @@ func (n *Node) Packet(ctx context.Context, q preview.Question) (*preview.Answer,
 		g.Pending = v.Pending(keys...)
 	})
 	is := preview.AnswerPacket(g, q)
-	return is, a.err
+	if a.err != nil {
+		return nil, a.err
+	}
+	return is, nil
 }
 
 // asked is what the loop says, one question at a time. After an error nothing more is asked, and what was said is void.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
 
@@ -19,6 +20,8 @@ type Answers interface {
 	Service(context.Context, cluster.ID) (*inspect.Service, error)
 	// Log gives writes to the kernel.
 	Log(context.Context, sync.Selection) (inspect.Log, error)
+	// Packet says what becomes of a packet.
+	Packet(context.Context, preview.Question) (*preview.Answer, error)
 }
 
 // Health is how the agent fares.

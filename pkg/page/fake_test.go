@@ -134,6 +134,17 @@ func (w *world) Log(ctx context.Context, which loop.Selection) (log inspect.Log,
 	return log, w.answer(ctx)
 }
 
+// Packet is served, by the endpoint asked for.
+func (w *world) Packet(ctx context.Context, q preview.Question) (*preview.Answer, error) {
+	a := &preview.Answer{Client: q.Client.String(), Address: q.To.String(), Verdict: preview.Served, Service: w.services[0].Service,
+		Steps: []preview.Stage{{At: "address", Says: q.To.Addr.String() + " is a ClusterIP of " + w.services[0].Service}}}
+	for i := range 150 {
+		a.Backends = append(a.Backends, preview.Backend{Addr: fmt.Sprintf("10.244.1.%d:8080", i), Node: "node1", Chance: 1. / 150, Sees: a.Client})
+	}
+	a.LeftOut = []preview.Endpoint{{Addr: "10.244.3.1:8080", Node: "node3", Reason: preview.Reason{Code: "IPX0101", Why: why}}}
+	return a, w.answer(ctx)
+}
+
 // Of counts 60 connections of the first real server and 40 of the second.
 func (w *world) Of(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
 	for _, k := range keys {

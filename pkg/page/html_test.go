@@ -62,7 +62,7 @@ func text(n *html.Node) string {
 }
 
 // allPaths are all kinds of pages.
-var allPaths = []string{"/", "/?state=%21open", "/?q=service-00004", "/?after=team-10/a&live=1", "/services/team-04/service-00004", "/changes", "/reasons"}
+var allPaths = []string{"/", "/?state=%21open", "/?q=service-00004", "/?after=team-10/a&live=1", "/services/team-04/service-00004", "/changes", "/packet", "/packet?client=198.51.100.7&to=10.96.0.1:80", "/reasons"}
 
 // Whoever has the page read to them, or uses no mouse, finds their way: landmarks, one heading of the first rank, labels,
 // headers of tables with their scope, a way past the head, no trap.
@@ -173,7 +173,7 @@ func TestB73PageHostileNames(t *testing.T) {
 	w.changes = []inspect.Change{{At: now, Service: s.Service, Line: evil, Cause: evil, Error: evil}}
 	w.health.Problems, w.head.Note, w.head.Version, w.head.Kernel, w.mute = []string{evil}, evil, evil, evil, errors.New(evil)
 	h := over(w, func(o *Options) { o.Node, o.Links = evil, []Link{{evil, evil}} })
-	for _, path := range []string{"/", "/?q=" + url.QueryEscape(evil), path(evil + "/" + evil), "/changes", "/reasons"} {
+	for _, path := range []string{"/", "/?q=" + url.QueryEscape(evil), path(evil + "/" + evil), "/changes", "/changes?service=" + url.QueryEscape(evil+"/"+evil), "/packet?to=" + url.QueryEscape(evil)} {
 		shown := 0
 		for n := range document(t, h, path).Descendants() {
 			shown += strings.Count(n.Data, "<script>alert(1)")
@@ -315,7 +315,9 @@ func TestB73PageSays(t *testing.T) {
 		"/services/team-04/service-00004": {"Type NodePort", "External policy Local", "2 backends; scheduler rr; 1 endpoint left out", "10.96.0.5:80 http/TCP, ClusterIP open",
 			"10.244.1.5:8080 node1", "60 60 % 60 kB 6.0 MB ready", "10.244.3.5:8080 on node3: The endpoint is not ready. See why its pod is not. IPX0101",
 			"A Local policy leaves no endpoint for the client. IPX0303", "It leads to no endpoint."},
-		"/changes": {"ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1", "object", "13 s ago"},
+		"/changes": {"Because of 12 s ago", "ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1", "object", "13 s ago"},
+		"/packet?client=198.51.100.7&to=10.96.0.1:80/udp": {"198.51.100.7 to 10.96.0.1:80/udp", "served by", "1 address 10.96.0.1 is a ClusterIP of team-00/service-00000",
+			"10.244.1.0:8080 node1 <1 % 198.51.100.7", "and 50 backends more", "10.244.3.1:8080 on node3: The endpoint is not ready. IPX0101"},
 		"/reasons": {"IPX0101 The endpoint is not ready. See why its pod is not: kubectl describe pod."},
 	} {
 		got := text(document(t, h, path))

@@ -64,7 +64,7 @@ func Over(below http.Handler, o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", below)
 	for path, show := range map[string]func(*http.Request) (view, error){
-		"/{$}": p.list, "/services/{namespace}/{name}": p.service, "/changes": p.changes, "/reasons": p.reasons,
+		"/{$}": p.list, "/services/{namespace}/{name}": p.service, "/changes": p.changes, "/packet": p.packet, "/reasons": p.reasons,
 	} {
 		mux.Handle(path, p.guarded(below, show))
 	}
@@ -100,6 +100,9 @@ func (p *pages) answer(w http.ResponseWriter, r *http.Request, show func(*http.R
 	code := http.StatusOK
 	if err != nil {
 		v, code = failed(err)
+	}
+	if v.wrong {
+		code = http.StatusBadRequest
 	}
 	var body bytes.Buffer
 	if err := p.render(&body, r, v); err != nil {

@@ -74,7 +74,7 @@ func TestB73PageForWhom(t *testing.T) {
 		{"the node's address, forwarded", "127.0.0.1:10249", "127.0.0.1:1", "172.28.128.11", 421},
 		{"no name", "127.0.0.1:10249", "127.0.0.1:1", "", 421},
 	} {
-		for _, path := range []string{"/", "/services/team-00/service-00000", "/changes", "/reasons"} {
+		for _, path := range []string{"/", "/services/team-00/service-00000", "/changes", "/packet?client=node&to=10.96.0.1:80", "/reasons"} {
 			r := arrived(httptest.NewRequest(http.MethodGet, path, nil), c.local)
 			r.RemoteAddr, r.Host = c.remote, c.host
 			w := serve(h, r)
@@ -172,6 +172,10 @@ func TestB73PageErrors(t *testing.T) {
 		{"/?q=" + strings.Repeat("ä", 201), nil, 400, "q has more than 200 characters"},
 		{"/?q=" + strings.Repeat("%C3%A4", 200), nil, 200, "No Service fits."},
 		{"/changes?service=shop", nil, 400, "service &#34;shop&#34;: want a Service&#39;s name as NAMESPACE/NAME."},
+		{"/packet?client=x&to=10.96.0.1:80", nil, 400, "the client &#34;x&#34; is neither an IP address nor the word node."},
+		{"/packet?client=10.0.0.1&to=" + strings.Repeat("9", 5000), nil, 400, "Not understood"},
+		{"/packet?to=10.96.0.1:80", nil, 200, `value="10.96.0.1:80"`},
+		{"/packet?client=node&to=10.96.0.1:80", errors.New("the loop has ended"), 503, "the loop has ended"},
 		{"/?after=zzz/zzz", nil, 200, "The list ends before."},
 		{"/?after=zzz/zzz&q=a", nil, 200, "No Service fits behind that place."},
 		{"/", errors.New("the loop has ended"), 503, "the loop has ended"},

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
 
 //go:embed templates
@@ -54,7 +55,9 @@ var templates = sync.OnceValues(func() (*template.Template, error) {
 			return "?"
 		},
 		"size": size, "span": span, "percent": percent, "plural": plural, "kind": kind, "todo": todo,
-		"path":  path,
+		"path": path, "packetTo": packetTo, "namespace": namespace,
+		"name":  func(id string) string { return strings.TrimPrefix(id, namespace(id)) },
+		"inc":   func(i int) int { return i + 1 },
 		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") },
 		"args":  func(list ...any) []any { return list },
@@ -112,8 +115,21 @@ func (f frame) Backend(b inspect.Backend) string {
 	return string(b.State)
 }
 
+// Verdict is what becomes of a packet, in words; the code stands behind the reason.
+func (f frame) Verdict(a *preview.Answer) string {
+	return strings.TrimSuffix(a.Conclusion(), " ("+a.Code+")")
+}
+
 // path is where the page of a Service is.
 func path(id string) string {
 	namespace, name, _ := strings.Cut(id, "/")
 	return "/services/" + url.PathEscape(namespace) + "/" + url.PathEscape(name)
 }
+
+// packetTo is where one asks about a packet to a frontend.
+func packetTo(r inspect.Row) string {
+	return "/packet?" + url.Values{"to": {r.Frontend + "/" + strings.ToLower(r.Protocol)}}.Encode()
+}
+
+// namespace is that of a Service's name, with the slash, behind which a line may end.
+func namespace(id string) string { return id[:strings.IndexByte(id, '/')+1] }

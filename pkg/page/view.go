@@ -25,13 +25,13 @@ type view struct {
 	Refresh int
 	Body    any
 	name    string // of the template
-	// live can be shown again and again.
-	live bool
+	// live can be shown again and again; wrong says what of the question is wrong.
+	live, wrong bool
 }
 
 // Bounds of a page, in what it shows. A screenful stays below 20 kB with them.
 const (
-	pageRows      = 30  // of the list, and what the last Service has more
+	pageRows      = 28  // of the list, and what the last Service has more
 	pageServices  = 30  // of the list
 	someFrontends = 4   // of each of them
 	pageChanges   = 100 // of the page of changes

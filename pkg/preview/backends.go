@@ -119,7 +119,7 @@ func (a *Answer) Text() string {
 			t.reals(a)
 		}
 	}
-	t.wrap("  =  ", "     ", a.conclusion())
+	t.wrap("  =  ", "     ", a.Conclusion())
 	t.reason("     ", Reason{"", a.Why, a.Do})
 	a.kernelText(t)
 	return t.b.String()
@@ -148,8 +148,8 @@ func (t *table) reals(a *Answer) {
 	}
 }
 
-// conclusion is the verdict in words.
-func (a *Answer) conclusion() string {
+// Conclusion is the verdict in words.
+func (a *Answer) Conclusion() string {
 	code := ""
 	if a.Code != "" {
 		code = " (" + a.Code + ")"

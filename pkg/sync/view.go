@@ -190,12 +190,12 @@ func (v *View) Closed(k ipvs.Key) (cluster.ID, desk.Code) { return v.loop.desk.C
 // Snapshot takes what decides what a Service becomes.
 func (v *View) Snapshot(id cluster.ID) desk.Snapshot { return v.loop.desk.Snapshot(id) }
 
+// Passage takes what is wanted for packets to a Key. It costs the size of the Service that has it.
+func (v *View) Passage(k ipvs.Key) desk.Passage { return v.loop.desk.Passage(k, v.loop.now()) }
+
 // Writes gives the writes that are asked for, the oldest first, as many as an answer has, and whether there are more:
 // those are had by asking again, behind the last Number.
 func (v *View) Writes(sel Selection) (list []Write, more bool) { return v.loop.diary.last(sel) }
-
-// Passage takes what is wanted for packets to a Key.
-func (v *View) Passage(k ipvs.Key) desk.Passage { return v.loop.desk.Passage(k, v.loop.now()) }
 
 // Has is what the kernel holds of a Key, as far as is known; it must not be changed. Nil: nothing.
 func (v *View) Has(k ipvs.Key) *ipvs.Frontend { return v.loop.mirror.Known(k) }

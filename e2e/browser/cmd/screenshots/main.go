@@ -20,6 +20,7 @@ var pictures = []struct {
 }{
 	{"list", "/", browser.Look{Width: 1280, Height: 860}},
 	{"service", "/services/shop/cart", browser.Look{Width: 1280, Height: 860}},
+	{"packet", "/packet?client=198.51.100.7&to=10.96.0.81:80", browser.Look{Width: 1280, Height: 860}},
 	{"phone", "/", browser.Look{Width: 400, Height: 860}},
 }
 
