@@ -76,6 +76,11 @@ monitoring: ## test alerts and dashboard by Prometheus' own library, and write t
 	cp manifests/monitoring/dashboard.json manifests/chart/files/dashboard.json
 	sed '1,/^spec:$$/d; s/^  //' manifests/monitoring/prometheusrule.yaml >manifests/chart/files/rules.yaml
 
+.PHONY: kubectl-ipvs
+kubectl-ipvs: ## build kubectl's plugin, bin/kubectl-ipvs, and test it: show, explain and top of a node or of all
+	$(WITH_GO) test -C hack/kubectl-ipvs -count=1 ./...
+	$(WITH_GO) build -C hack/kubectl-ipvs -o $(CURDIR)/bin/kubectl-ipvs .
+
 .PHONY: test-route
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
 	$(RUN_LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
@@ -142,6 +147,12 @@ SEED = 1
 soak: ## walk a million random histories on a kernel that only remembers
 	$(WITH_GO) test -count=1 -timeout 12h ./pkg/sync -run '^TestModel$$' -v -model.sequences=1000000 -model.seed=$(SEED)
 
+# Another first cluster: make soak-packets SEED=1001; fewer of them: CLUSTERS=100
+CLUSTERS = 500
+.PHONY: soak-packets
+soak-packets: ## hold what explain says of packets against packets, in 500 random clusters on a live kernel
+	$(RUN_LAB) test --skip-host --run '^TestB73RandomPacketsAreTrue$$' --verbose --timeout 3h --env LAB_PACKET_CLUSTERS=$(CLUSTERS) --env LAB_PACKET_SEED=$(SEED)
+
 .PHONY: mutants
 mutants: ## take one behaviour out at a time and require that its test fails
 	$(WITH_GO) run ./e2e/mutants
@@ -151,6 +162,7 @@ lint: ## staticcheck
 	$(WITH_GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C hack/release honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C hack/chart honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(WITH_GO) run -C hack/kubectl-ipvs honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 .PHONY: vuln
 vuln: ## govulncheck, with the vulnerability database or, where its host cannot be reached, its module

@@ -18,7 +18,7 @@ const module = "github.com/ipvs-proxy/ipvs-proxy"
 // room says what a package of the agent may import besides the standard library: prefixes of import paths.
 // See docs/architecture.md.
 var rooms = map[string][]string{
-	"cmd/ipvs-proxy": {module + "/pkg/", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.uber.org/zap", "sigs.k8s.io/yaml"},
+	"cmd/ipvs-proxy": {module + "/pkg/", "golang.org/x/sys/unix", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.uber.org/zap", "sigs.k8s.io/yaml"},
 	// kube-proxy's own types, how the API server's world decodes them, and flags.
 	"pkg/config": {"k8s.io/kube-proxy/config/v1alpha1", "k8s.io/component-base/logs/api/v1", "k8s.io/component-base/cli/flag", "k8s.io/apimachinery/", "sigs.k8s.io/json",
 		"sigs.k8s.io/yaml", "github.com/spf13/pflag"},

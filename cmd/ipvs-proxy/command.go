@@ -19,9 +19,25 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetGlobalNormalizationFunc(config.FlagName)
-	root.AddCommand(newRun(), newInit(), newCheck(), newDiff(), newExplain(), newCleanup(), newVersion())
+	readable(root)
+	root.AddGroup(&cobra.Group{ID: groupLook, Title: "To look, which changes nothing:"}, &cobra.Group{ID: groupDo, Title: "To run it:"})
+	check, diff, explain := newCheck(), newDiff(), newExplain()
+	for _, c := range []*cobra.Command{check, diff, explain} {
+		c.GroupID = groupLook
+	}
+	run, ready, cleanup := newRun(), newInit(), newCleanup()
+	for _, c := range []*cobra.Command{run, ready, cleanup} {
+		c.GroupID = groupDo
+	}
+	root.AddCommand(newShow(), newTop(), explain, newLog(), diff, check, run, ready, cleanup, newVersion())
 	return root
 }
+
+// The groups in which help lists the commands.
+const (
+	groupLook = "look"
+	groupDo   = "do"
+)
 
 // Set when a release is built: its version, and the commit that it was built from.
 var (

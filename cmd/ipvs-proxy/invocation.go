@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -17,8 +18,19 @@ func arguments(argv []string) []string {
 	switch {
 	case len(args) == 0 && asKubeProxy:
 	case len(args) > 0 && strings.HasPrefix(args[0], "-") && (asKubeProxy || args[0] != "-h" && args[0] != "--help"):
+	case len(args) > 0 && args[0] == "explain":
+		return withoutArrow(args)
 	default:
 		return args
 	}
 	return append([]string{"run"}, args...)
+}
+
+// withoutArrow says "to" for an arrow that stands by itself between two addresses, which would be taken for a flag.
+func withoutArrow(args []string) []string {
+	args = slices.Clone(args)
+	if i := slices.Index(args, "->"); i > 1 {
+		args[i] = "to"
+	}
+	return args
 }

@@ -22,6 +22,8 @@ func TestArguments(t *testing.T) {
 		{"ipvs-proxy -h", "-h"},
 		{"ipvs-proxy --help", "--help"},
 		{"ipvs-proxy run --config c", "run --config c"},
+		{"ipvs-proxy explain 10.0.0.1 -> 10.96.0.10:53/udp -o json", "explain 10.0.0.1 to 10.96.0.10:53/udp -o json"},
+		{"ipvs-proxy explain default/web -o json", "explain default/web -o json"},
 		{"/usr/local/bin/ipvs-proxy check --config=c", "check --config=c"},
 	} {
 		if got := arguments(strings.Fields(c.argv)); !slices.Equal(got, strings.Fields(c.want)) {

@@ -122,7 +122,15 @@ func rehearse(ctx context.Context, c *config.Config, from *sourceFlags, timeout 
 	if err != nil {
 		return in, err
 	}
-	return preview.Input{Node: name, Start: start, Services: model.Services(), Kept: opt.KeepLeftovers}.With(lookAround()), nil
+	return preview.Input{Node: name, Start: start, Services: model.Services(), Kept: opt.KeepLeftovers,
+		Clients: clients(c), Asking: model.Asking}.With(lookAround()), nil
+}
+
+// clients is how the node tells clients apart.
+func clients(c *config.Config) preview.Clients {
+	k := kernelConfig(c)
+	return preview.Clients{Pods: k.ClusterCIDRs, NodePods: k.PodsFollow, Interface: k.PodInterface, MasqueradeAll: k.MasqueradeAll,
+		Routes: k.Binding == kernel.BindRoute}
 }
 
 // lookAround looks who else is on this node. Where that cannot be seen, nobody is known.

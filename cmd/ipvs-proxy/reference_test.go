@@ -23,10 +23,17 @@ that was made for kube-proxy stays as it is. Flags of kube-proxy that have no ef
 here; [the keys that they stand for](configuration.md) are.
 `
 
-// transcripts are what commands print, made by tests of their own.
-var transcripts = map[string]struct{ what, called, file string }{
-	"diff":    {"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"},
-	"explain": {"On the same node, once the agent is at work:", "explain shop/edge", "../../pkg/preview/testdata/explain-edge.txt"},
+// transcript is what a command prints, made by a test of its own.
+type transcript struct{ what, called, file string }
+
+var transcripts = map[string][]transcript{
+	"diff": {{"On a node that kube-proxy serves in mode `ipvs`, with four Services (`go test ./pkg/preview -update` makes this):", "diff", "../../pkg/preview/testdata/kube-proxy.txt"}},
+	"explain": {
+		{"On the same node, once the agent is at work:", "explain shop/edge", "../../pkg/preview/testdata/explain-edge.txt"},
+		{"A client from outside, where source ranges and a Local policy hold:", "explain 198.51.100.7 to 203.0.113.81:80", "../../pkg/preview/testdata/packet-outside.txt"},
+		{"And a port that the Service does not have:", "explain 198.51.100.7 to 203.0.113.81:443", "../../pkg/preview/testdata/packet-no-port.txt"},
+	},
+	"show": {{"On a node with a Service of every kind (`go test ./cmd/ipvs-proxy -update` makes this):", "show", "testdata/show.txt"}},
 }
 
 // TestReference keeps docs/commands.md: each command's description and flags, as its --help has them.
@@ -59,7 +66,10 @@ func describe(t *testing.T, b *strings.Builder, c *cobra.Command) {
 		t.Errorf("%s says nothing of itself", c.Name())
 	}
 	fmt.Fprintf(b, "\n## ipvs-proxy %s\n\n%s\n", c.Name(), text)
-	if of, has := transcripts[c.Name()]; has {
+	if c.Example != "" {
+		fmt.Fprintf(b, "\n```\n%s\n```\n", c.Example)
+	}
+	for _, of := range transcripts[c.Name()] {
 		printed, err := os.ReadFile(of.file)
 		if err != nil {
 			t.Fatal(err)

@@ -123,6 +123,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		},
 		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}
+	list = append(list, questions(place, loop, log))
 	for _, s := range list {
 		parts = append(parts, s.Run)
 	}

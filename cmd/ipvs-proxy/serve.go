@@ -2,12 +2,16 @@ package main
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
 
 // newHealth is how the loop's fate is kept: as with kube-proxy, work may wait for two sync periods. dropped counts lines of
@@ -47,6 +51,16 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 		list = append(list, healthz.Server{Name: s.name, Address: address, Handler: s.handler, HardFail: p.BindAddressHardFail, Log: log})
 	}
 	return list, nil
+}
+
+// questions answers the commands that ask the agent, on the socket that says that it is here.
+func questions(place *node.Place, loop *sync.Loop, log *zap.Logger) healthz.Server {
+	release, err := node.KernelRelease()
+	if err != nil {
+		log.Warn("the kernel's release is not known", zap.Error(err))
+	}
+	about := inspect.About{Version: version, Since: time.Now(), Kernel: release}
+	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: inspect.New(loop, about).Handler(), Log: log}
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -110,6 +111,14 @@ func (m *Model) Services() []ID {
 	m.mu.Unlock()
 	slices.SortFunc(ids, ID.Compare)
 	return ids
+}
+
+// Asking returns the Services of ours that ask for an address from outside, a load balancer's or an external IP, whether
+// they may have it or not. Sorted.
+func (m *Model) Asking(a netip.Addr) []ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(m.asking[a]), ID.Compare)
 }
 
 // Node returns the own Node as it is now. Its lists must not be changed.

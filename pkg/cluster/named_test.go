@@ -162,3 +162,24 @@ func TestHeld(t *testing.T) {
 		t.Errorf("it is ours, and another's: %v", held)
 	}
 }
+
+// B73: who asks for an address from outside is known, in order, and no more once it does not.
+func TestB73Asking(t *testing.T) {
+	m := NewModel(Options{})
+	x := netip.MustParseAddr("203.0.113.9")
+	is := func(when string, want ...ID) {
+		t.Helper()
+		if got := m.Asking(x); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	is("nobody")
+	m.SetService(asking("b", 1, x.String()))
+	m.SetService(asking("a", 2, x.String()))
+	m.SetService(asking("c", 3, "203.0.113.10"))
+	is("two", ID{"default", "a"}, ID{"default", "b"})
+	m.SetService(asking("b", 1, ""))
+	is("one of them asks no more", ID{"default", "a"})
+	m.DeleteService("default", "a")
+	is("both are gone")
+}

@@ -19,7 +19,9 @@ type Server struct {
 	Name string
 	// Address is "address:port"; empty: the server is off.
 	Address string
-	Handler http.Handler
+	// Listener is where it listens in place of Address; nil: it makes its own.
+	Listener net.Listener
+	Handler  http.Handler
 	// HardFail makes Run fail where it cannot listen, instead of trying again (kube-proxy's bindAddressHardFail).
 	HardFail bool
 	Log      *zap.Logger
@@ -40,6 +42,13 @@ const retryTime = 5 * time.Second
 // Run listens and serves until ctx ends. Where it cannot listen it tries again and says so once for each reason, or
 // fails with HardFail.
 func (s Server) Run(ctx context.Context) error {
+	if s.Listener != nil {
+		err := s.serveOn(ctx, s.Listener)
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		return fmt.Errorf("%s server on %s: %w", s.Name, s.Listener.Addr(), err)
+	}
 	if s.Address == "" {
 		s.Log.Info("server is switched off", zap.String("server", s.Name))
 		<-ctx.Done()
@@ -73,9 +82,14 @@ func (s Server) serve(ctx context.Context) error {
 		return err
 	}
 	s.Log.Info("serving", zap.String("server", s.Name), zap.Stringer("address", listener.Addr()))
+	return s.serveOn(ctx, listener)
+}
+
+// serveOn serves until ctx ends or the listener fails. The error is never nil.
+func (s Server) serveOn(ctx context.Context, listener net.Listener) error {
 	server := newServer(s.Handler, newCrowd(), s.Log.Named(s.Name))
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	err = server.Serve(listener)
+	err := server.Serve(listener)
 	return errors.Join(err, server.Close())
 }
 

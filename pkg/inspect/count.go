@@ -126,3 +126,12 @@ func ForeignFrontend(c ipvs.Counted) Frontend {
 	})
 	return f
 }
+
+// UnnamedRow is a virtual server where no agent says whose it is: its state is what the kernel makes of a new connection.
+func UnnamedRow(c ipvs.Counted) Row {
+	r := ForeignRow(c)
+	if r.State = Open; r.Backends == 0 {
+		r.State = NoEndpoints
+	}
+	return r
+}

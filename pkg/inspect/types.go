@@ -190,3 +190,6 @@ type Log struct {
 	// More: there are more behind the last Number.
 	More bool `json:"more,omitempty"`
 }
+
+// Amiss reports whether a state is other than what its Service wants: somebody has to see to it, or it takes a moment.
+func (s State) Amiss() bool { return s == Taken || s == Forbidden || s == Failing || s == Waiting }

@@ -1,13 +1,14 @@
 package ipvs
 
 // Counters are what the kernel counts of a virtual or a real server since it was made. They end with it: one that is made
-// anew begins at 0.
+// anew begins at 0. The kernel sums them up every 2 s, together with the Rates, so they may be as much behind; with
+// net.ipv4.vs.run_estimation=0 it does not, and they stand still.
 type Counters struct {
 	// Conns counts the connections that were given to a real server.
 	Conns uint64
 	// In is what clients sent, Out what they were answered, as far as it passed through here.
 	In, Out Volume
-	// Rates are the kernel's estimates, 0 where it does not estimate (net.ipv4.vs.run_estimation=0).
+	// Rates are the kernel's estimates, 0 where it does not estimate.
 	Rates Rates
 }
 

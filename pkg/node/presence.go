@@ -45,6 +45,8 @@ func claim() (net.Listener, error) {
 type Place struct {
 	name string       // of the agent's Services
 	l    net.Listener // nil: another agent has it
+	// desk is where questions come in.
+	desk *desk
 }
 
 // OtherAgentError: the agent that has the place serves other Services. What is recorded as the agent's is all one agent's:
@@ -77,7 +79,7 @@ func labelled(name string) string {
 // it, that is no error: it may be on its way out, and Hold waits for the place. One for other Services is an
 // *OtherAgentError.
 func Take(name string) (*Place, error) {
-	p := &Place{name: name}
+	p := &Place{name: name, desk: newDesk()}
 	return p, p.try()
 }
 
@@ -86,7 +88,7 @@ func (p *Place) try() (err error) {
 	p.l, err = claim()
 	if !errors.Is(err, ErrPresent) {
 		if err == nil {
-			go p.answer()
+			go p.answer(p.l)
 		}
 		return err
 	}
@@ -95,23 +97,6 @@ func (p *Place) try() (err error) {
 		return &OtherAgentError{Theirs: theirs, Ours: p.name, PID: pid}
 	}
 	return nil
-}
-
-// answer tells whoever asks for which Services this agent is.
-func (p *Place) answer() {
-	for {
-		c, err := p.l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			time.Sleep(claimAgain) // out of files, for now
-			continue
-		}
-		_ = c.SetDeadline(time.Now().Add(askTime))
-		_, _ = io.WriteString(c, "service-proxy-name="+p.name+"\n") // who asked may be gone
-		_ = c.Close()
-	}
 }
 
 // askTime is how long the one that has the place may take to say for which Services it is.
@@ -132,8 +117,9 @@ func who() (name string, pid int, known bool) {
 		})
 	}
 	_ = c.SetDeadline(time.Now().Add(askTime))
+	_ = c.(*net.UnixConn).CloseWrite() // there is no other question
 	text, err := io.ReadAll(io.LimitReader(c, 512))
-	name, is := strings.CutPrefix(string(text), "service-proxy-name=")
+	name, is := strings.CutPrefix(string(text), greeting)
 	name, whole := strings.CutSuffix(name, "\n")
 	return name, pid, err == nil && is && whole
 }
@@ -145,6 +131,7 @@ const claimAgain = time.Second
 // again and again: the agent before may be on its way out. It fails when one for other Services has got it meanwhile.
 func (p *Place) Hold(ctx context.Context, taken func(error)) error {
 	defer func() {
+		_ = p.desk.Close()
 		if p.l != nil {
 			_ = p.l.Close()
 		}

@@ -14,7 +14,6 @@ import (
 // because finds out why, from what the desk says of each Service.
 type because struct {
 	start     *sync.Rehearsal
-	reasons   map[desk.Code]desk.Reason
 	explained map[cluster.ID]desk.Explanation
 	services  map[cluster.ID]*cluster.Service
 	// refused are the addresses that a Service may not have, and the first Service that wants one.
@@ -27,11 +26,8 @@ type refusal struct {
 }
 
 func newBecause(start *sync.Rehearsal, ids []cluster.ID) *because {
-	b := &because{start: start, reasons: map[desk.Code]desk.Reason{}, explained: map[cluster.ID]desk.Explanation{},
+	b := &because{start: start, explained: map[cluster.ID]desk.Explanation{},
 		services: map[cluster.ID]*cluster.Service{}, refused: map[netip.Addr]refusal{}}
-	for _, r := range desk.Reasons() {
-		b.reasons[r.Code] = r
-	}
 	for _, id := range ids {
 		s := start.Snapshot(id)
 		e := s.Explain()
@@ -45,12 +41,21 @@ func newBecause(start *sync.Rehearsal, ids []cluster.ID) *because {
 	return b
 }
 
+// reasons are all there are, by code.
+var reasons = func() map[desk.Code]desk.Reason {
+	all := map[desk.Code]desk.Reason{}
+	for _, r := range desk.Reasons() {
+		all[r.Code] = r
+	}
+	return all
+}()
+
 // coded is the reason that a code stands for.
-func (b *because) coded(c desk.Code) Reason {
+func coded(c desk.Code) Reason {
 	if c == desk.None {
 		return Reason{}
 	}
-	r := b.reasons[c]
+	r := reasons[c]
 	return Reason{Code: c.String(), Why: r.Means, Do: r.Do}
 }
 
@@ -79,7 +84,7 @@ func (b *because) ofService(id cluster.ID, s ipvs.Step, is ipvs.Effect) Reason {
 	switch {
 	case is.Table == ipvs.TableSets && is.Set == ipvs.SetOpen && is.Gone:
 		_, why := b.start.Closed(s.Key)
-		return b.coded(why)
+		return coded(why)
 	case is.Table != ipvs.TableIPVS || have == nil:
 		return Reason{}
 	case is.Real.IsValid() && verbOf(is) == Go:
@@ -120,7 +125,7 @@ func (b *because) leftOut(id cluster.ID, k ipvs.Key, real netip.AddrPort) Reason
 		}
 		for _, ep := range f.Endpoints {
 			if ep.Addr == real && !ep.Used() {
-				return b.coded(ep.Why)
+				return coded(ep.Why)
 			}
 		}
 	}
@@ -130,10 +135,10 @@ func (b *because) leftOut(id cluster.ID, k ipvs.Key, real netip.AddrPort) Reason
 // nobodys is why nothing is wanted of a Key, and of which Service that is to be said.
 func (b *because) nobodys(k ipvs.Key) (cluster.ID, Reason) {
 	if r, refused := b.refused[k.Addr]; refused {
-		return r.service, b.coded(r.why)
+		return r.service, coded(r.why)
 	}
 	if id, why := b.start.Closed(k); why != desk.None && k.HasServer() {
-		return id, b.coded(why)
+		return id, coded(why)
 	}
 	return cluster.ID{}, Reason{Why: "No Service has it."}
 }

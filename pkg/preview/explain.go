@@ -89,7 +89,7 @@ func Explain(in Input, id cluster.ID) (*Explained, error) {
 		if r.Addr.IsValid() {
 			what = r.Addr.String() + " of " + r.Field
 		}
-		x.Refused = append(x.Refused, Finding{what, b.coded(r.Why)})
+		x.Refused = append(x.Refused, Finding{what, coded(r.Why)})
 	}
 	for _, step := range in.Start.Steps {
 		if w := b.write(step); w.Service == id.String() {
@@ -107,7 +107,7 @@ func policy(local bool) string {
 }
 
 func (b *because) frontend(f desk.Explained) Frontend {
-	is := Frontend{Key: f.Key.String(), By: ranks[f.Rank], Endpoints: []Endpoint{}, Reason: b.coded(f.Why)}
+	is := Frontend{Key: f.Key.String(), By: ranks[f.Rank], Endpoints: []Endpoint{}, Reason: coded(f.Why)}
 	if f.Owner != (cluster.ID{}) {
 		is.Why = "It is " + f.Owner.String() + "'s. " + is.Why
 	}
@@ -115,7 +115,7 @@ func (b *because) frontend(f desk.Explained) Frontend {
 		is.Inside = f.Redirect.String()
 	}
 	for _, ep := range f.Endpoints {
-		is.Endpoints = append(is.Endpoints, Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: b.coded(ep.Why)})
+		is.Endpoints = append(is.Endpoints, Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: coded(ep.Why)})
 	}
 	return is
 }

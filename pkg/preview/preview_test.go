@@ -46,12 +46,14 @@ type scene struct {
 	opt    sync.Options
 	mode   string
 	agent  bool
+	// clients is how the node tells clients apart.
+	clients Clients
 }
 
 const thisNode = "node1"
 
 func newScene() *scene {
-	s := &scene{kernel: fake.New(), model: cluster.NewModel(cluster.Options{NodeName: thisNode})}
+	s := &scene{kernel: fake.New(), model: cluster.NewModel(cluster.Options{NodeName: thisNode}), clients: Clients{Pods: podRanges}}
 	s.kernel.Node.Addrs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: thisNode}}
 	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeInternalIP, Address: "2001:db8::1"}}
@@ -106,22 +108,25 @@ func (s *scene) server(at string, bound bool, scheduler string, reals ...string)
 	}
 }
 
-func (s *scene) report(t *testing.T) *Report {
+// rehearse goes through a start.
+func (s *scene) rehearse(t testing.TB) *sync.Rehearsal {
 	t.Helper()
 	start, err := sync.Rehearse(context.Background(), s.kernel.Look(), s.model, s.opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Make(Input{Node: thisNode, Start: start, Services: s.model.Services()}.With(s.agent, s.mode, nil))
+	return start
+}
+
+func (s *scene) report(t *testing.T) *Report {
+	t.Helper()
+	return Make(Input{Node: thisNode, Start: s.rehearse(t), Services: s.model.Services()}.With(s.agent, s.mode, nil))
 }
 
 // start has an agent start on the scene's kernel, by writing what was said.
-func (s *scene) start(t *testing.T) {
+func (s *scene) start(t testing.TB) {
 	t.Helper()
-	start, err := sync.Rehearse(context.Background(), s.kernel.Look(), s.model, s.opt)
-	if err != nil {
-		t.Fatal(err)
-	}
+	start := s.rehearse(t)
 	if _, err := s.kernel.Base(context.Background()); err != nil {
 		t.Fatal(err)
 	}

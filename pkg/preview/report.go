@@ -127,6 +127,9 @@ type Input struct {
 	Node     string
 	Start    *sync.Rehearsal
 	Services []cluster.ID
+	// Clients says how the node tells clients apart, and Asking which Services ask for an address: for packets.
+	Clients  Clients
+	Asking   func(netip.Addr) []cluster.ID
 	Agent    bool
 	Mode     string  // of kube-proxy, by the names of its chains
 	Kept     bool    // what it left stays

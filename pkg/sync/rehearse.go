@@ -62,6 +62,9 @@ func (r *Rehearsal) Snapshot(id cluster.ID) desk.Snapshot { return r.desk.Snapsh
 // Closed says why a new connection to a Key would not be served, and whose address it is.
 func (r *Rehearsal) Closed(k ipvs.Key) (cluster.ID, desk.Code) { return r.desk.Closed(k) }
 
+// Passage takes what is wanted for packets to a Key.
+func (r *Rehearsal) Passage(k ipvs.Key) desk.Passage { return r.desk.Passage(k, r.at) }
+
 // Site is the node that Services are decided for.
 func (r *Rehearsal) Site() desk.Site { return r.desk.Site() }
 

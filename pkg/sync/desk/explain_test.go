@@ -3,10 +3,14 @@ package desk
 import (
 	"flag"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -161,7 +165,8 @@ func TestExplain(t *testing.T) {
 		})
 	}
 	for _, r := range Reasons() {
-		if !seen[r.Code] && r.Code != NoSuchPort && r.Code != OutOfRanges { // of connections: see TestClosed, and the guard's counters
+		frontends := r.Code == NoEndpoint || r.Code == NoneForSome || r.Code < NoSuchPort && r.Code != StrayHints
+		if !seen[r.Code] && frontends { // the others are those of packets, and what is no Service's alone
 			t.Errorf("%s turns up in no case", r.Code)
 		}
 	}
@@ -250,18 +255,53 @@ func TestNothingRemembered(t *testing.T) {
 
 var update = flag.Bool("update", false, "write docs/reasons.md anew")
 
+// TestReasonsHaveCodes: each reason of a Problem, by which Events and metrics have it, has a code of its own.
+func TestReasonsHaveCodes(t *testing.T) {
+	named := map[string]int{}
+	for _, r := range Reasons() {
+		if r.Name != "" {
+			named[r.Name]++
+		}
+	}
+	found := 0
+	for _, file := range []string{"problem.go", "../../cluster/problem.go"} {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			spec, is := n.(*ast.ValueSpec)
+			if !is || !strings.HasPrefix(spec.Names[0].Name, "Reason") || len(spec.Values) != 1 {
+				return true
+			}
+			lit, is := spec.Values[0].(*ast.BasicLit)
+			if !is {
+				return true
+			}
+			name, err := strconv.Unquote(lit.Value)
+			if found++; err != nil || named[name] == 0 {
+				t.Errorf("%s: %s has no code (%v)", file, lit.Value, err)
+			}
+			return true
+		})
+	}
+	if found < 40 {
+		t.Errorf("%d reasons were found: the test shows little", found)
+	}
+}
+
 // TestReasonsPage: docs/reasons.md is what the list says, and no code or name stands in it twice for two things.
 func TestReasonsPage(t *testing.T) {
 	const file = "../../../docs/reasons.md"
 	var b strings.Builder
-	b.WriteString("# Reasons\n\nWhy an endpoint is left out, why a Service may not have an address, why a connection is not served: each has a code\nthat never gets another meaning. Where it is a Problem of the Service, Events and metrics have it by name\n([events.md](events.md)).\n")
+	b.WriteString("# Reasons\n\nWhy an endpoint is left out, why a Service may not have an address, why a connection is not served, what of an object or the\nnode is not as it should be: each has a code that never gets another meaning. Where it is a Problem, Events and metrics have\nit by name ([events.md](events.md)).\n")
 	last := None
 	for _, r := range Reasons() {
 		if r.Code <= last || r.Means == "" || r.Do == "" {
 			t.Errorf("%s: out of order, or nothing is said of it", r.Code)
 		}
 		if r.Code/100 != last/100 {
-			fmt.Fprintf(&b, "\n## %s\n\n| code | name | what it means | what to do |\n| --- | --- | --- | --- |\n", map[Code]string{1: "Endpoints", 2: "Addresses and ports", 3: "Connections"}[r.Code/100])
+			fmt.Fprintf(&b, "\n## %s\n\n| code | name | what it means | what to do |\n| --- | --- | --- | --- |\n", map[Code]string{1: "Endpoints", 2: "Addresses and ports", 3: "Connections", 4: "Objects", 5: "The node"}[r.Code/100])
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.Code, r.Name, r.Means, r.Do)
 		last = r.Code
