@@ -113,6 +113,9 @@ func TestB72ServiceMetrics(t *testing.T) {
 		t.Errorf("%d endpoints ready and %d draining, want three of each family", got.ready, got.draining)
 	}
 	countersAgree(t, node, svc, other)
+	if p, err := get(node.Host, netip.AddrPortFrom(loopback, 10249), "/metrics"); err == nil && testing.Verbose() {
+		t.Logf("hack/monitoring/testdata/node.metrics:\n%s", p.body) // for whoever renews it
+	}
 }
 
 // counts asks by one way as every kind of client, and what is counted must be that.
