@@ -103,6 +103,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	}
 	defer k.Close()
 	sayNeighbours(ctx, log)
+
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k
 	}
