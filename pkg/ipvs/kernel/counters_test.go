@@ -125,8 +125,17 @@ func TestOlderTableGetsCounters(t *testing.T) {
 		t.Fatal(o[0].Err)
 	}
 
-	wrote, created, err := n.ensure(ctx)
 	want := []string{"nft add counter inet ipvs-proxy no-port4", "nft replace the rules of table inet ipvs-proxy"}
+	looks, err := newNFT(Config{ClusterCIDRs: n.cfg.ClusterCIDRs, ReadOnly: true})
+	must(t, err)
+	defer looks.close()
+	if would, _, err := looks.ensure(ctx); err != nil || !slices.Equal(would, want) {
+		t.Errorf("would write %q, %v; want %q", would, err, want)
+	}
+	if _, err := c.Read(ctx); !errors.Is(err, ErrUncounted) {
+		t.Errorf("who only looks has made counters: %v", err)
+	}
+	wrote, created, err := n.ensure(ctx)
 	if err != nil || created || !slices.Equal(wrote, want) {
 		t.Errorf("wrote %q, created %t, %v; want %q", wrote, created, err, want)
 	}
