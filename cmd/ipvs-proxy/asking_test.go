@@ -242,4 +242,3 @@ func narrow(t *testing.T, text string) {
 		}
 	}
 }
-
