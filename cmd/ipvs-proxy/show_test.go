@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -275,6 +276,28 @@ func TestB73ExplainAsksTheAgent(t *testing.T) {
 	for want, args := range [][]string{{"default/kubia", "--source-dir", t.TempDir()}, {"default/kubia"}} {
 		if _, err := called(t, newExplainOf(counting), args...); statusOf(err) != 2 || asked != want {
 			t.Errorf("%v: %v, asked %d times, want %d", args, err, asked, want)
+		}
+	}
+}
+
+// A table of many Services ends after so many lines and says that there are more; all of them are had on demand, and by
+// scripts.
+func TestB73ShowMany(t *testing.T) {
+	var objs []any
+	for i := range 1200 {
+		svc, e := aService(fmt.Sprintf("many/s%04d", i), fmt.Sprintf("10.97.%d.%d", i/250, i%250+1), 80, corev1.ProtocolTCP, "10.244.2.10@node2")
+		objs = append(objs, svc, e)
+	}
+	s := showNode(t, objs...)
+	for _, c := range []struct {
+		args  []string
+		lines int
+		more  bool
+	}{{nil, 500, true}, {[]string{"--limit", "700"}, 700, true}, {[]string{"--limit", "0"}, 1200, false}, {[]string{"--limit", "1200"}, 1200, false},
+		{[]string{"-o", "json"}, 1200, false}, {[]string{"10.97.1.1"}, 1, false}} {
+		text, err := called(t, newShowOf(s.sources), c.args...)
+		if n := strings.Count(text, "many/s"); err != nil || n != c.lines || strings.Contains(text, "and more:") != c.more {
+			t.Errorf("%v: %d lines, want %d, and more %t (%v)", c.args, n, c.lines, c.more, err)
 		}
 	}
 }
