@@ -119,7 +119,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		},
 		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
 	}
-	list = append(list, questions(place, loop, log))
+	list = append(list, questions(c, place, loop, model, log))
 	for _, s := range list {
 		parts = append(parts, s.Run)
 	}

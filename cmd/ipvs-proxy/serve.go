@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
@@ -54,13 +55,14 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 }
 
 // questions answers the commands that ask the agent, on the socket that says that it is here.
-func questions(place *node.Place, loop *sync.Loop, log *zap.Logger) healthz.Server {
+func questions(c *config.Config, place *node.Place, loop *sync.Loop, model *cluster.Model, log *zap.Logger) healthz.Server {
 	release, err := node.KernelRelease()
 	if err != nil {
 		log.Warn("the kernel's release is not known", zap.Error(err))
 	}
 	about := inspect.About{Version: version, Since: time.Now(), Kernel: release}
-	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: inspect.New(loop, about).Handler(), Log: log}
+	return healthz.Server{Name: "questions", Listener: place.Questions(), Log: log,
+		Handler: inspect.New(loop, about).WithPackets(clients(c), model.Asking).Handler()}
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.
