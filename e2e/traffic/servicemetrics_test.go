@@ -113,15 +113,12 @@ func TestB72ServiceMetrics(t *testing.T) {
 		t.Errorf("%d endpoints ready and %d draining, want three of each family", got.ready, got.draining)
 	}
 	countersAgree(t, node, svc, other)
-	if p, err := get(node.Host, netip.AddrPortFrom(loopback, 10249), "/metrics"); err == nil && testing.Verbose() {
-		t.Logf("hack/monitoring/testdata/node.metrics:\n%s", p.body) // for whoever renews it
-	}
 }
 
 // counts asks by one way as every kind of client, and what is counted must be that.
 func (s *stage) counts(t *testing.T, node *lab.Node, svc lab.Service, family int, to way) {
 	t.Helper()
-	const each = 3
+	const times = 3
 	for _, c := range s.clients() {
 		answers(t, c.Host, to.tcp)
 	}
@@ -129,7 +126,7 @@ func (s *stage) counts(t *testing.T, node *lab.Node, svc lab.Service, family int
 	http, udp := trafficOf(t, node, svc, "http"), trafficOf(t, node, svc, "dns")
 	sent := uint64(0)
 	for _, c := range s.clients() {
-		for range each {
+		for range times {
 			if r := c.AskUDP(to.udp); r.Verdict != lab.Answered {
 				t.Fatalf("%s asks %s over UDP: %s", c.name, to.udp, r)
 			}

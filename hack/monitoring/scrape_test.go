@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -228,51 +226,6 @@ func (s *scraped) rules(t *testing.T) {
 			if wants := r.Name() == "IPVSProxyProblems"; err != nil || (n > 0) != wants {
 				t.Errorf("%s: %s has %d series, %v; there is a problem with an object, and nothing else", r.Name(), expr, n, err)
 			}
-		}
-	}
-}
-
-// absent are what nothing selects on a node of the lab that is well, and why.
-var absent = map[string]string{
-	"ipvsproxy_kernel_errors_total": "the kernel has refused nothing",
-	"ipvsproxy_problems":            "no object has a problem",
-	"ipvsproxy_cluster_age_seconds": "it reads a directory, not an API server",
-}
-
-// TestScrapeOfNode: what a node of the lab said, with a real kernel and real traffic (TestB72ServiceMetrics, in
-// testdata/node.metrics): every selector of dashboard and alerts finds something there, or it is named.
-func TestScrapeOfNode(t *testing.T) {
-	page, err := os.ReadFile("testdata/node.metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		_, _ = w.Write(page)
-	}))
-	t.Cleanup(server.Close)
-	s := scrapes(t, server.Listener.Addr().String())
-	s.until(`ipvsproxy_service_connections_total > 0`)
-	exprs := dashboardExprs(t)
-	for _, g := range groups(t, ruleFile(t), &rules.ManagerOptions{}) {
-		for _, r := range g.Rules() {
-			exprs[r.Name()] = r.Query().String()
-		}
-	}
-	seen := map[string]bool{}
-	for name, expr := range exprs {
-		for _, sel := range selectors(t, expr) {
-			metric, _, _ := strings.Cut(sel, "{")
-			n, err := s.ask(sel)
-			if why := absent[metric]; err != nil || (n == 0) != (why != "") {
-				t.Errorf("%s: %s selects %d series (%v), and is said to be absent because %q", name, sel, n, err, why)
-			}
-			seen[metric] = true
-		}
-	}
-	for metric := range absent {
-		if !seen[metric] {
-			t.Errorf("%s is said to be absent, and nobody asks for it", metric)
 		}
 	}
 }
