@@ -102,11 +102,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		return err
 	}
 	defer k.Close()
-	for _, f := range node.Neighbours(ctx) {
-		if f.Level != node.OK {
-			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
-		}
-	}
+	sayNeighbours(ctx, log)
 
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k
@@ -132,6 +128,15 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	err = together(ctx, parts...)
 	log.Info("stopped, the kernel stays as it is")
 	return err
+}
+
+// sayNeighbours has the log say who on this node is in the way of Services.
+func sayNeighbours(ctx context.Context, log *zap.Logger) {
+	for _, f := range node.Neighbours(ctx) {
+		if f.Level != node.OK {
+			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
+		}
+	}
 }
 
 // settle makes the log and gives the process its place among those of the node. dropped counts the lines that were lost.

@@ -31,20 +31,25 @@ func newTraffic() *traffic { return &traffic{counters: kernel.OpenCounters()} }
 // open begins to count, before the loop makes the first virtual server. What it cannot read has no metrics, and is no reason
 // not to serve.
 func (t *traffic) open(ctx context.Context, c *config.Config, model *cluster.Model, loop *sync.Loop, log *zap.Logger) {
-	own := c.Own.ServiceMetrics
-	if own.Mode == config.ServiceMetricsOff {
+	opt, on := measuredServices(c)
+	if !on {
 		return
 	}
 	if t.kernel, t.err = kernel.OpenStatistics(ctx); t.err != nil {
 		return
 	}
-	t.services = servicemetrics.New(model, keyOwners{loop}, t.kernel,
-		servicemetrics.Options{All: own.Mode == config.ServiceMetricsAll, Limit: int(*own.Limit)})
+	t.services = servicemetrics.New(model, keyOwners{loop}, t.kernel, opt)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if err := t.services.Prime(ctx); err != nil && ctx.Err() == nil {
 		log.Warn("metrics of Services begin with the first scrape", zap.Error(err))
 	}
+}
+
+// measuredServices says of which Services there are metrics, if of any.
+func measuredServices(c *config.Config) (opt servicemetrics.Options, on bool) {
+	m := c.Own.ServiceMetrics
+	return servicemetrics.Options{All: m.Mode == config.ServiceMetricsAll, Limit: int(*m.Limit)}, m.Mode != config.ServiceMetricsOff
 }
 
 func (t *traffic) close() {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/component-base/metrics"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
@@ -39,6 +40,26 @@ func TestVerdictsHaveCodes(t *testing.T) {
 	}
 	if len(verdicts) != 4 || verdicts[kernel.NoPort] == verdicts[kernel.NoEndpoint] {
 		t.Errorf("verdicts with codes: %v", verdicts)
+	}
+}
+
+// The document says of which Services there are metrics.
+func TestMeasuredServices(t *testing.T) {
+	c := config.Default()
+	for _, want := range []struct {
+		mode string
+		opt  servicemetrics.Options
+		on   bool
+	}{
+		{config.ServiceMetricsSelected, servicemetrics.Options{Limit: 500}, true}, {config.ServiceMetricsAll, servicemetrics.Options{All: true, Limit: 7}, true},
+		{config.ServiceMetricsOff, servicemetrics.Options{Limit: 7}, false},
+	} {
+		if want.mode != config.ServiceMetricsSelected {
+			c.Own.ServiceMetrics = config.ServiceMetrics{Mode: want.mode, Limit: new(int32(7))}
+		}
+		if opt, on := measuredServices(c); opt != want.opt || on != want.on || c.Own.ServiceMetrics.Mode != want.mode {
+			t.Errorf("%s: %+v, on: %t; want %+v, %t", want.mode, opt, on, want.opt, want.on)
+		}
 	}
 }
 

@@ -118,7 +118,7 @@ func TestB72ServiceMetrics(t *testing.T) {
 // counts asks by one way as every kind of client, and what is counted must be that.
 func (s *stage) counts(t *testing.T, node *lab.Node, svc lab.Service, family int, to way) {
 	t.Helper()
-	const each = 3
+	const times = 3
 	for _, c := range s.clients() {
 		answers(t, c.Host, to.tcp)
 	}
@@ -126,7 +126,7 @@ func (s *stage) counts(t *testing.T, node *lab.Node, svc lab.Service, family int
 	http, udp := trafficOf(t, node, svc, "http"), trafficOf(t, node, svc, "dns")
 	sent := uint64(0)
 	for _, c := range s.clients() {
-		for range each {
+		for range times {
 			if r := c.AskUDP(to.udp); r.Verdict != lab.Answered {
 				t.Fatalf("%s asks %s over UDP: %s", c.name, to.udp, r)
 			}

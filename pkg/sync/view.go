@@ -34,9 +34,8 @@ type Standing struct {
 	// Services counts those that were decided and are ours, Frontends what they want, IPv4 and IPv6.
 	Services  int
 	Frontends [2]int
-	// Queued counts the frontends that will have a turn, also a later one; Ready those that wait for theirs; Undecided the
-	// Services of which something is to be decided.
-	Queued, Ready, Undecided int
+	// Ready counts the frontends that wait for their turn, Undecided the Services of which something is to be decided.
+	Ready, Undecided int
 	// Failing counts the frontends whose last try failed, Draining the real servers that drain.
 	Failing, Draining int
 	// Synced: the source has delivered what it has; Complete: nothing is missing of it; Started: the kernel was read, and
@@ -53,7 +52,7 @@ type Standing struct {
 // Standing gives how the loop stands.
 func (v *View) Standing() Standing {
 	l := v.loop
-	s := Standing{Node: l.desk.Site().Node.Name, Now: l.now(), Services: l.desk.Count(), Frontends: l.desk.Sizes(), Queued: l.queue.len(),
+	s := Standing{Node: l.desk.Site().Node.Name, Now: l.now(), Services: l.desk.Count(), Frontends: l.desk.Sizes(),
 		Ready: l.queue.due[0] + l.queue.due[1], Undecided: l.dirty.len(), Failing: len(l.fare.failing), Draining: l.mirror.Draining(),
 		Synced: l.stage.synced, Complete: l.stage.complete, Started: l.stage.started && l.stage.based, Writes: l.diary.total}
 	if l.stage.away {

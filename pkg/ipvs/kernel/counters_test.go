@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -97,8 +98,38 @@ func TestCountersCountWhatIsRefusedAndDropped(t *testing.T) {
 	}
 }
 
-// A table that an older agent has left gets its counters and the rules that refer to them; its elements stay. What has
-// been counted outlives new rules, and is not written again (row B72).
+// connection makes one through a frontend to a listener of this host, and gives what says a word on it and hears it back.
+func connection(t *testing.T, n *nftDoor, k ipvs.Key) (speaks func() error) {
+	t.Helper()
+	for _, e := range []ipvs.Element{{Set: ipvs.SetOwned, Key: k}, {Set: ipvs.SetOpen, Key: k}, {Set: ipvs.SetVIPs, Key: ipvs.AddrKey(k.Addr)}} {
+		if o := n.write(t.Context(), []ipvs.Element{e}); o[0].Err != nil {
+			t.Fatal(o[0].Err)
+		}
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(k.Addr, k.Port).String())
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	client, err := net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	server, err := l.Accept()
+	must(t, err)
+	t.Cleanup(func() { client.Close(); server.Close() })
+	return func() error {
+		_ = client.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = server.SetDeadline(time.Now().Add(2 * time.Second))
+		_, err := client.Write([]byte("word"))
+		if err == nil {
+			_, err = io.CopyN(server, io.LimitReader(server, 4), 4)
+		}
+		if err == nil {
+			_, err = io.ReadFull(client, make([]byte, 4))
+		}
+		return err
+	}
+}
+
+// A table that an older agent has left gets its counters and the rules that refer to them; its elements stay, and so do
+// connections. What has been counted outlives new rules, and is not written again (row B72).
 func TestOlderTableGetsCounters(t *testing.T) {
 	n := testNFT(t)
 	ctx := t.Context()
@@ -125,15 +156,28 @@ func TestOlderTableGetsCounters(t *testing.T) {
 		t.Fatal(o[0].Err)
 	}
 
-	wrote, created, err := n.ensure(ctx)
+	ownAddress(t, "203.0.113.10")
+	speaks := connection(t, n, key("203.0.113.10", 8080))
 	want := []string{"nft add counter inet ipvs-proxy no-port4", "nft replace the rules of table inet ipvs-proxy"}
+	looks, err := newNFT(Config{ClusterCIDRs: n.cfg.ClusterCIDRs, ReadOnly: true})
+	must(t, err)
+	defer looks.close()
+	if would, _, err := looks.ensure(ctx); err != nil || !slices.Equal(would, want) {
+		t.Errorf("would write %q, %v; want %q", would, err, want)
+	}
+	if _, err := c.Read(ctx); !errors.Is(err, ErrUncounted) {
+		t.Errorf("who only looks has made counters: %v", err)
+	}
+	wrote, created, err := n.ensure(ctx)
 	if err != nil || created || !slices.Equal(wrote, want) {
 		t.Errorf("wrote %q, created %t, %v; want %q", wrote, created, err, want)
 	}
 	if has, err := n.has(ctx, ipvs.SetOwned, []ipvs.Key{there.Key}); err != nil || len(has) != 1 {
 		t.Errorf("the element is gone: %v, %v", has, err)
 	}
-	ownAddress(t, "203.0.113.10")
+	if err := speaks(); err != nil {
+		t.Errorf("a connection from before: %v", err)
+	}
 	d := net.Dialer{Timeout: 100 * time.Millisecond}
 	if _, err := d.DialContext(ctx, "tcp", "203.0.113.10:80"); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("a frontend without endpoints: %v", err)

@@ -85,8 +85,8 @@ const (
 	SourceRanges    Code = 422
 	Distribution    Code = 423
 	TriggerTime     Code = 424
-	Scheduling      Code = 425
-	Metrics         Code = 426
+	MetricsNeither  Code = 425 // the annotation ipvs-proxy.io/metrics
+	Scheduling      Code = 426
 )
 
 // What concerns the node as a whole.
@@ -173,8 +173,8 @@ var reasons = []Reason{
 	{SourceRanges, cluster.ReasonSourceRanges, "loadBalancerSourceRanges has no range of a family that can be used: nobody of that family is let in at the load balancer's addresses.", "Correct spec.loadBalancerSourceRanges."},
 	{Distribution, cluster.ReasonDistribution, "spec.trafficDistribution is not known: endpoints serve by their hints.", "Correct spec.trafficDistribution."},
 	{TriggerTime, cluster.ReasonTriggerTime, "The annotation endpoints.kubernetes.io/last-change-trigger-time is no time: the change is missing in network_programming_duration_seconds.", "Nothing: traffic is as it should be."},
+	{MetricsNeither, cluster.ReasonMetrics, "The annotation ipvs-proxy.io/metrics is neither \"true\" nor \"false\": the Service gets no metrics of its own.", "Write \"true\", in quotes."},
 	{Scheduling, cluster.ReasonScheduling, "An annotation of scheduling cannot be used, or is not known: it alone has no effect.", "Correct the annotation that the note names: docs/scheduling.md has them all."},
-	{Metrics, cluster.ReasonMetrics, "The annotation ipvs-proxy.io/metrics is neither true nor false: the Service gets no metrics of its own.", "Set it to \"true\", or take it out."},
 
 	{SchedulerMissing, ReasonSchedulerMissing, "The kernel lacks the scheduler: in the place of the node's own rr serves, in that of a Service's the node's own.", "Load its module: modprobe ip_vs_NAME."},
 	{OtherProxy, ReasonOtherProxy, "Another Service proxy is at work on the node: nothing is written until it is gone.", "Take the other proxy off the node, or this one."},
