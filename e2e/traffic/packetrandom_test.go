@@ -132,7 +132,6 @@ func TestB73RandomPacketsAreTrue(t *testing.T) {
 	for _, n := range compared {
 		asked += n
 	}
-	t.Logf("compared with packets: %v", compared)
 	for _, v := range []preview.Verdict{preview.Served, preview.Refused, preview.Dropped} {
 		if compared[v] < asked/25 {
 			t.Errorf("of %d %d are %s: the test shows little", asked, compared[v], v)
@@ -160,6 +159,7 @@ func (s *stage) randomCluster(t *testing.T, seed uint64, servers map[string]stri
 		}
 		compared[answers[i].Verdict]++
 	}
+	t.Logf("compared so far: %v", compared)
 	if seed%8 == 0 {
 		s.bySaid(t, qs[0], answers[0])
 	}
