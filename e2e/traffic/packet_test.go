@@ -264,13 +264,13 @@ func TestB73PacketIsTrue(t *testing.T) {
 					j := r.IntN(len(qs))
 					s.bySaid(t, qs[j], answers[j])
 				}
+				t.Logf("compared so far: %v", compared)
 			})
 			if t.Failed() {
 				return
 			}
 		}
 	}
-	t.Logf("compared with packets: %v", compared)
 	for _, v := range []preview.Verdict{preview.Served, preview.Refused, preview.Dropped} {
 		if compared[v] < 40 {
 			t.Errorf("%d are %s: the test shows little", compared[v], v)

@@ -123,37 +123,44 @@ func TestB73RandomPacketsAreTrue(t *testing.T) {
 		}
 		t.Cleanup(stop)
 	}
-	servers, compared, asked := s.servers(), map[preview.Verdict]int{}, 0
+	servers, compared := s.servers(), map[preview.Verdict]int{}
 	first := uint64(fromEnvironment(t, packetSeed, 1))
 	for seed := first; seed < first+uint64(fromEnvironment(t, packetClusters, clustersAsked)) && !t.Failed(); seed++ {
-		r := rand.New(rand.NewPCG(seed, 73))
-		var svcs []lab.Service
-		var all []lab.Object
-		for n := range 3 {
-			svc, objects := s.randomly(r, n)
-			svcs, all = append(svcs, svc), append(append(all, svc), objects...)
-		}
-		s.cluster.Apply(all...)
-		qs := s.randomQuestions(r, svcs)
-		began := time.Now()
-		answers := s.said(t, qs)
-		agreed := time.Since(began)
-		for i, q := range qs {
-			t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { s.packetIsTrue(t, q, answers[i], servers) })
-			compared[answers[i].Verdict]++
-			if asked++; t.Failed() {
-				return
-			}
-		}
-		t.Logf("seed %d: the kernels agree after %s, packets took %s", seed, agreed, time.Since(began)-agreed)
-		if seed%8 == 0 {
-			s.bySaid(t, qs[0], answers[0])
-		}
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { s.randomCluster(t, seed, servers, compared) })
 	}
-	t.Logf("compared with packets: %v", compared)
+	asked := 0
+	for _, n := range compared {
+		asked += n
+	}
 	for _, v := range []preview.Verdict{preview.Served, preview.Refused, preview.Dropped} {
 		if compared[v] < asked/25 {
 			t.Errorf("of %d %d are %s: the test shows little", asked, compared[v], v)
 		}
+	}
+}
+
+// randomCluster makes a cluster, asks of it, and counts what was compared.
+func (s *stage) randomCluster(t *testing.T, seed uint64, servers map[string]string, compared map[preview.Verdict]int) {
+	r := rand.New(rand.NewPCG(seed, 73))
+	var svcs []lab.Service
+	var all []lab.Object
+	for n := range 3 {
+		svc, objects := s.randomly(r, n)
+		svcs, all = append(svcs, svc), append(append(all, svc), objects...)
+	}
+	s.cluster.Apply(all...)
+	qs := s.randomQuestions(r, svcs)
+	began := time.Now()
+	answers := s.said(t, qs)
+	t.Logf("the kernels agree after %s", time.Since(began))
+	for i, q := range qs {
+		if s.packetIsTrue(t, q, answers[i], servers); t.Failed() {
+			return
+		}
+		compared[answers[i].Verdict]++
+	}
+	t.Logf("compared so far: %v", compared)
+	if seed%8 == 0 {
+		s.bySaid(t, qs[0], answers[0])
 	}
 }

@@ -52,6 +52,10 @@ func shops(t *testing.T) *scene {
 		local(svc)
 		svc.Status.LoadBalancer.Ingress[0].IP = "203.0.113.84"
 	}, "10.244.2.12@node2")
+	s.service("shop/rival", []string{"10.96.0.85"}, func(svc *corev1.Service) {
+		local(svc)
+		svc.Status.LoadBalancer.Ingress[0].IP = "203.0.113.84" // far's, which is before it by its name
+	}, "10.244.1.12@node1")
 	s.service("shop/idle", []string{"10.96.0.83"}, nil)
 	s.start(t)
 	return s
@@ -81,6 +85,7 @@ func TestB73ExplainPacket(t *testing.T) {
 		"pod":         {"10.244.1.10 to 10.244.2.10:8080", Passes, "IPX0307"},
 		"loopback":    {"node to 127.0.0.1:30082", Passes, "IPX0308"},
 		"check":       {"198.51.100.7 to 203.0.113.81:31000", Passes, "IPX0309"},
+		"contested":   {"10.244.1.10 to 203.0.113.84:80", Served, ""},
 		"forbidden":   {"198.51.100.7 to 198.51.100.9:80", Passes, "IPX0203"},
 	} {
 		a := s.ask(t, c.question)

@@ -91,7 +91,7 @@ func (t *teller) address() bool {
 	case t.to.Frontend != nil && t.to.Rank == desk.RankNodePort:
 		t.step("address", "%s is an address of %s, where %s has node ports", a, t.site.Node.Name, t.Service)
 	case t.to.Frontend != nil:
-		t.step("address", "%s is %s of %s", a, by[t.to.Rank], t.Service)
+		t.step("address", "%s is %s of %s%s", a, by[t.to.Rank], t.Service, t.rivals())
 	case t.to.VIP && t.svc != nil && slices.Contains(t.svc.ClusterIPs, a):
 		t.step("address", "%s is the ClusterIP of %s", a, t.Service)
 	case t.to.VIP:
@@ -101,6 +101,21 @@ func (t *teller) address() bool {
 		return false
 	}
 	return true
+}
+
+// rivals says who asks for the address and port as well, and does not have them.
+func (t *teller) rivals() string {
+	var names []string
+	asking := t.ground.View.Asking(t.packet.to.Addr)
+	for _, id := range asking[:min(len(asking), listed+1)] { // the owner is one of them
+		if owner, taken := t.ground.View.Snapshot(id).Owners[t.packet.to]; taken {
+			names = append(names, fmt.Sprintf("%s asks for it, too, and does not have this port (%s)", id, owner.Why))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "; " + strings.Join(names, "; ")
 }
 
 // notOurs says what an address is that no Service has.
