@@ -23,7 +23,7 @@ func TestHelpFits(t *testing.T) {
 			t.Fatal(err)
 		}
 		narrow(t, out.String())
-		if name == "" && (strings.Index(out.String(), "To look, which changes nothing:") < 0 || strings.Index(out.String(), "To run it:") < 0) {
+		if name == "" && (!strings.Contains(out.String(), "To look, which changes nothing:") || !strings.Contains(out.String(), "To run it:")) {
 			t.Errorf("without its groups:\n%s", &out)
 		}
 	}

@@ -35,7 +35,9 @@ func (k known) On(_ context.Context, node string) ([]string, error) {
 	return slices.Sorted(maps.Keys(k)), nil
 }
 
-func (k known) Run(_ context.Context, node string, args []string) (answer, error) { return k[node](args) }
+func (k known) Run(_ context.Context, node string, args []string) (answer, error) {
+	return k[node](args)
+}
 
 // says answers with a list where JSON is asked for.
 func says(exit int, found any) func([]string) (answer, error) {

@@ -23,7 +23,7 @@ const greeting = "service-proxy-name="
 const (
 	// silence is how long one may be silent before he gets the line. An older agent gives up after a second.
 	silence = 400 * time.Millisecond
-	// undecided is how many may be silent at a time.
+	// undecided is how many may be silent, or wait for the server, at a time. Others wait for these.
 	undecided = 64
 )
 
@@ -48,8 +48,8 @@ func (p *Place) answer(l net.Listener) {
 		}
 		room <- struct{}{}
 		go func() {
+			defer func() { <-room }()
 			first := firstOf(c)
-			<-room
 			if len(first) == 0 || !p.desk.take(&spoken{Conn: c, first: first}) {
 				p.greet(c)
 			}
@@ -112,22 +112,23 @@ type desk struct {
 }
 
 func newDesk() *desk {
-	return &desk{waiting: make(chan net.Conn, undecided), closed: make(chan struct{})}
+	return &desk{waiting: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// take takes one, and reports whether there is room for him.
+// takeTime is how long a connection waits for the server: on a machine that is busy many come before it has its turn.
+const takeTime = 10 * time.Second
+
+// take hands one to the server, and reports whether it took him.
 func (d *desk) take(c net.Conn) bool {
-	select {
-	case <-d.closed:
-		return false
-	default:
-	}
+	late := time.NewTimer(takeTime)
+	defer late.Stop()
 	select {
 	case d.waiting <- c:
 		return true
-	default:
-		return false
+	case <-d.closed:
+	case <-late.C:
 	}
+	return false
 }
 
 // Accept waits for the next one.
