@@ -93,12 +93,8 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if err != nil {
 		return err
 	}
-	k, err := kernel.Open(ctx, kernelConfig(c))
-	if err != nil && ctx.Err() != nil { // asked to stop: that the kernel was not waited for is no failure
-		log.Info("stopped before the kernel was looked at")
-		return nil
-	}
-	if err != nil {
+	k, err := openKernel(ctx, c, log)
+	if k == nil {
 		return err
 	}
 	defer k.Close()
@@ -114,15 +110,9 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	defer addPage(ctx, c, list, pageOptions(c, name, src, sopt.Health, is, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	parts := []func(context.Context) error{
-		src.run, loop.Run,
-		func(ctx context.Context) error {
-			return place.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
-		},
-		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
-	}
-	list = append(list, questions(place, is, log))
-	for _, s := range list {
+	parts := []func(context.Context) error{src.run, loop.Run, holding(place, log),
+		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) }}
+	for _, s := range append(list, questions(place, is, log)) {
 		parts = append(parts, s.Run)
 	}
 	err = together(ctx, parts...)
@@ -137,6 +127,27 @@ func sayNeighbours(ctx context.Context, log *zap.Logger) {
 			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
 		}
 	}
+}
+
+// holding keeps the place of this node's agent, and says when another one has it.
+func holding(place *node.Place, log *zap.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return place.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
+	}
+}
+
+// openKernel opens the door to the kernel. Both are nil where the agent was asked to stop: that the kernel was not waited for
+// is no failure.
+func openKernel(ctx context.Context, c *config.Config, log *zap.Logger) (*kernel.Kernel, error) {
+	k, err := kernel.Open(ctx, kernelConfig(c))
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped before the kernel was looked at")
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // settle makes the log and gives the process its place among those of the node. dropped counts the lines that were lost.

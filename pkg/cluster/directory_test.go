@@ -196,7 +196,7 @@ func TestDirectoryReadsWhatKubectlPrints(t *testing.T) {
 	f.expectSynced()
 	svc, eps := f.m.Get(ID{"default", "kubia"})
 	want := &Service{
-		ID: ID{"default", "kubia"}, UID: parseUID("0a1b2c3d-0000-4000-8000-000000000001"), Created: 1777885953, Type: TypeLoadBalancer,
+		Identity: Identity{ID: ID{"default", "kubia"}, UID: parseUID("0a1b2c3d-0000-4000-8000-000000000001"), Created: 1777885953}, Type: TypeLoadBalancer,
 		ClusterIPs: addrs("10.96.44.7", "fd00:10:96::2c07"), Ports: []Port{{"http", TCP, 80, 30080}, {"dns", UDP, 53, 30053}},
 		AffinitySeconds: 600, ExternalLocal: true, HealthCheckNodePort: 31234,
 		LoadBalancerIPs: addrs("203.0.113.10"), TrafficDistribution: "PreferSameZone",

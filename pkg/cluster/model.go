@@ -42,8 +42,13 @@ type Model struct {
 	synced     bool
 	complete   bool
 	started    time.Time
-	changes    [2]uint64 // of Services, of slices
-	measures   uint64    // how often the answer of Measured may have changed
+	tally
+}
+
+// tally counts what has happened to a Model.
+type tally struct {
+	changes  [2]uint64 // of Services, of slices
+	measures uint64    // how often the answer of Measured may have changed
 }
 
 // own is this node, as its Node object has it.

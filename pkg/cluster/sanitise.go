@@ -28,7 +28,7 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 	if !ours(obj, opt) {
 		return sanitiseForeign(obj), nil
 	}
-	s := &Service{ID: objectID(obj), UID: parseUID(obj.UID)}
+	s := &Service{Identity: Identity{ID: objectID(obj), UID: parseUID(obj.UID)}}
 	r := serviceReader{obj: obj, s: s}
 	r.service, r.object = s.ID, "Service "+s.ID.String()
 	if !r.serviceType() {
@@ -53,7 +53,7 @@ func sanitiseService(obj *corev1.Service, opt Options) (*Service, []Problem) {
 
 // sanitiseForeign reads what counts of a Service that another proxy serves.
 func sanitiseForeign(obj *corev1.Service) *Service {
-	s := &Service{ID: objectID(obj), Foreign: true}
+	s := &Service{Identity: Identity{ID: objectID(obj), Foreign: true}}
 	if t := obj.CreationTimestamp; !t.IsZero() {
 		s.Created = t.Unix()
 	}

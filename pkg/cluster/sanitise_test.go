@@ -260,7 +260,7 @@ func TestSanitiseService(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			want := &Service{
-				ID: ID{"default", "web"}, Created: 1000,
+				Identity:   Identity{ID: ID{"default", "web"}, Created: 1000},
 				ClusterIPs: addrs("10.96.0.1"), Ports: []Port{{"", TCP, 80, 0}},
 			}
 			if test.want != nil {
@@ -394,14 +394,14 @@ func TestEqualSeesEveryField(t *testing.T) {
 			v.SetUint(1) // panics for a type that is new here
 		}
 	}
-	for i := range reflect.TypeFor[Service]().NumField() {
-		if reflect.TypeFor[Service]().Field(i).Name == "UID" { // the kernel knows nothing of it
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[Service]()) {
+		if f.Anonymous || f.Name == "UID" { // the kernel knows nothing of it
 			continue
 		}
 		var s Service
-		fill(reflect.ValueOf(&s).Elem().Field(i))
+		fill(reflect.ValueOf(&s).Elem().FieldByIndex(f.Index))
 		if s.equal(&Service{}) {
-			t.Errorf("Service.%s is not compared", reflect.TypeFor[Service]().Field(i).Name)
+			t.Errorf("Service.%s is not compared", f.Name)
 		}
 	}
 	for i := range reflect.TypeFor[Node]().NumField() {

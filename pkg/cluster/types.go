@@ -68,16 +68,27 @@ func (t ServiceType) String() string {
 	return fmt.Sprintf("service type %d", uint8(t))
 }
 
-// Service is a Service that this proxy serves, sanitised, or another proxy. It is immutable once
-// handed to the Model. Addresses are valid unicast addresses, neither IPv4 in
-// IPv6 nor with a zone; a list holds no address twice.
-type Service struct {
+// Identity is who a Service is.
+type Identity struct {
 	ID ID
 	// UID tells a Service from an earlier one of the same name; it is for
 	// Events. Two Services that differ in nothing else are equal.
 	UID     UID
 	Created int64 // metadata.creationTimestamp in Unix seconds; 0: unknown
-	Type    ServiceType
+	// DNSLabel: it has the label by which the cluster's DNS is known,
+	// k8s-app: kube-dns.
+	DNSLabel bool
+	// Foreign: another proxy serves it. Of such a Service ID, Created and
+	// ClusterIPs are known, and nothing else.
+	Foreign bool
+}
+
+// Service is a Service that this proxy serves, sanitised, or another proxy. It is immutable once
+// handed to the Model. Addresses are valid unicast addresses, neither IPv4 in
+// IPv6 nor with a zone; a list holds no address twice.
+type Service struct {
+	Identity
+	Type ServiceType
 
 	// ClusterIPs in the order of the object, the primary family first. Empty
 	// only when every one of them was unusable.
@@ -117,14 +128,8 @@ type Service struct {
 	TrafficDistribution string
 	// Scheduling is how its connections are shared out.
 	Scheduling Scheduling
-	// DNSLabel: it has the label by which the cluster's DNS is known,
-	// k8s-app: kube-dns.
-	DNSLabel bool
 	// Measured: it asks for metrics of its own (MetricsAnnotation).
 	Measured bool
-	// Foreign: another proxy serves it. Of such a Service ID, Created and
-	// ClusterIPs are known, and nothing else.
-	Foreign bool
 }
 
 // Port is a port of a Service.

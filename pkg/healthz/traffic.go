@@ -67,14 +67,19 @@ type trafficMeters struct {
 	log    *zap.Logger
 	now    func() time.Time
 
-	refused, dropped                              *prometheus.Desc
-	conns, packets, bytes                         *prometheus.Desc
-	activeConns, inactiveConns, backends, without *prometheus.Desc
+	trafficDescs
 
 	mu    sync.Mutex
 	read  time.Time // when it was last read
 	last  []prometheus.Metric
 	fails [2]bool // refusals, Services
+}
+
+// trafficDescs are the metrics that it makes.
+type trafficDescs struct {
+	refused, dropped                              *prometheus.Desc
+	conns, packets, bytes                         *prometheus.Desc
+	activeConns, inactiveConns, backends, without *prometheus.Desc
 }
 
 var perService = []string{"namespace", "service", "port"}
@@ -90,7 +95,7 @@ func (m *maker) traffic(o Options) {
 		return prometheus.NewDesc(p+name, help, labels, nil)
 	}
 	of := func(labels ...string) []string { return append(labels, perService...) }
-	t := &trafficMeters{source: o.Traffic, log: o.Log, now: o.Now,
+	t := &trafficMeters{source: o.Traffic, log: o.Log, now: o.Now, trafficDescs: trafficDescs{
 		refused: desc("counter", "refused_total", "Packets that were refused, the sender being told, by the reason's code", "reason", byFamily),
 		dropped: desc("counter", "dropped_total", "Packets that were dropped in silence, by the reason's code", "reason", byFamily),
 		conns:   desc("counter", "service_connections_total", "Connections that were given to an endpoint", perService...),
@@ -100,7 +105,8 @@ func (m *maker) traffic(o Options) {
 		activeConns:   desc("gauge", "service_active_connections", "TCP and SCTP connections that are established", perService...),
 		inactiveConns: desc("gauge", "service_inactive_connections", "Connections that begin or end, and UDP flows", perService...),
 		backends:      desc("gauge", "service_backends", "Endpoints in this node's kernel: ready ones get new connections, draining ones keep those that they have", of("state")...),
-		without:       desc("gauge", "services_without_metrics", "Services that would have metrics of their own, and for which serviceMetrics.limit leaves no room")}
+		without:       desc("gauge", "services_without_metrics", "Services that would have metrics of their own, and for which serviceMetrics.limit leaves no room"),
+	}}
 	if t.log == nil {
 		t.log = zap.NewNop()
 	}

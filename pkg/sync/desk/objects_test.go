@@ -88,7 +88,7 @@ func nodeNamed(address string) cluster.Node {
 
 // service is a ClusterIP Service with ports named p80, p443, …
 func service(name, ip string, ports ...uint16) *cluster.Service {
-	s := &cluster.Service{ID: idOf(name), ClusterIPs: addrsOf(ip)}
+	s := &cluster.Service{Identity: cluster.Identity{ID: idOf(name)}, ClusterIPs: addrsOf(ip)}
 	for _, p := range ports {
 		s.Ports = append(s.Ports, cluster.Port{Name: fmt.Sprintf("p%d", p), Protocol: cluster.TCP, Port: p})
 	}
