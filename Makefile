@@ -69,6 +69,11 @@ test: ## all checks: vet, unit tests with -race, and the kernel tests on a kerne
 chart: ## test the chart by Helm's own library, and write anew what it renders to
 	$(WITH_GO) test -C hack/chart -count=1 ./... -update
 
+.PHONY: kubectl-ipvs
+kubectl-ipvs: ## build kubectl's plugin, bin/kubectl-ipvs, and test it: show, explain and top of a node or of all
+	$(WITH_GO) test -C hack/kubectl-ipvs -count=1 ./...
+	$(WITH_GO) build -C hack/kubectl-ipvs -o $(CURDIR)/bin/kubectl-ipvs .
+
 .PHONY: test-route
 test-route: ## the traffic tests with virtual IPs as local routes instead of addresses
 	$(RUN_LAB) test --skip-host --env LAB_AGENT_ARGS=--vip-binding=route
@@ -162,6 +167,7 @@ lint: ## staticcheck
 	$(WITH_GO) run -C hack/release honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C hack/chart honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(WITH_GO) run -C e2e/browser honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(WITH_GO) run -C hack/kubectl-ipvs honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 .PHONY: vuln
 vuln: ## govulncheck, with the vulnerability database or, where its host cannot be reached, its module

@@ -19,6 +19,7 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetGlobalNormalizationFunc(config.FlagName)
+	readable(root)
 	root.AddGroup(&cobra.Group{ID: groupLook, Title: "To look, which changes nothing:"}, &cobra.Group{ID: groupDo, Title: "To run it:"})
 	check, diff, explain := newCheck(), newDiff(), newExplain()
 	for _, c := range []*cobra.Command{check, diff, explain} {

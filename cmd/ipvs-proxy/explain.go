@@ -18,7 +18,9 @@ type explained interface {
 	InOrder() bool
 }
 
-func newExplain() *cobra.Command {
+func newExplain() *cobra.Command { return newExplainOf(theseSources) }
+
+func newExplainOf(from sources) *cobra.Command {
 	var l lookFlags
 	cmd := &cobra.Command{
 		Use:   "explain NAMESPACE/NAME | CLIENT [to] ADDRESS:PORT[/PROTO]",
@@ -32,7 +34,8 @@ whom these see the client; and whether it is served, refused, dropped or not our
 for this node itself, and PROTO is tcp, udp or sctp, tcp if not given. IPv6 is written [fd00:96::10]:53. Between the two may
 stand the word to, or -> in quotes. It is one connection of its own: those that live already go on as they are.
 
-It looks as diff does, with the flags and the configuration of run, and writes nothing. The exit status is 0 where all of
+An agent on this node is asked, which knows at once. Where there is none, or flags say by which objects and which
+configuration, it looks as diff does, with the flags and the configuration of run. It writes nothing. The exit status is 0 where all of
 it serves and the kernel agrees, 1 where not, 2 where that cannot be said: there is no such Service, for one. Of a packet
 it is 0 where it is served, or for somebody else, and the kernel agrees.`,
 		Args: troubled(cobra.ArbitraryArgs),
@@ -41,11 +44,13 @@ it is 0 where it is served, or for somebody else, and the kernel agrees.`,
 			if err != nil {
 				return trouble(err)
 			}
-			in, err := l.look(cmd)
-			if err != nil {
-				return trouble(err)
+			found, err := from.byAgent(cmd, args, l.output)
+			if found == nil && err == nil {
+				var in preview.Input
+				if in, err = l.look(cmd); err == nil {
+					found, err = ask(in)
+				}
 			}
-			found, err := ask(in)
 			if err != nil {
 				return trouble(err)
 			}

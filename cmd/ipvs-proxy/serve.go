@@ -67,7 +67,7 @@ func inspected(c *config.Config, loop *sync.Loop, model *cluster.Model, log *zap
 	if err != nil {
 		log.Warn("the kernel's release is not known", zap.Error(err))
 	}
-	return inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release, Clients: clients(c), Asking: model.Asking})
+	return inspect.New(loop, inspect.About{Version: version, Since: time.Now(), Kernel: release}).WithPackets(clients(c), model.Asking)
 }
 
 // gate reports whether one of upstream's feature gates is open that are so by default.

@@ -24,6 +24,8 @@ type show struct {
 	// foreign shows what of the kernel is no Service's, all the frontends of Services as well.
 	foreign, all bool
 	limit        int
+	// cut: there are more than were asked for.
+	cut bool
 }
 
 func newShow() *cobra.Command { return newShowOf(theseSources) }
@@ -64,7 +66,7 @@ or waiting, 2 where that cannot be said: there is no such Service, for one.`,
 	f.StringVarP(&s.query.Namespace, "namespace", "n", "", "only the Services of one namespace")
 	f.StringVar(&s.state, "state", "", "only frontends in a state, or with a ! before it in any other")
 	f.BoolVar(&s.foreign, "foreign", false, "only virtual servers that no Service has")
-	f.BoolVar(&s.all, "all", false, "those as well")
+	f.BoolVar(&s.all, "all", false, "virtual servers that no Service has as well")
 	f.IntVar(&s.limit, "limit", 500, "how many lines a table has at most; 0: all")
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = from.completeServices
@@ -131,14 +133,12 @@ func (s *show) look(ctx context.Context, i *inquiry) (found any, table func(insp
 
 // table prints the first lines of a list, and says whether there are more.
 func (s *show) table(l inspect.List, style inspect.Style) string {
-	more := 0
 	if s.limit > 0 && len(l.Rows) > s.limit {
-		more = len(l.Rows) - s.limit
-		l.Rows = l.Rows[:s.limit]
+		s.cut, l.Rows = true, l.Rows[:s.limit]
 	}
 	text := l.Text(style)
-	if more > 0 && !style.NoHeaders {
-		text += fmt.Sprintf("and %d more: --limit 0 lists all, --namespace, --state and an ADDRESS have fewer\n", more)
+	if s.cut && !style.NoHeaders {
+		text += "and more: --limit 0 lists all; --namespace, --state and an ADDRESS have fewer\n"
 	}
 	return text
 }
@@ -147,7 +147,7 @@ func (s *show) table(l inspect.List, style inspect.Style) string {
 func (s *show) named(ctx context.Context, i *inquiry) (rows []inspect.Row, err error) {
 	// Whose a virtual server is, is known once all Services are; and the kernel says in which state they are.
 	q := s.query
-	q.State, q.Not = "", false
+	q.State, q.Not, s.cut = "", false, false
 	if s.foreign || s.all {
 		q.Namespace, q.Address = "", netip.Addr{}
 	}
@@ -176,8 +176,9 @@ func (s *show) named(ctx context.Context, i *inquiry) (rows []inspect.Row, err e
 				rows = append(rows, r)
 			}
 		}
-		if s.limit > 0 && s.output == "table" && len(rows) > s.limit+1000 && !s.all && s.query.State == "" {
-			break // enough to say that there are more
+		if s.limit > 0 && len(rows) >= s.limit && q.After != "" && !s.all && (s.output == "table" || s.output == "wide") {
+			s.cut = true
+			break
 		}
 	}
 	if !s.foreign && !s.all {

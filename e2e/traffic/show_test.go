@@ -143,6 +143,12 @@ func TestB73ShowIsTrue(t *testing.T) {
 			t.Errorf("head %+v", all.Head)
 		}
 	})
+	for _, args := range [][]string{{"explain", "default/" + svc.Name}, {"explain", a.V4.String(), "to", at(svc, 4, 80).String()}} {
+		out, stderr, exit := n.Command(t, 0, args...) // without a source only the agent can say it
+		if exit != 0 || !strings.Contains(out, netip.AddrPortFrom(c.V4, 8080).String()) || !strings.Contains(out, "agrees") {
+			t.Errorf("%v: exit status %d\n%s%s", args, exit, out, stderr)
+		}
+	}
 	lab.Eventually(t, soon, "the list agrees with moby", func() error { return show(t, n, 0).agreesWithMoby(n) })
 	s.drainIsShown(t, n, svc, a, c)
 }

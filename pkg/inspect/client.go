@@ -98,6 +98,18 @@ func (c *Client) Service(ctx context.Context, id cluster.ID) (s *Service, err er
 	return s, err
 }
 
+// Explain says what becomes of a Service, and why. The error is a preview.UnknownServiceError where there is none.
+func (c *Client) Explain(ctx context.Context, id cluster.ID) (x *preview.Explained, err error) {
+	err = c.Get(ctx, pathExplain, url.Values{"service": {id.String()}}, &x)
+	return x, err
+}
+
+// Packet says what becomes of a packet.
+func (c *Client) Packet(ctx context.Context, q preview.Question) (a *preview.Answer, err error) {
+	err = c.Get(ctx, pathPacket, url.Values{"q": {q.String()}}, &a)
+	return a, err
+}
+
 // Names says whose frontends are, one by one.
 func (c *Client) Names(ctx context.Context, keys []ipvs.Key) (names []Name, err error) {
 	const page = 100 // a request line has a bound

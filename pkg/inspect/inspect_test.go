@@ -56,7 +56,7 @@ type node struct {
 	model  *cluster.Model
 }
 
-func newNode(t *testing.T, objs ...any) *node {
+func newNode(t testing.TB, objs ...any) *node {
 	t.Helper()
 	n := &node{kernel: fake.New(), model: cluster.NewModel(cluster.Options{NodeName: "node1"})}
 	n.give(objs...)
@@ -87,7 +87,7 @@ func (n *node) give(objs ...any) {
 }
 
 // until waits until the head is so.
-func (n *node) until(t *testing.T, so func(Head) bool) {
+func (n *node) until(t testing.TB, so func(Head) bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		h, err := n.Head(t.Context())

@@ -28,20 +28,19 @@ type About struct {
 	Version string
 	Since   time.Time
 	Kernel  string // its release
-	// Clients says how the node tells clients apart, and Asking which Services ask for an address from outside; nil: nobody
-	// knows.
-	Clients preview.Clients
-	Asking  func(netip.Addr) []cluster.ID
 }
 
 // Node is a node with an agent at work.
 type Node struct {
 	loop  Asker
 	about About
+	// clients and asking are for packets.
+	clients preview.Clients
+	asking  func(netip.Addr) []cluster.ID
 }
 
 // New makes one.
-func New(loop Asker, about About) *Node { return &Node{loop, about} }
+func New(loop Asker, about About) *Node { return &Node{loop: loop, about: about} }
 
 // Head says how the node stands.
 func (n *Node) Head(ctx context.Context) (h Head, err error) {
@@ -75,11 +74,7 @@ func (n *Node) Service(ctx context.Context, id cluster.ID) (*Service, error) {
 	if s := ServiceOf(served); s != nil {
 		return s, nil
 	}
-	names, err := n.names(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return nil, preview.UnknownService(id, names)
+	return nil, n.unknown(ctx, id)
 }
 
 // names are those of all Services, a page at a time.

@@ -25,6 +25,8 @@ const (
 	pathService = "/v1/service"
 	pathNames   = "/v1/names"
 	pathLog     = "/v1/log"
+	pathExplain = "/v1/explain"
+	pathPacket  = "/v1/packet"
 )
 
 // answerTime is how long an answer may take: the loop has its own work to do first.
@@ -55,6 +57,23 @@ func (n *Node) Handler() *http.ServeMux {
 			return nil, badQuestion{err}
 		}
 		return n.Service(ctx, id)
+	})
+	answer(pathExplain, func(ctx context.Context, v url.Values) (any, error) {
+		id, err := ParseID(v.Get("service"))
+		if err != nil {
+			return nil, badQuestion{err}
+		}
+		return n.Explain(ctx, id)
+	})
+	answer(pathPacket, func(ctx context.Context, v url.Values) (any, error) {
+		if v.Get("q") == "" {
+			return nil, badQuestion{errNoQuestion}
+		}
+		q, err := preview.ParseQuestion([]string{v.Get("q")})
+		if err != nil {
+			return nil, badQuestion{err}
+		}
+		return n.Packet(ctx, q)
 	})
 	answer(pathNames, func(ctx context.Context, v url.Values) (any, error) { return n.namesOf(ctx, v["frontend"]) })
 	answer(pathLog, func(ctx context.Context, v url.Values) (any, error) {

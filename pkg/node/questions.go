@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -170,13 +171,25 @@ func Dial(ctx context.Context) (net.Conn, error) {
 // asking is a connection to whoever may only greet.
 type asking struct {
 	net.Conn
-	heard bool
+	heard atomic.Bool // something was
+}
+
+// Write gives ErrNotAnswered where the greeting and the end came before the question was written.
+func (a *asking) Write(b []byte) (int, error) {
+	n, err := a.Conn.Write(b)
+	if !a.heard.Load() && (errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)) {
+		err = ErrNotAnswered
+	}
+	return n, err
 }
 
 func (a *asking) Read(b []byte) (int, error) {
 	n, err := a.Conn.Read(b)
-	if !a.heard && n > 0 {
-		a.heard = true
+	if !a.heard.Load() && n == 0 && errors.Is(err, unix.ECONNRESET) {
+		return 0, ErrNotAnswered
+	}
+	if !a.heard.Load() && n > 0 {
+		a.heard.Store(true)
 		if len(b) > 0 && b[0] == greeting[0] { // HTTP begins with an H
 			return 0, ErrNotAnswered
 		}

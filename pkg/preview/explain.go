@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
@@ -75,14 +76,35 @@ func Explain(in Input, id cluster.ID) (*Explained, error) {
 		return nil, &UnknownServiceError{id, near(id, in.Services)}
 	}
 	b := newBecause(in.Start, []cluster.ID{id})
-	x := &Explained{Node: in.Node, Service: id.String(), Type: s.Service.Type.String(), InternalPolicy: policy(s.Service.InternalLocal),
+	x := explained(in.Node, id, s, b.explained[id])
+	for _, step := range in.Start.Steps {
+		if w := b.write(step); w.Service == id.String() {
+			x.Writes = append(x.Writes, w)
+		}
+	}
+	return x, nil
+}
+
+// ExplainSnapshot says the same of a Service by what an agent at work knows of it. Pending is what it has still to write
+// for it.
+func ExplainSnapshot(node string, id cluster.ID, s desk.Snapshot, pending ipvs.Plan) *Explained {
+	x := explained(node, id, s, s.Explain())
+	for _, step := range pending {
+		is := step.Op.Effect()
+		x.Writes = append(x.Writes, Write{Verb: verbOf(is), Kind: kindOf(is), Set: string(is.Set), Line: step.Op.String(), Service: id.String()})
+	}
+	return x
+}
+
+// explained is what becomes of a Service, whatever the kernel has of it.
+func explained(node string, id cluster.ID, s desk.Snapshot, e desk.Explanation) *Explained {
+	x := &Explained{Node: node, Service: id.String(), Type: s.Service.Type.String(), InternalPolicy: policy(s.Service.InternalLocal),
 		Frontends: []Frontend{}, Refused: []Finding{}, Writes: []Write{}}
 	if s.Service.Type != cluster.TypeClusterIP || len(s.Service.ExternalIPs) > 0 {
 		x.ExternalPolicy = policy(s.Service.ExternalLocal)
 	}
-	e := b.explained[id]
 	for _, f := range e.Frontends {
-		x.Frontends = append(x.Frontends, b.frontend(f))
+		x.Frontends = append(x.Frontends, frontendOf(f))
 	}
 	for _, r := range e.Refused {
 		what := r.Field
@@ -91,12 +113,7 @@ func Explain(in Input, id cluster.ID) (*Explained, error) {
 		}
 		x.Refused = append(x.Refused, Finding{what, coded(r.Why)})
 	}
-	for _, step := range in.Start.Steps {
-		if w := b.write(step); w.Service == id.String() {
-			x.Writes = append(x.Writes, w)
-		}
-	}
-	return x, nil
+	return x
 }
 
 func policy(local bool) string {
@@ -106,7 +123,7 @@ func policy(local bool) string {
 	return "Cluster"
 }
 
-func (b *because) frontend(f desk.Explained) Frontend {
+func frontendOf(f desk.Explained) Frontend {
 	is := Frontend{Key: f.Key.String(), By: ranks[f.Rank], Endpoints: []Endpoint{}, Reason: coded(f.Why)}
 	if f.Owner != (cluster.ID{}) {
 		is.Why = "It is " + f.Owner.String() + "'s. " + is.Why

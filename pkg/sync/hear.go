@@ -110,6 +110,7 @@ func (e *ear) decide(id cluster.ID) []cluster.ID {
 			// What hangs on the frontend's own address goes with its Key; a pod's fact has no Key of its own.
 			if e.mirror.Holds(ipvs.Fact{Kind: ipvs.FactHairpin, Addr: a}) {
 				e.queue.add(ipvs.AddrKey(a), class)
+				e.diary.because(ipvs.AddrKey(a), why)
 			}
 		}
 	}

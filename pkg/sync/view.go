@@ -34,9 +34,8 @@ type Standing struct {
 	// Services counts those that were decided and are ours, Frontends what they want, IPv4 and IPv6.
 	Services  int
 	Frontends [2]int
-	// Queued counts the frontends that will have a turn, also a later one; Ready those that wait for theirs; Undecided the
-	// Services of which something is to be decided.
-	Queued, Ready, Undecided int
+	// Ready counts the frontends that wait for their turn, Undecided the Services of which something is to be decided.
+	Ready, Undecided int
 	// Failing counts the frontends whose last try failed, Draining the real servers that drain.
 	Failing, Draining int
 	// Synced: the source has delivered what it has; Complete: nothing is missing of it; Started: the kernel was read, and
@@ -53,7 +52,7 @@ type Standing struct {
 // Standing gives how the loop stands.
 func (v *View) Standing() Standing {
 	l := v.loop
-	s := Standing{Node: l.desk.Site().Node.Name, Now: l.now(), Services: l.desk.Count(), Frontends: l.desk.Sizes(), Queued: l.queue.len(),
+	s := Standing{Node: l.desk.Site().Node.Name, Now: l.now(), Services: l.desk.Count(), Frontends: l.desk.Sizes(),
 		Ready: l.queue.due[0] + l.queue.due[1], Undecided: l.dirty.len(), Failing: len(l.fare.failing), Draining: l.mirror.Draining(),
 		Synced: l.stage.synced, Complete: l.stage.complete, Started: l.stage.started && l.stage.based, Writes: l.diary.total}
 	if l.stage.away {
@@ -190,9 +189,40 @@ func (v *View) Closed(k ipvs.Key) (cluster.ID, desk.Code) { return v.loop.desk.C
 // Snapshot takes what decides what a Service becomes.
 func (v *View) Snapshot(id cluster.ID) desk.Snapshot { return v.loop.desk.Snapshot(id) }
 
-// Passage takes what is wanted for packets to a Key. It costs the size of the Service that has it.
-func (v *View) Passage(k ipvs.Key) desk.Passage { return v.loop.desk.Passage(k, v.loop.now()) }
-
 // Writes gives the writes that are asked for, the oldest first, as many as an answer has, and whether there are more:
 // those are had by asking again, behind the last Number.
 func (v *View) Writes(sel Selection) (list []Write, more bool) { return v.loop.diary.last(sel) }
+
+// Passage takes what is wanted for packets to a Key.
+func (v *View) Passage(k ipvs.Key) desk.Passage { return v.loop.desk.Passage(k, v.loop.now()) }
+
+// Has is what the kernel holds of a Key, as far as is known; it must not be changed. Nil: nothing.
+func (v *View) Has(k ipvs.Key) *ipvs.Frontend { return v.loop.mirror.Known(k) }
+
+// Holds reports whether the kernel holds a fact that Keys share, as far as is known.
+func (v *View) Holds(f ipvs.Fact) bool { return v.loop.mirror.Holds(f) }
+
+// Pending gives what is still to be written for some Keys, as far as is known, a slice of work at most.
+func (v *View) Pending(keys ...ipvs.Key) (plan ipvs.Plan) {
+	for _, k := range keys[:min(len(keys), PageNames)] {
+		wish := v.loop.want(k)
+		for _, op := range ipvs.Diff(k, v.loop.mirror.View(k, wish.Frontend, wish.Needs), wish.Frontend) {
+			if len(plan) == sliceSteps {
+				return plan
+			}
+			plan = append(plan, ipvs.Step{Key: k, Op: op})
+		}
+	}
+	return plan
+}
+
+// PendingOf gives what is still to be written for a Service.
+func (v *View) PendingOf(id cluster.ID) ipvs.Plan {
+	var keys []ipvs.Key
+	for _, k := range v.loop.desk.KeysOf(id) {
+		if claim, held := v.loop.desk.Held(k); held && claim.Service == id {
+			keys = append(keys, k)
+		}
+	}
+	return v.Pending(keys...)
+}

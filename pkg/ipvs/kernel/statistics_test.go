@@ -180,6 +180,16 @@ func TestB73StatisticsOfMany(t *testing.T) {
 		}
 	}
 	s := openCounts(t)
+	var page []ipvs.Key
+	for k := range want {
+		page = append(page, k)
+	}
+	for what, read := range map[string]func(context.Context, func(ipvs.Counted) error) error{"all servers": s.Servers, "with real servers": s.All,
+		"100 of them": func(ctx context.Context, visit func(ipvs.Counted) error) error { return s.Of(ctx, page[:100], visit) }} {
+		began := time.Now()
+		n := len(countAll(t, read))
+		t.Logf("%s: %d in %s", what, n, time.Since(began))
+	}
 	var group sync.WaitGroup
 	for range 4 {
 		group.Go(func() {

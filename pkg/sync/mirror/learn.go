@@ -193,3 +193,11 @@ func together(have, want *ipvs.Frontend) *ipvs.Frontend {
 	fe.Server.Reals = ipvs.SortReals(append(slices.Clone(want.Server.Reals), extraReals(have, want)...))
 	return &fe
 }
+
+// Known is what the kernel has of a Key, as far as is known, shared facts apart; it must not be changed. Nil: nothing.
+func (m *Mirror) Known(k ipvs.Key) *ipvs.Frontend {
+	if c := m.cells[k]; c != nil {
+		return c.have
+	}
+	return nil
+}
