@@ -14,6 +14,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
@@ -100,12 +101,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		return err
 	}
 	defer k.Close()
-	for _, f := range node.Neighbours(ctx) {
-		if f.Level != node.OK {
-			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
-		}
-	}
-
+	warnOfNeighbours(ctx, log)
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k
 	}
@@ -115,20 +111,34 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	defer addPage(ctx, c, list, pageOptions(c, name, src, sopt.Health, is, log))()
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
-	parts := []func(context.Context) error{
+	list = append(list, questions(place, is, log))
+	err = together(ctx, parts(src, loop, place, sopt.Health, list, log)...)
+	log.Info("stopped, the kernel stays as it is")
+	return err
+}
+
+// warnOfNeighbours says what on this node is in the way of Services.
+func warnOfNeighbours(ctx context.Context, log *zap.Logger) {
+	for _, f := range node.Neighbours(ctx) {
+		if f.Level != node.OK {
+			log.Warn("something on this node is in the way of Services", zap.String("what", f.Text))
+		}
+	}
+}
+
+// parts are what runs at the same time, until one of them fails.
+func parts(src source, loop *sync.Loop, place *node.Place, health *healthz.Health, list []healthz.Server, log *zap.Logger) []func(context.Context) error {
+	all := []func(context.Context) error{
 		src.run, loop.Run,
 		func(ctx context.Context) error {
 			return place.Hold(ctx, func(err error) { log.Warn("not alone on this node", zap.Error(err)) })
 		},
-		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) },
+		func(ctx context.Context) error { return health.ServeChecks(ctx, log) },
 	}
-	list = append(list, questions(place, is, log))
 	for _, s := range list {
-		parts = append(parts, s.Run)
+		all = append(all, s.Run)
 	}
-	err = together(ctx, parts...)
-	log.Info("stopped, the kernel stays as it is")
-	return err
+	return all
 }
 
 // settle makes the log and gives the process its place among those of the node. dropped counts the lines that were lost.
