@@ -160,7 +160,7 @@ func TestAskAboutPacket(t *testing.T) {
 	tabTo(t, tab, "input client")
 	must(t, tab.Press("10.244.1.9"))
 	must(t, tab.PressAndGo(kb.Enter))
-	says(t, tab, "10.244.1.9 to 10.96.0.81:80/tcp", "served by", "shop/cart", "What decides it", "client", "pod", "It may go to", "10.244.1.81:8080", "33 %", "Left out", "The endpoint is not ready.", "IPX0101")
+	says(t, tab, "10.244.1.9 to 10.96.0.81:80/tcp", "served by", "shop/cart", "The kernel agrees.", "What decides it", "client", "pod", "It may go to", "10.244.1.81:8080", "33 %", "Left out", "The endpoint is not ready.", "IPX0101")
 	must(t, tab.Go("/packet?client=198.51.100.7&to=203.0.113.80:443"))
 	says(t, tab, "refused: TCP reset. The address is a virtual IP, and no Service has this port of it", "IPX0301 shop/edge", "no port of it: it has 80/TCP")
 }

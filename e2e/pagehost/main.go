@@ -72,7 +72,8 @@ func run(services int, listen string) error {
 		return err
 	}
 	server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: page.Over(handler, page.Options{
-		Node: thisNode, Answers: inspect.New(loop, inspect.About{Version: "v0.2.0", Since: time.Now().Add(-76*time.Hour - 12*time.Minute), Kernel: "6.1.0-42-amd64"}).WithPackets(preview.Clients{Pods: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}, model.Asking),
+		Node: thisNode, Answers: inspect.New(loop, inspect.About{Version: "v0.2.0", Since: time.Now().Add(-76*time.Hour - 12*time.Minute), Kernel: "6.1.0-42-amd64"}).
+			WithPackets(preview.Clients{Pods: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}, model.Asking),
 		Counter: &counter{loop}, Log: zap.NewNop(),
 		Health: func() page.Health { return page.Health{OK: health.Healthy(), APIAge: 3 * time.Second} },
 		Links:  []page.Link{{Path: "/metrics", Text: "Metrics"}, {Path: "/healthz?verbose", Text: "Health"}, {Path: "/configz", Text: "Configuration"}, {Path: "/statusz", Text: "Status of the process"}},

@@ -19,7 +19,7 @@ func TestB73PacketOfLoop(t *testing.T) {
 	held := service("shop/held", "10.96.0.2", 80)
 	held.Spec.ExternalIPs = []string{"198.51.100.9"}
 	n := newNode(t, web, slice(web, "10.244.1.1@node1", "10.244.2.1@node2"), held, slice(held))
-	n.clients, n.asking = preview.Clients{Pods: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}, n.model.Asking
+	n.Node = n.WithPackets(preview.Clients{Pods: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}, n.model.Asking)
 	ask := func(client, to string) *preview.Answer {
 		t.Helper()
 		q, err := preview.ParseQuestion([]string{client, to})
@@ -47,7 +47,7 @@ func TestB73PacketOfLoop(t *testing.T) {
 		{"192.0.2.7", "198.51.100.9:80", preview.ClientOutside, preview.Passes, "", "IPX0203", 0}, // asked for, and not given
 	} {
 		a := ask(c.client, c.to)
-		if a.Node != "node1" || a.Kind != c.kind || a.Verdict != c.verdict || c.service != "" && a.Service != c.service || a.Code != c.code || len(a.Backends) != c.backends {
+		if a.Node != "node1" || a.Kind != c.kind || a.Verdict != c.verdict || c.service != "" && a.Service != c.service || a.Code != c.code || len(a.Backends) != c.backends || a.Kernel == nil || !a.Kernel.Agrees {
 			t.Errorf("%s to %s: %+v, want %+v", c.client, c.to, a, c)
 		}
 	}

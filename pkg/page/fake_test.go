@@ -137,7 +137,7 @@ func (w *world) Log(ctx context.Context, which loop.Selection) (log inspect.Log,
 // Packet is served, by the endpoint asked for.
 func (w *world) Packet(ctx context.Context, q preview.Question) (*preview.Answer, error) {
 	a := &preview.Answer{Client: q.Client.String(), Address: q.To.String(), Verdict: preview.Served, Service: w.services[0].Service,
-		Steps: []preview.Stage{{At: "address", Says: q.To.Addr.String() + " is a ClusterIP of " + w.services[0].Service}}}
+		Kernel: &preview.KernelSays{Verdict: preview.Refused, Writes: []string{"ipvsadm -A -u " + q.To.Addr.String()}}, Steps: []preview.Stage{{At: "address", Says: q.To.Addr.String() + " is a ClusterIP of " + w.services[0].Service}}}
 	for i := range 150 {
 		a.Backends = append(a.Backends, preview.Backend{Addr: fmt.Sprintf("10.244.1.%d:8080", i), Node: "node1", Chance: 1. / 150, Sees: a.Client})
 	}

@@ -316,7 +316,7 @@ func TestB73PageSays(t *testing.T) {
 			"10.244.1.5:8080 node1", "60 60 % 60 kB 6.0 MB ready", "10.244.3.5:8080 on node3: The endpoint is not ready. See why its pod is not. IPX0101",
 			"A Local policy leaves no endpoint for the client. IPX0303", "It leads to no endpoint."},
 		"/changes": {"Because of 12 s ago", "ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1", "object", "13 s ago"},
-		"/packet?client=198.51.100.7&to=10.96.0.1:80/udp": {"198.51.100.7 to 10.96.0.1:80/udp", "served by", "1 address 10.96.0.1 is a ClusterIP of team-00/service-00000",
+		"/packet?client=198.51.100.7&to=10.96.0.1:80/udp": {"198.51.100.7 to 10.96.0.1:80/udp", "served by", "The kernel differs: by what it holds now, the packet is refused. It lacks ipvsadm -A -u 10.96.0.1", "1 address 10.96.0.1 is a ClusterIP of team-00/service-00000",
 			"10.244.1.0:8080 node1 <1 % 198.51.100.7", "and 50 backends more", "10.244.3.1:8080 on node3: The endpoint is not ready. IPX0101"},
 		"/reasons": {"IPX0101 The endpoint is not ready. See why its pod is not: kubectl describe pod."},
 	} {
