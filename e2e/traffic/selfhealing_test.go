@@ -132,10 +132,10 @@ func heals(t *testing.T, number int, raids ...raid) {
 	}
 }
 
-// stateOf prints what a node's kernel has of ours: the table, the virtual servers, and whether the virtual IPs are bound.
+// stateOf prints what a node's kernel has of ours: the table but for what it has counted, the virtual servers, and whether the virtual IPs are bound.
 func stateOf(t *testing.T, n *lab.Node, svc lab.Service) string {
 	t.Helper()
-	table := strings.FieldsFunc(nftTool(t, n, "-n", "list", "ruleset"), func(r rune) bool { return r == '\n' || r == ',' || r == '{' || r == '}' })
+	table := strings.FieldsFunc(nftTool(t, n, "-n", "-s", "list", "ruleset"), func(r rune) bool { return r == '\n' || r == ',' || r == '{' || r == '}' })
 	for i := range table {
 		line, _, _ := strings.Cut(strings.TrimSpace(table[i]), " expires ") // the shield's time runs
 		table[i] = line                                                     // elements come in any order
