@@ -93,6 +93,7 @@ func heals(t *testing.T, number int, raids ...raid) {
 	s.apply(svc, s.pods()...)
 	s.ready(svc)
 	programmed(t, s.agents[0])
+	s.raided = true // what is written the moment that the table goes has nowhere to go
 	n, pod := s.w.Node(1), client{"pod", s.w.Pod("pod-a").Host}
 	before := stateOf(t, n, svc)
 	// Where the guard is gone, this one answers.
@@ -132,7 +133,8 @@ func heals(t *testing.T, number int, raids ...raid) {
 	}
 }
 
-// stateOf prints what a node's kernel has of ours: the table but for what it has counted, the virtual servers, and whether the virtual IPs are bound.
+// stateOf prints what a node's kernel has of ours: the table but for what it has counted, the virtual servers, and whether
+// the virtual IPs are bound.
 func stateOf(t *testing.T, n *lab.Node, svc lab.Service) string {
 	t.Helper()
 	table := strings.FieldsFunc(nftTool(t, n, "-n", "-s", "list", "ruleset"), func(r rune) bool { return r == '\n' || r == ',' || r == '{' || r == '}' })
