@@ -31,8 +31,11 @@ import (
 )
 
 // fakeCounts are what a kernel counts that only remembers: so many connections as the last byte of the address says,
-// dealt out in turn.
-type fakeCounts struct{ k *fake.Kernel }
+// dealt out in turn. They are read while the loop that writes to it waits.
+type fakeCounts struct {
+	k    *fake.Kernel
+	loop *sync.Loop
+}
 
 func (f fakeCounts) counted(k ipvs.Key) (ipvs.Counted, bool) {
 	s, has := f.k.Servers[k]
@@ -61,17 +64,27 @@ func (f fakeCounts) counted(k ipvs.Key) (ipvs.Counted, bool) {
 	return c, true
 }
 
-func (f fakeCounts) Of(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) (err error) {
-	for _, k := range keys {
-		if c, has := f.counted(k); has {
-			err = errors.Join(err, visit(c))
-		}
-	}
-	return err
+func (f fakeCounts) Of(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
+	return f.read(ctx, func() []ipvs.Key { return keys }, visit)
 }
 
 func (f fakeCounts) All(ctx context.Context, visit func(ipvs.Counted) error) error {
-	return f.Of(ctx, sortedKeys(f.k.Servers), visit)
+	return f.read(ctx, func() []ipvs.Key { return sortedKeys(f.k.Servers) }, visit)
+}
+
+func (f fakeCounts) read(ctx context.Context, keys func() []ipvs.Key, visit func(ipvs.Counted) error) error {
+	var found []ipvs.Counted
+	err := f.loop.Ask(ctx, func(*sync.View) {
+		for _, k := range keys() {
+			if c, has := f.counted(k); has {
+				found = append(found, c)
+			}
+		}
+	})
+	for _, c := range found {
+		err = errors.Join(err, visit(c))
+	}
+	return err
 }
 
 func (f fakeCounts) Servers(ctx context.Context, visit func(ipvs.Counted) error) error {
@@ -115,7 +128,7 @@ func showNode(t *testing.T, objs ...any) *shown {
 	go func() { ended <- loop.Run(ctx) }()
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() { stop(); _ = server.Close(); <-ended; <-ended })
-	s.sources = sources{kernel: func(context.Context) (counter, error) { return fakeCounts{s.kernel}, nil },
+	s.sources = sources{kernel: func(context.Context) (counter, error) { return fakeCounts{s.kernel, loop}, nil },
 		agent: func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) }}
 	s.until(t, func(h inspect.Head) bool { return h.Programmed })
 	return s
