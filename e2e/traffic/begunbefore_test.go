@@ -3,6 +3,7 @@ package traffic
 import (
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -47,6 +48,7 @@ func TestB83BegunBefore(t *testing.T) {
 			if _, err := n.ServeLines("daemon", svc.Ports[0].NodePort); err != nil {
 				t.Fatal(err)
 			}
+			s.silent(svc)
 			type attempt struct {
 				name  string
 				reply chan lab.Reply
@@ -94,5 +96,23 @@ func TestB83BegunBefore(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// silent has the network drop what is sent to a Service's addresses, where it would say at times that nobody has them: a
+// client that hears it gives up.
+func (s *stage) silent(svc lab.Service) {
+	s.t.Helper()
+	for _, family := range []int{4, 6} {
+		for _, a := range []netip.Addr{at(svc, family, 80).Addr(), balancerAddr(svc, family)} {
+			if err := s.w.Wire.Do(func() error {
+				if out, err := exec.Command("ip", "route", "add", "blackhole", a.String()).CombinedOutput(); err != nil {
+					return fmt.Errorf("drop what is sent to %s: %w: %s", a, err, out)
+				}
+				return nil
+			}); err != nil {
+				s.t.Fatal(err)
+			}
+		}
 	}
 }
