@@ -207,7 +207,7 @@ func (in input) current() error {
 	var errs []error
 	for _, k := range in.kernels {
 		if old := in.newerThan(k); len(old) > 0 {
-			errs = append(errs, fmt.Errorf("the results of %s are older than %d tests: %s", k.Series(), len(old), strings.Join(old, ", ")))
+			errs = append(errs, fmt.Errorf("the results of %s are older than %d tests: %s", k.Series(), len(old), named(old)))
 		}
 	}
 	return errors.Join(errs...)
@@ -260,4 +260,15 @@ func number(row string) int {
 		n += 100
 	}
 	return n
+}
+
+// mostNamed is how many tests a message names.
+const mostNamed = 10
+
+// named are the first tests of a list, and the number of the others.
+func named(tests []string) string {
+	if more := len(tests) - mostNamed; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(tests[:mostNamed], ", "), more)
+	}
+	return strings.Join(tests, ", ")
 }
