@@ -71,7 +71,7 @@ func labTests(ctx context.Context, batches []batch, tmp string, v *verdicts) err
 func prepare(ctx context.Context, b batch, tmp, whole string) (*kernelRun, error) {
 	r := &kernelRun{tmp: tmp, batch: b, outputs: map[string]*bytes.Buffer{}, exits: map[string]int{}, unbuilt: map[string]error{},
 		job: machine.Job{Files: map[string]string{}, Kernel: b.kernel, KubeProxy: true,
-			Timeout: 5*time.Minute + time.Duration(len(b.mutants))*4*time.Minute, Memory: 2048 + 32*len(b.mutants), Output: io.Discard}}
+			Timeout: 5*time.Minute + time.Duration(len(b.mutants))*testTime, Memory: 2048 + 32*len(b.mutants), Output: io.Discard}}
 	for i := range b.mutants {
 		m := &b.mutants[i]
 		if err := buildMutant(ctx, m, tmp); ctx.Err() != nil {
@@ -132,7 +132,7 @@ func (r *kernelRun) add(ctx context.Context, name string, m mutant) error {
 		return err
 	}
 	r.outputs[name] = &bytes.Buffer{}
-	r.job.Commands = append(r.job.Commands, machine.Command{Name: name, Output: r.outputs[name], Timeout: 5 * time.Minute, Dir: dir, Env: env,
+	r.job.Commands = append(r.job.Commands, machine.Command{Name: name, Output: r.outputs[name], Timeout: testTime, Dir: dir, Env: env,
 		Args: append([]string{prog}, testArgs(m.test)...)})
 	return nil
 }
