@@ -54,7 +54,7 @@ func shell() (err error) {
 	return s.sitDown(tools)
 }
 
-// tools makes a directory with the programs that we are under other names.
+// tools makes a directory with the programs that we are under other names, and the agent's.
 func (s *scene) tools() (dir string, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -64,8 +64,8 @@ func (s *scene) tools() (dir string, err error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}
-	for _, name := range []string{"ask", "as"} {
-		if err := os.Symlink(self, filepath.Join(dir, name)); err != nil {
+	for name, program := range map[string]string{"ask": self, "as": self, "ipvs-proxy": os.Getenv("LAB_AGENT")} {
+		if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
 			return "", err
 		}
 	}
@@ -113,6 +113,8 @@ This is node1, of three nodes on which ipvs-proxy runs. It follows the YAML file
 %s
 
   vi kubia.yaml                       change a Service; pod-d, 10.244.3.10, serves already and waits for its line
+  ipvs-proxy show                     what this node serves, and why: show default/kubia, explain default/kubia,
+                                      explain 172.28.128.100 to 10.96.0.80:80, top, log
   ipvsadm -Ln                         what this node's kernel has; nft list table inet ipvs-proxy;
                                       ip addr show kube-ipvs0; conntrack -L; the agent's log: ../node1.log
   ask 10.96.0.80:80                   a request over HTTP from here; ask -udp 10.96.0.10:53; ask -n 12 ...

@@ -39,7 +39,7 @@ func run(out io.Writer) error {
 	return nil
 }
 
-const next = `Next: make demo-shell               the same three nodes, and you at a shell of node1: ipvsadm, nft, ip, conntrack
+const next = `Next: make demo-shell               the same three nodes, and you at a shell of node1: ipvs-proxy show, ipvsadm, nft
       docs/install.md               into a cluster of yours
       docs/replace-kube-proxy.md    in place of kube-proxy, and the way back`
 

@@ -30,6 +30,8 @@ type commandTest struct {
 // shellTests are those of the demo's shell. The second goes through a terminal on both sides.
 func shellTests() (tests []*commandTest, end func(), err error) {
 	piped := &commandTest{name: "TestShellFromPipe", cmd: demoShell(), exit: 7, prints: []string{
+		`default/kubia +http/TCP +10\.96\.0\.80:80 +rr +3 \(2 here\)`,
+		`= +served by one of 3`,
 		`TCP  10\.96\.0\.80:80 rr`,
 		`pod-a 4, pod-b 4, pod-c 4`,
 		`dns-a answered`,
@@ -40,6 +42,8 @@ func shellTests() (tests []*commandTest, end func(), err error) {
 		`pod-a 4, pod-b 4, pod-c 4, pod-d 4`,
 	}}
 	piped.cmd.Input = strings.NewReader(`
+ipvs-proxy show
+ipvs-proxy explain 172.28.128.100 to 10.96.0.80:80
 ipvsadm -Ln
 ask -n 12 10.96.0.80:80
 ask -udp 10.96.0.10:53
