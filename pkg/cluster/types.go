@@ -204,3 +204,21 @@ func (n Node) equal(o Node) bool {
 
 // Stays reports whether the Node exists and nobody is about to remove it: load balancers may send to it.
 func (n Node) Stays() bool { return n.Known && !n.Deleting && !n.ToBeDeleted }
+
+// InternalPolicy is its internalTrafficPolicy.
+func (s *Service) InternalPolicy() string { return policy(s.InternalLocal) }
+
+// ExternalPolicy is its externalTrafficPolicy; "" where it cannot be reached from outside.
+func (s *Service) ExternalPolicy() string {
+	if s.Type == TypeClusterIP && len(s.ExternalIPs) == 0 {
+		return ""
+	}
+	return policy(s.ExternalLocal)
+}
+
+func policy(local bool) string {
+	if local {
+		return "Local"
+	}
+	return "Cluster"
+}

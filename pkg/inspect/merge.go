@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
 
 // Fleet is what several nodes serve, put together.
@@ -122,7 +124,7 @@ func MergeTops(tops map[string]Top, most int) Fleet {
 func (f Fleet) Text(s Style) string {
 	var b strings.Builder
 	if !s.NoHeaders {
-		line := plural(len(f.Nodes), "node")
+		line := preview.Plural(len(f.Nodes), "node")
 		if len(f.NotInOrder) > 0 {
 			line += "; not all programmed: " + strings.Join(f.NotInOrder, ", ")
 		}

@@ -240,7 +240,7 @@ func (n *Node) namesOf(ctx context.Context, frontends []string) (names []Name, e
 	}
 	for i, o := range owned {
 		if o.Service != (cluster.ID{}) {
-			names[i] = Name{Service: o.Service.String(), Port: o.Port, By: ranks[o.Rank]}
+			names[i] = Name{Service: o.Service.String(), Port: o.Port, By: o.Rank.String()}
 		}
 	}
 	return names, nil

@@ -2,28 +2,18 @@ package inspect
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
-// ranks are what an address is by which a Service claims it.
-var ranks = map[desk.Rank]string{desk.RankClusterIP: "ClusterIP", desk.RankLoadBalancer: "load balancer", desk.RankNodePort: "node port", desk.RankExternalIP: "external IP"}
-
 // reasonOf is what a code stands for.
-func reasonOf(c desk.Code) Reason {
-	reasons := desk.Reasons()
-	i := slices.IndexFunc(reasons, func(r desk.Reason) bool { return r.Code == c })
-	if c == desk.None || i < 0 {
-		return Reason{}
-	}
-	return Reason{Code: c.String(), Why: reasons[i].Means, Do: reasons[i].Do}
-}
+func reasonOf(c desk.Code) Reason { return Reason(preview.Coded(c)) }
 
 // ServiceOf says what the loop knows of a Service; what the kernel counts is added by Count. Nil: there is none that is
 // ours.
@@ -32,10 +22,7 @@ func ServiceOf(served sync.Served) *Service {
 	if svc == nil {
 		return nil
 	}
-	s := &Service{Service: served.ID.String(), Type: svc.Type.String(), InternalPolicy: policy(svc.InternalLocal), Frontends: []Frontend{}, Problems: []Problem{}}
-	if svc.Type != cluster.TypeClusterIP || len(svc.ExternalIPs) > 0 {
-		s.ExternalPolicy = policy(svc.ExternalLocal)
-	}
+	s := &Service{Service: served.ID.String(), Type: svc.Type.String(), InternalPolicy: svc.InternalPolicy(), ExternalPolicy: svc.ExternalPolicy(), Frontends: []Frontend{}, Problems: []Problem{}}
 	explained := served.Snapshot.Explain()
 	known := map[ipvs.Key]sync.Frontend{}
 	for _, f := range served.Frontends {
@@ -45,25 +32,14 @@ func ServiceOf(served sync.Served) *Service {
 		s.Frontends = append(s.Frontends, frontendOf(served, e, known[e.Key]))
 	}
 	for _, r := range explained.Refused {
-		what := r.Field
-		if r.Addr.IsValid() {
-			what = r.Addr.String() + " of " + r.Field
-		}
-		s.Problems = append(s.Problems, Problem{What: what, Reason: reasonOf(r.Why)})
+		s.Problems = append(s.Problems, Problem{What: r.What(), Reason: reasonOf(r.Why)})
 	}
 	return s
 }
 
-func policy(local bool) string {
-	if local {
-		return "Local"
-	}
-	return "Cluster"
-}
-
 func frontendOf(served sync.Served, e desk.Explained, is sync.Frontend) Frontend {
 	f := Frontend{Row: Row{Service: served.ID.String(), Port: desk.PortOf(served.Snapshot.Service.Ports, e.Key, e.Rank).Name,
-		Protocol: strings.ToUpper(e.Key.Proto.String()), Frontend: addressOf(e.Key), By: ranks[e.Rank], State: Open, Reason: reasonOf(e.Why)}}
+		Protocol: strings.ToUpper(e.Key.Proto.String()), Frontend: addressOf(e.Key), By: e.Rank.String(), State: Open, Reason: reasonOf(e.Why)}}
 	if e.Redirect.IsValid() {
 		f.Inside = e.Redirect.String()
 	}

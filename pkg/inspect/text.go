@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
 
 // Text prints the head, in two lines at most and one for the note.
@@ -23,9 +25,9 @@ func (h Head) Text(s Style) string {
 		parts[0] = h.Node + "  " + parts[0]
 	}
 	if h.Version != "" {
-		parts = append(parts, plural(h.Services, "Service")+", "+plural(h.Frontends, "frontend"), h.standing())
+		parts = append(parts, preview.Plural(h.Services, "Service")+", "+preview.Plural(h.Frontends, "frontend"), h.standing())
 	} else {
-		parts = append(parts, plural(h.Frontends, "virtual server"))
+		parts = append(parts, preview.Plural(h.Frontends, "virtual server"))
 	}
 	text := wrap("", "", strings.Join(parts, "  "), "  ")
 	if h.Note != "" {
@@ -43,14 +45,14 @@ func (h Head) standing() string {
 	state := "all programmed"
 	switch {
 	case h.Failing > 0:
-		state = plural(h.Failing, "frontend") + " failing"
+		state = preview.Plural(h.Failing, "frontend") + " failing"
 	case h.Waiting > 0:
-		state = commas(h.Waiting) + " waiting"
+		state = preview.Number(h.Waiting) + " waiting"
 	case !h.Programmed:
 		state = "not all programmed yet"
 	}
 	if h.Draining > 0 {
-		state += ", " + commas(h.Draining) + " draining"
+		state += ", " + preview.Number(h.Draining) + " draining"
 	}
 	if h.LastWrite != nil {
 		state += ", last write " + age(h.Now.Sub(*h.LastWrite)) + " ago"
@@ -281,7 +283,7 @@ func (l Log) Text(s Style) string {
 		b.WriteString(paint(head+"  "+service+"  ("+cause+")", dim, s) + "\n")
 		line := c.Line
 		if c.Deleted > 0 {
-			line += fmt.Sprintf("  # %s gone", plural(c.Deleted, "entry"))
+			line += fmt.Sprintf("  # %s gone", preview.Plural(c.Deleted, "entry"))
 		}
 		if c.Error != "" {
 			line = paint(wrapped(line)+"\n    failed: "+c.Error, red, s)

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
 
 // Top are the busiest frontends of a node.
@@ -117,7 +118,7 @@ func (t Top) Text(s Style) string {
 	}
 	g.write(&b, s)
 	if !s.NoHeaders && t.Quiet > 0 {
-		b.WriteString("and " + plural(t.Quiet, "frontend") + " with less\n")
+		b.WriteString("and " + preview.Plural(t.Quiet, "frontend") + " with less\n")
 	}
 	if !s.NoHeaders && len(t.Last) > 0 {
 		b.WriteString("\nlast changes\n" + Log{Changes: t.Last}.Text(s))

@@ -44,17 +44,17 @@ var templates = sync.OnceValues(func() (*template.Template, error) {
 		"number": func(n any) string {
 			switch n := n.(type) {
 			case int:
-				return number(uint64(max(n, 0)))
+				return preview.Number(max(n, 0))
 			case uint32:
-				return number(uint64(n))
+				return preview.Number(uint64(n))
 			case uint16:
-				return number(uint64(n))
+				return preview.Number(uint64(n))
 			case uint64:
-				return number(n)
+				return preview.Number(n)
 			}
 			return "?"
 		},
-		"size": size, "span": span, "percent": percent, "plural": plural, "kind": kind, "todo": todo,
+		"size": size, "span": span, "percent": percent, "plural": preview.Plural, "kind": kind, "todo": todo,
 		"path": path, "packetTo": packetTo, "namespace": namespace,
 		"name":  func(id string) string { return strings.TrimPrefix(id, namespace(id)) },
 		"inc":   func(i int) int { return i + 1 },

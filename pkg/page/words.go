@@ -9,15 +9,6 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 )
 
-// number groups digits by thousands.
-func number(n uint64) string {
-	s := strconv.FormatUint(n, 10)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
-
 // size is a number of bytes in three digits.
 func size(n uint64) string {
 	f, units := float64(n), []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
@@ -59,15 +50,6 @@ func percent(share float64) string {
 		return "<1 %"
 	}
 	return strconv.Itoa(int(share*100+0.5)) + " %"
-}
-
-// plural counts things.
-func plural(n int, one string) string {
-	many := one + "s"
-	if n == 1 {
-		many = one
-	}
-	return number(uint64(max(n, 0))) + " " + many
 }
 
 // kind is how a state looks: ok, wait, off or bad. The word is always there as well.

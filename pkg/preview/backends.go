@@ -29,7 +29,7 @@ func (t *teller) backends() {
 	if t.AffinitySeconds > 0 {
 		how += fmt.Sprintf("; for %d s after its last connection a client comes back to its endpoint (sessionAffinity)", t.AffinitySeconds)
 	}
-	t.step("backends", "%s of %s: %s", t.Scheduler, count(len(t.Backends), "endpoint"), how)
+	t.step("backends", "%s of %s: %s", t.Scheduler, Plural(len(t.Backends), "endpoint"), how)
 }
 
 // judge takes what the desk says of endpoints.
@@ -40,9 +40,9 @@ func (t *teller) judge() {
 	for _, j := range t.said.Endpoints {
 		addr := j.Addr.String()
 		if i := slices.IndexFunc(t.Backends, func(b Backend) bool { return b.Addr == addr }); i >= 0 {
-			t.Backends[i].Node, t.Backends[i].Reason = j.Node, coded(j.Why)
+			t.Backends[i].Node, t.Backends[i].Reason = j.Node, Coded(j.Why)
 		} else if !j.Used() {
-			t.LeftOut = append(t.LeftOut, Endpoint{Addr: addr, Node: j.Node, Reason: coded(j.Why)})
+			t.LeftOut = append(t.LeftOut, Endpoint{Addr: addr, Node: j.Node, Reason: Coded(j.Why)})
 		}
 	}
 }
@@ -103,7 +103,7 @@ func named(bs []Backend) string {
 		names = append(names, b.Addr)
 	}
 	if more := len(bs) - len(names); more > 0 {
-		names = append(names, number(more)+" more")
+		names = append(names, Number(more)+" more")
 	}
 	return strings.Join(names, ", ")
 }
@@ -137,14 +137,14 @@ func (t *table) reals(a *Answer) {
 		t.reason(indent+"   ", b.Reason)
 	}
 	if more := len(a.Backends) - most; more > 0 {
-		t.line("%s... and %s more: -o json names them", indent, number(more))
+		t.line("%s... and %s more: -o json names them", indent, Number(more))
 	}
 	for _, e := range a.LeftOut[:min(len(a.LeftOut), most)] {
 		t.line("%sx  %s", indent, strings.TrimRight(e.Addr+"  "+e.Node, " "))
 		t.reason(indent+"   ", Reason{e.Code, e.Why, ""})
 	}
 	if more := len(a.LeftOut) - most; more > 0 {
-		t.line("%s... and %s more are left out: -o json names them", indent, number(more))
+		t.line("%s... and %s more are left out: -o json names them", indent, Number(more))
 	}
 }
 
@@ -159,7 +159,7 @@ func (a *Answer) Conclusion() string {
 		if len(a.Backends) == 1 {
 			return "served by " + a.Backends[0].Addr
 		}
-		return fmt.Sprintf("served by one of %s: %s", number(len(a.Backends)), named(a.Backends))
+		return fmt.Sprintf("served by one of %s: %s", Number(len(a.Backends)), named(a.Backends))
 	case Refused:
 		return "refused: " + a.How + code
 	case Dropped:
@@ -186,7 +186,7 @@ func (a *Answer) kernelText(t *table) {
 	case k.Verdict == Served:
 		now += " by " + strings.Join(k.Backends[:min(len(k.Backends), listed)], ", ")
 		if more := len(k.Backends) - listed; more > 0 {
-			now += fmt.Sprintf(", %s more", number(more))
+			now += fmt.Sprintf(", %s more", Number(more))
 		}
 	case k.Verdict == Passes:
 		now = "not taken by it, and goes on"
@@ -200,6 +200,6 @@ func (a *Answer) kernelText(t *table) {
 		t.command("          ", w)
 	}
 	if more := len(k.Writes) - most; more > 0 {
-		t.line("          ... and %s more: -o json names them", number(more))
+		t.line("          ... and %s more: -o json names them", Number(more))
 	}
 }

@@ -50,8 +50,8 @@ var reasons = func() map[desk.Code]desk.Reason {
 	return all
 }()
 
-// coded is the reason that a code stands for.
-func coded(c desk.Code) Reason {
+// Coded is the reason that a code stands for.
+func Coded(c desk.Code) Reason {
 	if c == desk.None {
 		return Reason{}
 	}
@@ -84,7 +84,7 @@ func (b *because) ofService(id cluster.ID, s ipvs.Step, is ipvs.Effect) Reason {
 	switch {
 	case is.Table == ipvs.TableSets && is.Set == ipvs.SetOpen && is.Gone:
 		_, why := b.start.Closed(s.Key)
-		return coded(why)
+		return Coded(why)
 	case is.Table != ipvs.TableIPVS || have == nil:
 		return Reason{}
 	case is.Real.IsValid() && verbOf(is) == Go:
@@ -125,7 +125,7 @@ func (b *because) leftOut(id cluster.ID, k ipvs.Key, real netip.AddrPort) Reason
 		}
 		for _, ep := range f.Endpoints {
 			if ep.Addr == real && !ep.Used() {
-				return coded(ep.Why)
+				return Coded(ep.Why)
 			}
 		}
 	}
@@ -135,10 +135,10 @@ func (b *because) leftOut(id cluster.ID, k ipvs.Key, real netip.AddrPort) Reason
 // nobodys is why nothing is wanted of a Key, and of which Service that is to be said.
 func (b *because) nobodys(k ipvs.Key) (cluster.ID, Reason) {
 	if r, refused := b.refused[k.Addr]; refused {
-		return r.service, coded(r.why)
+		return r.service, Coded(r.why)
 	}
 	if id, why := b.start.Closed(k); why != desk.None && k.HasServer() {
-		return id, coded(why)
+		return id, Coded(why)
 	}
 	return cluster.ID{}, Reason{Why: "No Service has it."}
 }

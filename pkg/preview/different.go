@@ -32,20 +32,20 @@ func (b *because) notItsOwn(e desk.Explanation) (points []Finding) {
 		switch r.Why {
 		case desk.FamilyMissing, desk.IPv6Off: // kube-proxy does not serve it either
 		case desk.CheckPortTaken:
-			points = append(points, Finding{r.Field + " is not answered for it", coded(r.Why)})
+			points = append(points, Finding{r.Field + " is not answered for it", Coded(r.Why)})
 		default:
-			points = append(points, Finding{fmt.Sprintf("%s of %s is not served", r.Addr, r.Field), coded(r.Why)})
+			points = append(points, Finding{fmt.Sprintf("%s of %s is not served", r.Addr, r.Field), Coded(r.Why)})
 		}
 	}
 	virtual := map[netip.AddrPort]bool{}
 	for _, f := range e.Frontends {
 		if f.Owner != (cluster.ID{}) {
-			points = append(points, Finding{fmt.Sprintf("%s is %s's", f.Key, f.Owner), coded(f.Why)})
+			points = append(points, Finding{fmt.Sprintf("%s is %s's", f.Key, f.Owner), Coded(f.Why)})
 		}
 		for _, ep := range f.Endpoints {
 			if ep.Why == desk.VirtualEndpoint && !virtual[ep.Addr] {
 				virtual[ep.Addr] = true
-				points = append(points, Finding{fmt.Sprintf("endpoint %s is left out", ep.Addr), coded(ep.Why)})
+				points = append(points, Finding{fmt.Sprintf("endpoint %s is left out", ep.Addr), Coded(ep.Why)})
 			}
 		}
 	}
@@ -61,7 +61,7 @@ func (b *because) policies(svc *cluster.Service, e desk.Explanation) (points []F
 	}
 	if svc.ExternalLocal {
 		if barred(false) {
-			points = append(points, Finding{"clients from outside are dropped on this node, not refused", coded(desk.NoneForSome)})
+			points = append(points, Finding{"clients from outside are dropped on this node, not refused", Coded(desk.NoneForSome)})
 		}
 		what := "clients inside the cluster reach all endpoints by its external addresses, not this node's alone"
 		if svc.InternalLocal {
@@ -70,7 +70,7 @@ func (b *because) policies(svc *cluster.Service, e desk.Explanation) (points []F
 		points = append(points, Finding{What: what})
 	}
 	if svc.InternalLocal && barred(true) {
-		points = append(points, Finding{"clients of its ClusterIP are dropped on this node, not refused", coded(desk.NoneForSome)})
+		points = append(points, Finding{"clients of its ClusterIP are dropped on this node, not refused", Coded(desk.NoneForSome)})
 	}
 	return points
 }

@@ -66,14 +66,11 @@ func (e *UnknownServiceError) Error() string {
 	return text + "; there is " + strings.Join(names, ", ")
 }
 
-// ranks are what an address is by which a Service claims it.
-var ranks = map[desk.Rank]string{desk.RankClusterIP: "ClusterIP", desk.RankLoadBalancer: "load balancer", desk.RankNodePort: "node port", desk.RankExternalIP: "external IP"}
-
 // Explain says what becomes of a Service. The error is an UnknownServiceError.
 func Explain(in Input, id cluster.ID) (*Explained, error) {
 	s := in.Start.Snapshot(id)
 	if s.Service == nil {
-		return nil, &UnknownServiceError{id, near(id, in.Services)}
+		return nil, UnknownService(id, in.Services)
 	}
 	b := newBecause(in.Start, []cluster.ID{id})
 	x := explained(in.Node, id, s, b.explained[id])
@@ -98,33 +95,19 @@ func ExplainSnapshot(node string, id cluster.ID, s desk.Snapshot, pending ipvs.P
 
 // explained is what becomes of a Service, whatever the kernel has of it.
 func explained(node string, id cluster.ID, s desk.Snapshot, e desk.Explanation) *Explained {
-	x := &Explained{Node: node, Service: id.String(), Type: s.Service.Type.String(), InternalPolicy: policy(s.Service.InternalLocal),
+	x := &Explained{Node: node, Service: id.String(), Type: s.Service.Type.String(), InternalPolicy: s.Service.InternalPolicy(), ExternalPolicy: s.Service.ExternalPolicy(),
 		Frontends: []Frontend{}, Refused: []Finding{}, Writes: []Write{}}
-	if s.Service.Type != cluster.TypeClusterIP || len(s.Service.ExternalIPs) > 0 {
-		x.ExternalPolicy = policy(s.Service.ExternalLocal)
-	}
 	for _, f := range e.Frontends {
 		x.Frontends = append(x.Frontends, frontendOf(f))
 	}
 	for _, r := range e.Refused {
-		what := r.Field
-		if r.Addr.IsValid() {
-			what = r.Addr.String() + " of " + r.Field
-		}
-		x.Refused = append(x.Refused, Finding{what, coded(r.Why)})
+		x.Refused = append(x.Refused, Finding{r.What(), Coded(r.Why)})
 	}
 	return x
 }
 
-func policy(local bool) string {
-	if local {
-		return "Local"
-	}
-	return "Cluster"
-}
-
 func frontendOf(f desk.Explained) Frontend {
-	is := Frontend{Key: f.Key.String(), By: ranks[f.Rank], Endpoints: []Endpoint{}, Reason: coded(f.Why)}
+	is := Frontend{Key: f.Key.String(), By: f.Rank.String(), Endpoints: []Endpoint{}, Reason: Coded(f.Why)}
 	if f.Owner != (cluster.ID{}) {
 		is.Why = "It is " + f.Owner.String() + "'s. " + is.Why
 	}
@@ -132,7 +115,7 @@ func frontendOf(f desk.Explained) Frontend {
 		is.Inside = f.Redirect.String()
 	}
 	for _, ep := range f.Endpoints {
-		is.Endpoints = append(is.Endpoints, Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: coded(ep.Why)})
+		is.Endpoints = append(is.Endpoints, Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: Coded(ep.Why)})
 	}
 	return is
 }

@@ -162,7 +162,7 @@ func (t *teller) askKernel() {
 	}
 	says.Agrees = len(says.Writes) == 0 && f.verdict == t.fate.verdict && slices.Equal(says.Backends, addresses(t.fate.reals))
 	if f.verdict == Served && t.Verdict == Passes {
-		t.Reason = coded(desk.OthersServer)
+		t.Reason = Coded(desk.OthersServer)
 	}
 	t.Kernel = says
 }

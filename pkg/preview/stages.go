@@ -28,7 +28,7 @@ func (t *teller) step(at, format string, args ...any) {
 
 // tell goes along the way, and says what decides at each step.
 func (t *teller) tell() {
-	t.Verdict, t.Reason = t.fate.verdict, coded(t.fate.why)
+	t.Verdict, t.Reason = t.fate.verdict, Coded(t.fate.why)
 	t.look()
 	t.client()
 	if !t.address() {
@@ -124,7 +124,7 @@ func (t *teller) notOurs(k ipvs.Key) {
 	for _, id := range t.ground.View.Asking(a) {
 		for _, r := range t.ground.View.Snapshot(id).Explain().Refused {
 			if r.Addr == a {
-				t.Service, t.Reason = id.String(), coded(r.Why)
+				t.Service, t.Reason = id.String(), Coded(r.Why)
 				t.step("address", "%s asks for %s in %s, and may not have it", id, a, r.Field)
 				return
 			}
@@ -132,16 +132,16 @@ func (t *teller) notOurs(k ipvs.Key) {
 	}
 	switch {
 	case a.Is6() && t.site.Local.NoIPv6:
-		t.Reason = coded(desk.IPv6Off)
+		t.Reason = Coded(desk.IPv6Off)
 		t.step("address", "%s is of a family that %s does not have", a, t.site.Node.Name)
 	case a.IsLoopback():
-		t.Reason = coded(desk.LoopbackPort)
+		t.Reason = Coded(desk.LoopbackPort)
 		t.step("address", "%s is of the loopback interface", a)
 	case t.site.IsLocal(a) || slices.Contains(t.site.Node.Addrs, a):
-		t.Reason = coded(desk.NodesOwnPort)
+		t.Reason = Coded(desk.NodesOwnPort)
 		t.step("address", "%s is an address of %s itself, and %s is no node port there", a, t.site.Node.Name, portOf(k))
 	case t.to.Named.Pod != (cluster.ID{}) || t.to.Named.ByHand != (cluster.ID{}):
-		t.Reason = coded(desk.PodsAddress)
+		t.Reason = Coded(desk.PodsAddress)
 		of := t.to.Named.Pod
 		if of == (cluster.ID{}) {
 			of = t.to.Named.ByHand
@@ -174,7 +174,7 @@ func (t *teller) port() {
 		return
 	}
 	if t.to.Rank == desk.RankHealthCheck {
-		t.Reason = coded(desk.CheckAnswered)
+		t.Reason = Coded(desk.CheckAnswered)
 		t.step("port", "%s is its healthCheckNodePort", portOf(k))
 		return
 	}
@@ -264,7 +264,7 @@ func sources(ranges []ipvs.Range) string {
 	case len(texts) == 0:
 		return "none can be used"
 	case more > 0:
-		texts = append(texts, fmt.Sprintf("%s more", number(more)))
+		texts = append(texts, fmt.Sprintf("%s more", Number(more)))
 	}
 	return strings.Join(texts, ", ")
 }

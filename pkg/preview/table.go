@@ -83,7 +83,7 @@ func (t *table) head(r *Report) {
 	if r.Agent {
 		agent = "an agent is at work"
 	}
-	t.line("%s: %s; %s; Services: %s", r.Node, state, agent, number(r.Of))
+	t.line("%s: %s; %s; Services: %s", r.Node, state, agent, Number(r.Of))
 	if !r.Differs() {
 		t.line("nothing to do")
 	}
@@ -93,13 +93,13 @@ func (t *table) head(r *Report) {
 func (t *table) counts(r *Report) {
 	t.line("%-24s %9s %9s %9s %9s", "", "stay", "come", "change", "go")
 	for _, c := range r.Counts {
-		t.line("%-24s %9s %9s %9s %9s", c.Kind, number(c.Stay), number(c.Come), number(c.Change), number(c.Go))
+		t.line("%-24s %9s %9s %9s %9s", c.Kind, Number(c.Stay), Number(c.Come), Number(c.Change), Number(c.Go))
 	}
 	if f := r.Foreign; f.Virtual > 0 {
 		t.line("of other programs        %s: they stay as they are", servers(f))
 	}
 	if r.Leaving > 0 {
-		t.line("on their way out         %s at weight 0: they go once their connections have ended", count(r.Leaving, "real server"))
+		t.line("on their way out         %s at weight 0: they go once their connections have ended", Plural(r.Leaving, "real server"))
 	}
 }
 
@@ -189,7 +189,7 @@ func (t *table) services(r *Report) {
 	if len(r.Services) == 0 || r.Kernel == StateAgent && !t.all {
 		return
 	}
-	t.line("\nServices that behave otherwise than with kube-proxy's mode ipvs: %s of %s", number(len(r.Services)), number(r.Of))
+	t.line("\nServices that behave otherwise than with kube-proxy's mode ipvs: %s of %s", Number(len(r.Services)), Number(r.Of))
 	list := r.Services
 	if !t.all {
 		list = list[:min(len(list), most)]
@@ -198,7 +198,7 @@ func (t *table) services(r *Report) {
 		t.line("  %s", s.Service)
 		for i, p := range s.Points {
 			if i == most && !t.all {
-				t.line("    ... and %s more", number(len(s.Points)-i))
+				t.line("    ... and %s more", Number(len(s.Points)-i))
 				break
 			}
 			t.wrap("    ", "    ", p.What)
@@ -206,7 +206,7 @@ func (t *table) services(r *Report) {
 		}
 	}
 	if more := len(r.Services) - len(list); more > 0 {
-		t.line("  ... and %s: --all names them, and -o json", count(more, "other Service"))
+		t.line("  ... and %s: --all names them, and -o json", Plural(more, "other Service"))
 	}
 }
 
@@ -229,7 +229,7 @@ func (t *table) leftovers(r *Report) {
 			t.command("  "+mark+" ", w)
 		}
 		if more := len(l.Writes) - len(list); more > 0 {
-			t.line("  ... and %s: --all names them, and -o json", number(more))
+			t.line("  ... and %s: --all names them, and -o json", Number(more))
 		}
 	}
 	for _, stays := range l.Stays {

@@ -1,31 +1,31 @@
 package preview
 
-import "strconv"
+import "fmt"
 
-// number prints a number with commas between thousands.
-func number(n int) string {
-	s := strconv.Itoa(n)
+// Number prints a number with commas between thousands.
+func Number[N int | uint64](n N) string {
+	s := fmt.Sprint(n)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
 		s = s[:i] + "," + s[i:]
 	}
 	return s
 }
 
-// count prints a number of things.
-func count(n int, what string) string {
+// Plural prints a number of things.
+func Plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}
-	return number(n) + " " + what + "s"
+	return Number(n) + " " + what + "s"
 }
 
 func servers(s Servers) string {
-	return count(s.Virtual, "virtual server") + " with " + count(s.Real, "real server")
+	return Plural(s.Virtual, "virtual server") + " with " + Plural(s.Real, "real server")
 }
 
 // tally is how many there are, and of which verbs.
 func tally(ws []Write, what string) string {
-	return count(len(ws), "other "+what) + " (" + signs(ws) + ")"
+	return Plural(len(ws), "other "+what) + " (" + signs(ws) + ")"
 }
 
 // signs counts writes by verb.
@@ -41,7 +41,7 @@ func signs(ws []Write) (text string) {
 		if text != "" {
 			text += " "
 		}
-		text += marks[v] + number(n[v])
+		text += marks[v] + Number(n[v])
 	}
 	return text
 }

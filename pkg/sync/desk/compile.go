@@ -69,6 +69,11 @@ const (
 	RankHealthCheck
 )
 
+var rankNames = map[Rank]string{RankClusterIP: "ClusterIP", RankLoadBalancer: "load balancer", RankNodePort: "node port", RankExternalIP: "external IP"}
+
+// String says what an address is by which a Service claims it; "" of a health check's.
+func (r Rank) String() string { return rankNames[r] }
+
 // Options are the parts of the configuration that decide what Services become.
 type Options struct {
 	// Scheduler is the kernel's name of the scheduler of every virtual server.

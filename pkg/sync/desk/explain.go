@@ -71,6 +71,14 @@ type Refused struct {
 	Why   Code
 }
 
+// What names it.
+func (r Refused) What() string {
+	if r.Addr.IsValid() {
+		return r.Addr.String() + " of " + r.Field
+	}
+	return r.Field
+}
+
 func (e *Explanation) refuse(r Refused) {
 	if e != nil {
 		e.Refused = append(e.Refused, r)
