@@ -26,10 +26,10 @@ func run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer scene.close()
 	s := &show{scene: scene, out: out, kubia: []*lab.Pod{scene.w.Pod("pod-a"), scene.w.Pod("pod-b"), scene.w.Pod("pod-c")}}
+	defer func() { s.close() }() // the last scene has worlds of its own
 	for _, part := range []func() error{
-		s.world, s.manifests, s.agents, s.balance, s.nodePort, s.resolver, s.refuse, s.update, s.stop, s.naive,
+		s.world, s.manifests, s.agents, s.balance, s.nodePort, s.resolver, s.refuse, s.update, s.stop, s.naive, s.beside,
 	} {
 		if err := part(); err != nil {
 			return err

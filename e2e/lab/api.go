@@ -14,18 +14,21 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// ServeAPI serves the cluster's objects as an API server does, as far as kube-proxy asks: lists, and watches that end when
-// something has changed, so that it lists again. It returns a kubeconfig.
+// ServeAPI is RunAPI for a test, with which it ends.
 func (c *Cluster) ServeAPI(t testing.TB, h *Host, port uint16) (kubeconfig string) {
 	t.Helper()
-	ln, err := h.listen(0, h.V4, port)
+	kubeconfig, stop, err := c.RunAPI(h, port, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Handler: http.HandlerFunc(c.serveAPI), ReadHeaderTimeout: time.Minute}
-	go func() { _ = s.Serve(ln) }()
-	t.Cleanup(func() { _ = s.Close() })
-	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	t.Cleanup(stop)
+	return kubeconfig
+}
+
+// RunAPI serves the cluster's objects at a host's IPv4 address as an API server does, as far as kube-proxy asks: lists, and
+// watches that end when something has changed, so that it lists again. It returns a kubeconfig, which it writes into dir.
+func (c *Cluster) RunAPI(h *Host, port uint16, dir string) (kubeconfig string, stop func(), err error) {
+	kubeconfig = filepath.Join(dir, "kubeconfig")
 	text := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: lab, cluster: {server: "http://%s:%d"}}]
@@ -34,9 +37,15 @@ users: [{name: lab, user: {}}]
 current-context: lab
 `, h.V4, port)
 	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
-	return kubeconfig
+	ln, err := h.listen(0, h.V4, port)
+	if err != nil {
+		return "", nil, err
+	}
+	s := &http.Server{Handler: http.HandlerFunc(c.serveAPI), ReadHeaderTimeout: time.Minute}
+	go func() { _ = s.Serve(ln) }()
+	return kubeconfig, func() { _ = s.Close() }, nil
 }
 
 // served are the lists that it has, by the end of their path.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 func demoCommand() *cobra.Command {
@@ -35,6 +36,11 @@ status is ours.`,
 			}
 			if err := addDemo(ctx, &job, dir); err != nil {
 				return err
+			}
+			if !shell { // its last scene is beside kube-proxy itself, for whoever has compiled it
+				if err := addKubeProxy(ctx, &job); err != nil {
+					return err
+				}
 			}
 			c := demo()
 			if shell {
@@ -63,6 +69,16 @@ func addDemo(ctx context.Context, job *machine.Job, dir string) error {
 		return err
 	}
 	job.Files["demo"], job.Files["examples"] = out, "examples"
+	return nil
+}
+
+// addKubeProxy puts kube-proxy into a job, and what it needs, where it is in the cache.
+func addKubeProxy(ctx context.Context, job *machine.Job) error {
+	file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy)
+	if err != nil || file == "" {
+		return err
+	}
+	job.KubeProxy, job.Files[programs.KubeProxy] = true, file
 	return nil
 }
 
