@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
@@ -93,11 +94,13 @@ type counter interface {
 type sources struct {
 	kernel func(context.Context) (counter, error)
 	agent  func(context.Context) (net.Conn, error)
+	// lookOnly opens the kernel for a look at all of it.
+	lookOnly func(context.Context, *config.Config) (rehearsed, error)
 }
 
 var theseSources = sources{
 	kernel: func(ctx context.Context) (counter, error) { return kernel.OpenStatistics(ctx) },
-	agent:  node.Dial,
+	agent:  node.Dial, lookOnly: lookOnly,
 }
 
 // inquiry is one look at the node.

@@ -57,12 +57,19 @@ func (l *lookFlags) add(cmd *cobra.Command, output string) {
 	f.DurationVar(&l.timeout, "timeout", 20*time.Second, "how long to wait for the cluster's objects")
 }
 
-// look reads cluster and kernel.
-func (l *lookFlags) look(cmd *cobra.Command) (in preview.Input, err error) {
+// check says what is wrong with how it is to be printed.
+func (l *lookFlags) check() error {
 	switch l.output {
 	case "table", "json", "yaml":
-	default:
-		return in, fmt.Errorf("--output=%s: want table, json or yaml", l.output)
+		return nil
+	}
+	return fmt.Errorf("--output=%s: want table, json or yaml", l.output)
+}
+
+// look reads cluster and kernel.
+func (l *lookFlags) look(cmd *cobra.Command) (in preview.Input, err error) {
+	if err := l.check(); err != nil {
+		return in, err
 	}
 	c, warnings, err := l.flags.Load(cmd.Flags())
 	if err != nil {
@@ -95,26 +102,46 @@ func (l *lookFlags) print(out io.Writer, found any, table func() string) error {
 
 // rehearse reads cluster and kernel and goes through a start.
 func rehearse(ctx context.Context, c *config.Config, from *sourceFlags, timeout time.Duration) (in preview.Input, err error) {
-	opt, _, err := syncOptions(c)
-	if err != nil {
-		return in, err
-	}
-	if err := kernel.MayAdminister(); err != nil {
-		return in, err
-	}
 	name, err := c.NodeName()
 	if err != nil {
 		return in, fmt.Errorf("no --hostname-override and no hostnameOverride, and the host name cannot be read: %w", err)
 	}
+	return theseSources.rehearse(ctx, c, name, func(ctx context.Context) (*cluster.Model, error) {
+		model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
+		return model, fill(ctx, c, from, model, timeout)
+	})
+}
+
+// rehearsed is a kernel that a start may be gone through on.
+type rehearsed interface {
+	sync.Looker
+	sync.Proxies
+	Close()
+}
+
+// lookOnly opens this node's kernel to look at it.
+func lookOnly(ctx context.Context, c *config.Config) (rehearsed, error) {
+	if err := kernel.MayAdminister(); err != nil {
+		return nil, err
+	}
 	cfg := kernelConfig(c)
 	cfg.ReadOnly = true
-	k, err := kernel.Open(ctx, cfg)
+	return kernel.Open(ctx, cfg)
+}
+
+// rehearse goes through a start by a configuration and some objects, of a node with a name.
+func (s sources) rehearse(ctx context.Context, c *config.Config, name string, objects func(context.Context) (*cluster.Model, error)) (in preview.Input, err error) {
+	opt, _, err := syncOptions(c)
+	if err != nil {
+		return in, err
+	}
+	k, err := s.lookOnly(ctx, c)
 	if err != nil {
 		return in, err
 	}
 	defer k.Close()
-	model := cluster.NewModel(cluster.Options{NodeName: name, ServiceProxyName: c.Own.ServiceProxyName})
-	if err := fill(ctx, c, from, model, timeout); err != nil {
+	model, err := objects(ctx)
+	if err != nil {
 		return in, err
 	}
 	opt.Proxies = k

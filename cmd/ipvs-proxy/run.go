@@ -112,7 +112,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
 	parts := []func(context.Context) error{src.run, loop.Run, holding(place, log),
 		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) }}
-	for _, s := range append(list, questions(place, is, log)) {
+	for _, s := range append(list, questions(place, withCopy(is.Handler(), c, name, model, log), log)) {
 		parts = append(parts, s.Run)
 	}
 	err = together(ctx, parts...)

@@ -58,8 +58,8 @@ func servers(c *config.Config, h *healthz.Health, flags map[string]string, log *
 }
 
 // questions answers the commands that ask the agent, on the socket that says that it is here.
-func questions(place *node.Place, is *inspect.Node, log *zap.Logger) healthz.Server {
-	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: is.Handler(), Log: log}
+func questions(place *node.Place, handler http.Handler, log *zap.Logger) healthz.Server {
+	return healthz.Server{Name: "questions", Listener: place.Questions(), Handler: handler, Log: log}
 }
 
 // inspected is this node, to be asked.

@@ -237,6 +237,53 @@ func TestB73Diff(t *testing.T) {
 	}
 }
 
+// B73: alone beside an agent, diff goes by what the agent goes by, flags and objects, and looks at all of the kernel: there
+// is nothing to do, but for what another program did that the agent has not noticed yet. The control is the same question with
+// the defaults of all flags: what the agent's own let it serve would go.
+func TestB73DiffAlone(t *testing.T) {
+	s := newStage(t)
+	n := s.w.Node(1)
+	svc := web(73)
+	svc.Spec = map[string]any{"externalIPs": []string{"203.0.113.74"}}
+	s.apply(svc, s.pods()...)
+	agent := s.w.StartAgent(t, n, s.cluster, append(untuned, "--external-ip-cidrs=203.0.113.0/24")...)
+	programmed(t, agent)
+	servers := len(virtualServers(t, n))
+	ask := func(args ...string) (d diffReport, text string, exit int) {
+		t.Helper()
+		text, stderr, exit := n.Command(t, 0, append(args, "-o", "json")...)
+		if err := json.Unmarshal([]byte(text), &d); err != nil || stderr != "" {
+			t.Fatalf("exit status %d, %v:\n%s%s", exit, err, text, stderr)
+		}
+		return d, text, exit
+	}
+	lab.Eventually(t, soon, "nothing to do", func() error { // the first audit may have something to write
+		d, text, exit := ask("diff")
+		if exit != 0 || !d.Agent || d.Kernel != "ipvs-proxy" {
+			return fmt.Errorf("exit status %d:\n%s", exit, text)
+		}
+		wantCounts(t, d, "virtual servers", servers, 0, 0, 0)
+		return nil
+	})
+	if d, text, exit := ask(s.diffArgs(n)...); exit != 1 || !slices.ContainsFunc(d.Writes, func(w struct{ Verb, Service, Line, Code string }) bool {
+		return w.Line == "ipvsadm -D -t 203.0.113.74:80"
+	}) {
+		t.Errorf("the control, exit status %d:\n%s", exit, text)
+	}
+	each(t, func(t *testing.T, family int) {
+		vip, real := at(svc, family, 80), behind(family, s.w.Pod("pod-a"))[0]
+		line := fmt.Sprintf("ipvsadm -e -t %s -r %s -m -w 1", vip, real)
+		lab.Eventually(t, soon, "what another program did is named", func() error { // unless the agent's audit is quicker
+			shell(t, n, fmt.Sprintf("ipvsadm -e -t %s -r %s -m -w 7", vip, real))
+			d, text, exit := ask("diff")
+			if exit != 1 || len(d.Writes) != 1 || d.Writes[0].Line != line || d.Writes[0].Service != "default/"+svc.Name {
+				return fmt.Errorf("exit status %d:\n%s", exit, text)
+			}
+			return nil
+		})
+	})
+}
+
 // theLastWrite of a first start is the record that it is over.
 const theLastWrite = `owned4 { 0.0.0.0 . proto-0 . 0 }"]}`
 

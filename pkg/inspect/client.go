@@ -35,6 +35,11 @@ const mostAnswer = 64 << 20
 
 // Get asks for a path and reads the answer. A question that the agent does not answer gives its own words.
 func (c *Client) Get(ctx context.Context, path string, v url.Values, into any) error {
+	return c.Read(ctx, path, v, mostAnswer, func(r io.Reader) error { return json.NewDecoder(r).Decode(into) })
+}
+
+// Read is Get for an answer that is read as it comes, and that has so many bytes at most.
+func (c *Client) Read(ctx context.Context, path string, v url.Values, most int64, read func(io.Reader) error) error {
 	target := url.URL{Scheme: "http", Host: "agent", Path: path, RawQuery: v.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
 	if err != nil {
@@ -49,14 +54,14 @@ func (c *Client) Get(ctx context.Context, path string, v url.Values, into any) e
 		return fmt.Errorf("ask the agent: %w", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
-	if err != nil {
-		return fmt.Errorf("read the agent's answer to %s: %w", path, err)
-	}
 	if resp.StatusCode != http.StatusOK {
+		body, err := io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
+		if err != nil {
+			return fmt.Errorf("read the agent's answer to %s: %w", path, err)
+		}
 		return faultOf(resp, body, path)
 	}
-	if err := json.Unmarshal(body, into); err != nil {
+	if err := read(io.LimitReader(resp.Body, most)); err != nil {
 		return fmt.Errorf("read the agent's answer to %s: %w", path, err)
 	}
 	return nil
