@@ -95,17 +95,17 @@ e2e: ## the tests with a real control plane; the first time compiles Kubernetes,
 # Its tests have a build tag of their own: they need kube-proxy, which is compiled the first time.
 .PHONY: takeover
 takeover: ## take nodes over from kube-proxy itself and give them back, under load
-	$(RUN_E2E) --build
+	$(RUN_E2E) --build --only kube-proxy
 	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host $(if $(KUBERNETES),--kube-proxy $(KUBERNETES)) --run '^(TestB54TakeOverFromKubeProxy|TestB54AdoptsThousand|TestB58WayBack|TestF26KubeProxyComesBack|TestB73DiffBesideKubeProxy)$$'
 
 .PHONY: compare
 compare: ## the agent beside each of kube-proxy's modes with a thousand Services: how long until they answer
-	$(RUN_E2E) --build
+	$(RUN_E2E) --build --only kube-proxy
 	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host $(if $(KUBERNETES),--kube-proxy $(KUBERNETES)) --run '^TestCompareWithKubeProxy$$' --verbose
 
 .PHONY: attacks
 attacks: ## try the table of attacks on kube-proxy itself: what it gets there
-	$(RUN_LAB) e2e --build
+	$(RUN_LAB) e2e --build --only kube-proxy
 	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^TestAttacksOnKubeProxy$$'
 
 .PHONY: memory

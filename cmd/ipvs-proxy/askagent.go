@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
@@ -28,7 +28,7 @@ func (s sources) byAgent(cmd *cobra.Command, args []string, output string) (expl
 		return nil, err
 	}
 	defer agent.Close()
-	id, err := inspect.ParseID(args[0])
+	id, err := cluster.ParseID(args[0])
 	if len(args) > 1 || err != nil {
 		q, err := preview.ParseQuestion(args)
 		if err != nil {

@@ -76,11 +76,9 @@ func question(args []string) (ask func(preview.Input) (explained, error), err er
 		q, err := preview.ParseQuestion(args)
 		return func(in preview.Input) (explained, error) { return preview.AnswerPacket(in.Ground(), q), nil }, err
 	}
-	namespace, name, both := strings.Cut(args[0], "/")
-	if !both || namespace == "" || name == "" || strings.ContainsAny(name, "/") || strings.Contains(namespace, ":") {
-		return nil, fmt.Errorf("%q names no Service: want NAMESPACE/NAME, such as default/kubernetes; or for a packet %s", args[0], preview.QuestionForm)
+	id, err := cluster.ParseID(args[0])
+	if err != nil {
+		return nil, fmt.Errorf("%w; or for a packet %s", err, preview.QuestionForm)
 	}
-	return func(in preview.Input) (explained, error) {
-		return preview.Explain(in, cluster.ID{Namespace: namespace, Name: name})
-	}, nil
+	return func(in preview.Input) (explained, error) { return preview.Explain(in, id) }, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
@@ -61,7 +62,7 @@ The exit status is 0 where no write failed, 1 where one did, 2 where that cannot
 
 func selected(which *sync.Selection, args []string, since time.Duration, last int) (err error) {
 	if len(args) > 0 {
-		if which.Service, err = inspect.ParseID(args[0]); err != nil {
+		if which.Service, err = cluster.ParseID(args[0]); err != nil {
 			return err
 		}
 	}

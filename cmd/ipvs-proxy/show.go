@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -104,7 +105,7 @@ func (s *show) parse(args []string) (err error) {
 		s.query.Address = a
 		return nil
 	}
-	if _, err := inspect.ParseID(args[0]); err != nil {
+	if _, err := cluster.ParseID(args[0]); err != nil {
 		return fmt.Errorf("%q is neither a Service nor an address: want NAMESPACE/NAME, such as default/kubernetes, or ADDRESS or ADDRESS:PORT", args[0])
 	}
 	if s.service = args[0]; s.query.Namespace != "" || s.state != "" || s.foreign || s.all {
@@ -238,7 +239,7 @@ func (s *show) one(ctx context.Context, i *inquiry) (found any, table func(inspe
 	if i.agent == nil {
 		return nil, nil, false, fmt.Errorf("show %s: %s; show alone lists virtual servers by their addresses", s.service, i.head.Note)
 	}
-	id, err := inspect.ParseID(s.service)
+	id, err := cluster.ParseID(s.service)
 	if err != nil {
 		return nil, nil, false, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // ID names a namespaced object, nearly always a Service.
@@ -12,6 +13,18 @@ type ID struct{ Namespace, Name string }
 
 // String gives "namespace/name".
 func (id ID) String() string { return id.Namespace + "/" + id.Name }
+
+// mostID bounds how long a name may be that ParseID takes: 63 and 253 characters are what Kubernetes allows.
+const mostID = 512
+
+// ParseID reads "namespace/name", as String writes it. The error says what is wanted.
+func ParseID(text string) (ID, error) {
+	namespace, name, both := strings.Cut(text, "/")
+	if !both || namespace == "" || name == "" || strings.ContainsAny(text, " :") || strings.Contains(name, "/") || len(text) > mostID {
+		return ID{}, fmt.Errorf("%s names no Service: want NAMESPACE/NAME, such as default/kubernetes", quote(text))
+	}
+	return ID{namespace, name}, nil
+}
 
 // Compare orders by namespace, then by name.
 func (id ID) Compare(other ID) int {

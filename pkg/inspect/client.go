@@ -73,10 +73,10 @@ func faultOf(resp *http.Response, body []byte, path string) error {
 	if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
 		return fmt.Errorf("the agent answers %s to %s: it may be another version", resp.Status, path)
 	}
-	if id, err := ParseID(f.Service); err == nil {
+	if id, err := cluster.ParseID(f.Service); err == nil {
 		unknown := &preview.UnknownServiceError{Service: id}
 		for _, text := range f.Near {
-			if near, err := ParseID(text); err == nil {
+			if near, err := cluster.ParseID(text); err == nil {
 				unknown.Near = append(unknown.Near, near)
 			}
 		}

@@ -52,14 +52,14 @@ func (n *Node) Handler() *http.ServeMux {
 		return n.List(ctx, q)
 	})
 	answer(pathService, func(ctx context.Context, v url.Values) (any, error) {
-		id, err := ParseID(v.Get("name"))
+		id, err := cluster.ParseID(v.Get("name"))
 		if err != nil {
 			return nil, badQuestion{err}
 		}
 		return n.Service(ctx, id)
 	})
 	answer(pathExplain, func(ctx context.Context, v url.Values) (any, error) {
-		id, err := ParseID(v.Get("service"))
+		id, err := cluster.ParseID(v.Get("service"))
 		if err != nil {
 			return nil, badQuestion{err}
 		}
@@ -128,15 +128,6 @@ func Reply(w http.ResponseWriter, is any, err error) {
 	_, _ = w.Write(append(body, '\n')) // who asked may be gone
 }
 
-// ParseID reads "namespace/name".
-func ParseID(text string) (cluster.ID, error) {
-	namespace, name, both := strings.Cut(text, "/")
-	if !both || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return cluster.ID{}, fmt.Errorf("%q names no Service: want NAMESPACE/NAME, such as default/kubernetes", text)
-	}
-	return cluster.ID{Namespace: namespace, Name: name}, nil
-}
-
 // values are a Query as it is asked for; queryOf reads them.
 func (q Query) values() url.Values {
 	v := url.Values{}
@@ -192,7 +183,7 @@ func ParseState(text string) (s State, not bool, err error) {
 
 func selectionOf(v url.Values) (sel sync.Selection, err error) {
 	if text := v.Get("service"); text != "" {
-		if sel.Service, err = ParseID(text); err != nil {
+		if sel.Service, err = cluster.ParseID(text); err != nil {
 			return sel, badQuestion{err}
 		}
 	}

@@ -283,7 +283,7 @@ func (l Log) Text(s Style) string {
 		b.WriteString(paint(head+"  "+service+"  ("+cause+")", dim, s) + "\n")
 		line := c.Line
 		if c.Deleted > 0 {
-			line += fmt.Sprintf("  # %s gone", preview.Plural(c.Deleted, "entry"))
+			line += "  # " + preview.Plural(c.Deleted, "entry") + " gone"
 		}
 		if c.Error != "" {
 			line = paint(wrapped(line)+"\n    failed: "+c.Error, red, s)

@@ -145,7 +145,7 @@ func question(values url.Values) (q inspect.Query, err error) {
 	if a, is := address(q.Text); is {
 		q.Text, q.Address = "", a
 	}
-	if _, is := named(q.After); q.After != "" && !is {
+	if _, err := cluster.ParseID(q.After); q.After != "" && err != nil {
 		return q, wrongError{"after " + strconv.Quote(shortened(q.After)) + ": want a Service's name as NAMESPACE/NAME."}
 	}
 	switch state := inspect.State(values.Get("state")); {
@@ -175,12 +175,6 @@ func address(text string) (a netip.Addr, is bool) {
 	}
 	a, err := netip.ParseAddr(strings.Trim(text, "[]"))
 	return a, err == nil
-}
-
-// named is the Service of a "namespace/name".
-func named(text string) (id cluster.ID, is bool) {
-	namespace, name, is := strings.Cut(text, "/")
-	return cluster.ID{Namespace: namespace, Name: name}, is && namespace != "" && name != "" && len(text) <= 2*questionLimit
 }
 
 func shortened(text string) string {
@@ -250,7 +244,7 @@ func (p *pages) lastChanges(r *http.Request, which sync.Selection) ([]inspect.Ch
 // service is the page of one Service.
 func (p *pages) service(r *http.Request) (v view, err error) {
 	id := cluster.ID{Namespace: r.PathValue("namespace"), Name: r.PathValue("name")}
-	if _, is := named(id.String()); !is {
+	if _, err := cluster.ParseID(id.String()); err != nil {
 		return v, wrongError{strconv.Quote(shortened(id.String())) + ": want a Service's name as NAMESPACE/NAME."}
 	}
 	s, err := p.Answers.Service(r.Context(), id)
@@ -294,8 +288,8 @@ func (p *pages) changes(r *http.Request) (v view, err error) {
 	is := changesView{Service: strings.TrimSpace(r.URL.Query().Get("service"))}
 	which := sync.Selection{Last: pageChanges}
 	if is.Service != "" {
-		id, named := named(is.Service)
-		if which.Service = id; !named {
+		id, err := cluster.ParseID(is.Service)
+		if which.Service = id; err != nil {
 			return v, wrongError{"service " + strconv.Quote(shortened(is.Service)) + ": want a Service's name as NAMESPACE/NAME."}
 		}
 	}

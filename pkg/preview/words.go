@@ -1,6 +1,9 @@
 package preview
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Number prints a number with commas between thousands.
 func Number[N int | uint64](n N) string {
@@ -11,10 +14,13 @@ func Number[N int | uint64](n N) string {
 	return s
 }
 
-// Plural prints a number of things.
+// Plural prints a number of things, whose name gets an s, or ies for a y behind a consonant.
 func Plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
+	}
+	if stem, is := strings.CutSuffix(what, "y"); is && !strings.HasSuffix(stem, "a") && !strings.HasSuffix(stem, "e") && !strings.HasSuffix(stem, "o") {
+		return Number(n) + " " + stem + "ies"
 	}
 	return Number(n) + " " + what + "s"
 }

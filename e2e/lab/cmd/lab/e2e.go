@@ -27,6 +27,7 @@ const (
 func e2eCommand() *cobra.Command {
 	o := testOptions{skipHost: true, beside: true}
 	var record, memory, build bool
+	var only []string
 	cmd := &cobra.Command{
 		Use:   "e2e",
 		Short: "Run the tests that need a real control plane",
@@ -42,8 +43,14 @@ and stay in the lab's cache.`,
 			out := ""
 			switch {
 			case build:
+				if len(only) > 0 {
+					_, err := programs.Build(cmd.Context(), ".", o.kubernetes, os.Stderr, only...)
+					return err
+				}
 				_, err := plane.Programs(cmd.Context(), ".", o.kubernetes, os.Stderr)
 				return err
+			case len(only) > 0:
+				return errors.New("--only: want --build as well")
 			case record:
 				o.run, out = recordTest, plane.Recording(o.kubernetes)
 			case memory:
@@ -66,6 +73,7 @@ and stay in the lab's cache.`,
 	f.BoolVar(&record, "record", false, "record what kube-proxy serves into pkg/healthz/testdata, and nothing else")
 	f.BoolVar(&memory, "memory", false, "measure the agent's memory and kube-proxy's with 5,000 Services, and nothing else")
 	f.BoolVar(&build, "build", false, "compile the programs, and nothing else")
+	f.StringSliceVar(&only, "only", nil, "with --build: compile only these of the programs, such as kube-proxy")
 	cmd.MarkFlagsMutuallyExclusive("run", "record", "memory", "build")
 	return cmd
 }
