@@ -77,6 +77,9 @@ func question(args []string) (ask func(preview.Input) (explained, error), err er
 		return func(in preview.Input) (explained, error) { return preview.AnswerPacket(in.Ground(), q), nil }, err
 	}
 	id, err := cluster.ParseID(args[0])
+	if err == nil && strings.Contains(id.Namespace, ":") { // as in 10.96.0.10:53/udp
+		err = fmt.Errorf("%q names no Service: want NAMESPACE/NAME, such as default/kubernetes", args[0])
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; or for a packet %s", err, preview.QuestionForm)
 	}

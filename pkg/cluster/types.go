@@ -20,7 +20,7 @@ const mostID = 512
 // ParseID reads "namespace/name", as String writes it. The error says what is wanted.
 func ParseID(text string) (ID, error) {
 	namespace, name, both := strings.Cut(text, "/")
-	if !both || namespace == "" || name == "" || strings.ContainsAny(text, " :") || strings.Contains(name, "/") || len(text) > mostID {
+	if !both || namespace == "" || name == "" || strings.Contains(name, "/") || len(text) > mostID {
 		return ID{}, fmt.Errorf("%s names no Service: want NAMESPACE/NAME, such as default/kubernetes", quote(text))
 	}
 	return ID{namespace, name}, nil
