@@ -163,9 +163,10 @@ func TestB73PageStandsAlone(t *testing.T) {
 // Names come from objects that users write: they are text, whatever they look like.
 func TestB73PageHostileNames(t *testing.T) {
 	const evil = `"><script>alert(1)</script><a href="javascript:alert(1)" onclick=alert(1)>'`
+	const name = `"><script>alert(1)<a href="javascript:alert(1)" onclick=alert(1)>'`
 	w := newWorld(1)
 	s, reason := &w.services[0], inspect.Reason{Code: evil, Why: evil, Do: evil}
-	s.Service, s.Type, s.InternalPolicy, s.ExternalPolicy = evil+"/"+evil, evil, evil, evil
+	s.Service, s.Type, s.InternalPolicy, s.ExternalPolicy = name+"/"+name, evil, evil, evil
 	f := &s.Frontends[0]
 	f.Service, f.Frontend, f.Port, f.Protocol, f.By, f.Scheduler, f.State, f.Reason, f.Inside = s.Service, evil, evil, evil, evil, evil, evil, reason, evil
 	f.Of = []inspect.Backend{{Address: evil, Node: evil, State: evil, Reason: reason}, {Address: evil, Node: evil, State: inspect.LeftOut, Reason: reason}}
@@ -173,7 +174,7 @@ func TestB73PageHostileNames(t *testing.T) {
 	w.changes = []inspect.Change{{At: now, Service: s.Service, Line: evil, Cause: evil, Error: evil}}
 	w.health.Problems, w.head.Note, w.head.Version, w.head.Kernel, w.mute = []string{evil}, evil, evil, evil, errors.New(evil)
 	h := over(w, func(o *Options) { o.Node, o.Links = evil, []Link{{evil, evil}} })
-	for _, path := range []string{"/", "/?q=" + url.QueryEscape(evil), path(evil + "/" + evil), "/changes", "/changes?service=" + url.QueryEscape(evil+"/"+evil), "/packet?to=" + url.QueryEscape(evil)} {
+	for _, path := range []string{"/", "/?q=" + url.QueryEscape(evil), path(name + "/" + name), "/changes", "/changes?service=" + url.QueryEscape(name+"/"+name), "/packet?to=" + url.QueryEscape(evil)} {
 		shown := 0
 		for n := range document(t, h, path).Descendants() {
 			shown += strings.Count(n.Data, "<script>alert(1)")
