@@ -192,7 +192,7 @@ func TestB73PageHostileNames(t *testing.T) {
 		}
 	}
 	// A Service that there is not has a name, too.
-	w2 := serve(over(newWorld(1)), asked(http.MethodGet, "/services/x/"+url.PathEscape(evil)))
+	w2 := serve(over(newWorld(1)), asked(http.MethodGet, "/services/x/"+url.PathEscape(name)))
 	if w2.Code != 404 || strings.Contains(w2.Body.String(), "<script") {
 		t.Errorf("%d %s", w2.Code, w2.Body)
 	}
