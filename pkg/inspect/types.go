@@ -174,7 +174,7 @@ type Change struct {
 	// Line is what a person would type.
 	Line string `json:"line"`
 	// Cause is one of: start, object, other Service, node, no scheduler, health check, tampered, drained, conntrack,
-	// takeover, again.
+	// takeover, slow start, again.
 	Cause string `json:"cause"`
 	// Heard is when the cause was heard of; nil: there was nothing to hear.
 	Heard *time.Time `json:"heard,omitempty"`
