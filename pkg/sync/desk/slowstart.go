@@ -289,6 +289,21 @@ type Growing struct {
 	Until time.Time
 }
 
+// Grown reports whether what was wanted of a Key once is what is wanted in the end, but for weights on their way there.
+func (c Claim) Grown(was *ipvs.Frontend) bool {
+	if c.SlowStart == 0 || was == nil || len(was.Server.Reals) != len(c.Want.Server.Reals) {
+		return was.Equal(c.Want)
+	}
+	full := *was
+	full.Server.Reals = slices.Clone(was.Server.Reals)
+	for i, r := range c.Want.Server.Reals {
+		if was := &full.Server.Reals[i]; was.Addr == r.Addr && was.Weight > 0 && was.Weight < r.Weight {
+			was.Weight = r.Weight
+		}
+	}
+	return full.Equal(c.Want)
+}
+
 // Growing gives those of a Key now, by address. They may be a little behind in the kernel, where many grow at once.
 func (d *Desk) Growing(k ipvs.Key, now time.Time) (list []Growing) {
 	c := d.ledger.owner(k)
