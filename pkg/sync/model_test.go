@@ -199,7 +199,7 @@ func walk(program []event, say func(string, ...any)) *walker {
 		w.happen(e)
 		w.want = nil
 		if !w.complete {
-			w.known = append(w.known, w.expected())
+			w.known = append(w.known, w.expected(), w.asSeen()) // it may act before it hears of the node's addresses
 		}
 		w.hazards = hazards(w.kernel, w.foreign)
 		if !e.quiet {
