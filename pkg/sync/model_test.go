@@ -73,7 +73,7 @@ func TestModel(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d events, %d writes, %d of them of a part of a weight", events.Load(), writes.Load(), grow.Load())
-	if grow.Load() == 0 {
+	if grow.Load() == 0 && n >= 2000 {
 		t.Error("no endpoint started slowly")
 	}
 }
