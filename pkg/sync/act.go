@@ -287,7 +287,7 @@ func (a *act) settle(j job, err error) {
 	if j.partly != nil {
 		a.mirror.Advance(k, j.partly)
 		if j.grows {
-			a.growing.addAt(k, a.now(), j.class)
+			a.growing.add(k, j.class)
 		} else {
 			a.queue.add(k, j.class)
 		}

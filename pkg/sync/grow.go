@@ -53,10 +53,10 @@ func (g *grow) tend(ctx context.Context) (more bool) {
 func (a *act) grow(ctx context.Context, turns []turn) {
 	var jobs []job
 	var plan ipvs.Plan
-	for _, t := range turns {
+	for i, t := range turns {
 		if len(plan) >= growWrites {
-			a.growing.addAt(t.key, a.now(), t.class)
-			continue
+			a.growing.back(turns[i:])
+			break
 		}
 		j := job{key: t.key, class: t.class, wish: a.want(t.key), grows: true}
 		if j.wish.Frontend == nil || !a.queue.waits(j.key) {
