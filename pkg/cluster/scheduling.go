@@ -172,11 +172,18 @@ func either(given map[string]string, ours, other string) (name, text string, ok 
 	return other, text, ok
 }
 
+// kubeRouterFlagNames are kube-router's names of the kernel's three bits for a scheduler, which it heeds with mh only
+// (pkg/controllers/proxy in its sources). No scheduler has a third one.
+var kubeRouterFlagNames = map[string]string{"flag-1": "mh-fallback", "flag-2": "mh-port", "flag-3": "mh-fallback"}
+
 // schedulerFlags reads a list of flags. A fallback is what sh and mh have in any case.
 func (r *serviceReader) schedulerFlags(name, text string) {
 	s := &r.s.Scheduling
 	for _, flag := range strings.Split(text, ",") {
 		flag = strings.TrimSpace(flag)
+		if ours := kubeRouterFlagNames[flag]; name == kubeRouterFlags && ours != "" {
+			flag = ours
+		}
 		of, what, _ := strings.Cut(flag, "-")
 		switch {
 		case (of != "sh" && of != "mh") || (what != "port" && what != "fallback"):
