@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -103,7 +102,7 @@ func (s *stage) hasScheduler(t testing.TB, to netip.AddrPort, scheduler string) 
 		if i < 0 {
 			return fmt.Errorf("there is none")
 		}
-		if is = servers[i].Scheduler == scheduler; !is && !strings.Contains(s.agents[0].Log(), "lacks the scheduler "+scheduler) {
+		if is = servers[i].Scheduler == scheduler; !is && !said(s.agents[0], "lacks the scheduler "+scheduler) {
 			return fmt.Errorf("it has %s", servers[i])
 		}
 		return nil
