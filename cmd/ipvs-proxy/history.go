@@ -30,8 +30,8 @@ Service, and how long after its cause was heard of. The agent keeps its last 10,
 The cause is start; object: a Service or one of its slices changed; other Service: another one did, which it follows from;
 node: the node's addresses or its Node object did; health check: a port for checks was taken or became free; no scheduler:
 the kernel lacks one; tampered: another program had changed what is ours; drained: a real server's connections have
-ended, or its time has; conntrack: entries went past a frontend; takeover: another proxy had left it; again: what was begun
-or had failed went on.
+ended, or its time has; conntrack: entries went past a frontend; takeover: another proxy had left it; slow start: a new endpoint
+has more of its weight; again: what was begun or had failed went on.
 
 The exit status is 0 where no write failed, 1 where one did, 2 where that cannot be said, as without an agent.`,
 		Example: `  ipvs-proxy log --since 10m

@@ -28,6 +28,7 @@ func (o options) measure(name string, result any) error {
 	cmd := exec.Command("/proc/self/exe", "--child", name,
 		"--servers", strconv.Itoa(o.servers), "--reals", strconv.Itoa(o.reals),
 		"--services", strconv.Itoa(o.services), "--endpoints", strconv.Itoa(o.endpoints),
+		"--settings", strconv.Itoa(o.settings), "--asks", o.asks,
 		"--changes", strconv.Itoa(o.changes), "--binding", o.binding)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
@@ -52,6 +53,10 @@ func runChild(name string, o options) (err error) {
 		result, err = tableByMoby(o.servers, o.reals)
 	case "cluster":
 		result, err = runCluster(o)
+	case "settings":
+		result, err = runSettings(o)
+	case "grown", "growing":
+		result, err = runGrowing(o, name == "growing")
 	default:
 		err = fmt.Errorf("no measurement is called %s", name)
 	}

@@ -15,6 +15,9 @@ type options struct {
 	services, endpoints int // of the cluster
 	changes             int
 	binding             string
+	settings            int    // Services of a start that ask for something
+	asks                string // what they ask for
+	onlyScheduling      bool
 }
 
 func main() {
@@ -26,6 +29,9 @@ func main() {
 	flag.IntVar(&o.endpoints, "endpoints", 10, "endpoints of each")
 	flag.IntVar(&o.changes, "changes", 20, "endpoints added one by one")
 	flag.StringVar(&o.binding, "binding", "address", "how virtual IPs stand on the interface: address or route")
+	flag.IntVar(&o.settings, "settings", 1000, "Services of the starts that are compared by what they ask for")
+	flag.StringVar(&o.asks, "asks", "", "what they ask for (for the bench itself)")
+	flag.BoolVar(&o.onlyScheduling, "scheduling", false, "measure nothing but what Services that ask for something cost")
 	flag.StringVar(&child, "child", "", "do one measurement, in this process and namespace (for the bench itself)")
 	flag.Parse()
 	if err := mainErr(child, o); err != nil {
@@ -51,12 +57,18 @@ func (o options) all(w io.Writer) error {
 	} else {
 		fmt.Fprintln(w, "Figures are milliseconds of a clock that does not count instructions: they show little, and no limit is applied.")
 	}
+	if o.onlyScheduling {
+		return o.scheduling(w)
+	}
 	ratio, err := o.table(w)
 	if err != nil {
 		return err
 	}
 	urgent, err := o.clusters(w)
 	if err != nil {
+		return err
+	}
+	if err := o.scheduling(w); err != nil {
 		return err
 	}
 	return limits(w, ratio, urgent)

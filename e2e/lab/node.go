@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Node is a node of the cluster.
@@ -181,6 +182,30 @@ func (w *World) buildClient() error {
 		return err
 	}
 	return w.ClientViaNode(w.cfg.ClientVia)
+}
+
+// ClientHas gives the client outside a whole range of addresses, to which all nodes have a route: as many clients as it
+// has addresses, for whoever tells them apart by these.
+func (w *World) ClientHas(p netip.Prefix) error {
+	lo, err := w.Client.up("lo")
+	if err != nil {
+		return err
+	}
+	r := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: ipNet(p), Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST}
+	if err := w.Client.nl.RouteAdd(r); err != nil {
+		return fmt.Errorf("the client's addresses %s: %w", p, err)
+	}
+	via := w.Client.V4
+	if p.Addr().Is6() {
+		via = w.Client.V6
+	}
+	for _, n := range w.Nodes {
+		r := &netlink.Route{LinkIndex: n.eth0.Attrs().Index, Dst: ipNet(p), Gw: via.AsSlice()}
+		if err := n.nl.RouteAdd(r); err != nil {
+			return fmt.Errorf("route of %s to the client's addresses %s: %w", n.Name, p, err)
+		}
+	}
+	return nil
 }
 
 // ClientViaNode has the client reach all virtual IPs through another node (1 for node1), from its next packet on:

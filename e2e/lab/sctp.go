@@ -16,7 +16,7 @@ func (h *Host) ServeSCTP(name string, port uint16, addrs ...netip.Addr) (stop fu
 	if len(addrs) == 0 {
 		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
-	return h.serve(unix.IPPROTO_SCTP, name, port, addrs)
+	return h.serve(unix.IPPROTO_SCTP, name, port, 0, addrs)
 }
 
 // AskSCTP opens an association, asks once and closes it: Ask with OverSCTP, which Connect, Spread and loads take

@@ -16,6 +16,7 @@ import (
 // most of its cost, and the machine is slow.
 type server struct {
 	name string
+	wait time.Duration // before each answer
 	done chan struct{}
 
 	mu    sync.Mutex
@@ -34,12 +35,17 @@ func (h *Host) ServeHTTP(name string, port uint16, addrs ...netip.Addr) (stop fu
 	if len(addrs) == 0 {
 		addrs = []netip.Addr{{}}
 	}
-	return h.serve(0, name, port, addrs)
+	return h.serve(0, name, port, 0, addrs)
+}
+
+// ServeSlowHTTP is ServeHTTP by a process that takes a while for every answer.
+func (h *Host) ServeSlowHTTP(name string, port uint16, wait time.Duration) (stop func(), err error) {
+	return h.serve(0, name, port, wait, []netip.Addr{{}})
 }
 
 // serve answers HTTP over a protocol, 0 for TCP.
-func (h *Host) serve(proto int, name string, port uint16, addrs []netip.Addr) (stop func(), err error) {
-	s := &server{name: name, done: make(chan struct{}), conns: map[net.Conn]struct{}{}}
+func (h *Host) serve(proto int, name string, port uint16, wait time.Duration, addrs []netip.Addr) (stop func(), err error) {
+	s := &server{name: name, wait: wait, done: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	for _, a := range addrs {
 		ln, err := h.listen(proto, a, port)
 		if err != nil {
@@ -128,11 +134,14 @@ func (s *server) serve(conn net.Conn) {
 	}
 }
 
-// hold keeps the answer back as long as the request asks for; false when the
-// server ended meanwhile.
+// hold keeps the answer back as long as the server takes for one, and the request asks for; false when the server
+// ended meanwhile.
 func (s *server) hold(req *http.Request) bool {
 	wait, err := time.ParseDuration(req.FormValue("wait"))
-	if err != nil || wait <= 0 {
+	if err != nil || wait < 0 {
+		wait = 0
+	}
+	if wait += s.wait; wait == 0 {
 		return true
 	}
 	t := time.NewTimer(wait)

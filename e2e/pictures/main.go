@@ -1,8 +1,9 @@
-// Command pictures draws docs/proof.svg from what tests measured (e2e/results): nothing in it is written by hand but
-// the words.
+// Command pictures draws docs/proof.svg from what tests measured (e2e/results), and with --scheduling the pictures of
+// docs/scheduling.md (from e2e/pictures/measured): nothing in them is written by hand but the words.
 package main
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,13 @@ import (
 const picture = "docs/proof.svg"
 
 func main() {
-	if err := run("."); err != nil {
+	scheduling := flag.Bool("scheduling", false, "draw the pictures of docs/scheduling.md")
+	flag.Parse()
+	draw := run
+	if *scheduling {
+		draw = writeScheduling
+	}
+	if err := draw("."); err != nil {
 		fmt.Fprintln(os.Stderr, "pictures:", err)
 		os.Exit(1)
 	}

@@ -27,6 +27,26 @@ func TestPictureAgrees(t *testing.T) {
 	}
 }
 
+// So are those of scheduling.
+func TestSchedulingPicturesAgree(t *testing.T) {
+	want, err := schedulingPictures(filepath.Join(root, measurements))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range want {
+		if have, err := os.ReadFile(filepath.Join(root, file)); err != nil || string(have) != text {
+			t.Errorf("%s is not what was measured: run go run ./e2e/pictures --scheduling (%v)", file, err)
+		}
+		for d := xml.NewDecoder(strings.NewReader(text)); ; {
+			if _, err := d.Token(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+		}
+	}
+}
+
 // A picture is XML, says its numbers to who cannot see it, and the longest bar of a panel is as long as there is room.
 func TestDraw(t *testing.T) {
 	text := draw([]panel{{title: "a <b> & c", bars: []bar{{label: "some", value: 0, text: "0 of 7", good: true}, {label: "most", value: 9, text: "9 of 7"}}}}, "note")

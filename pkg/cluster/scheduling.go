@@ -16,6 +16,7 @@ const (
 	SchedulerFlagsAnnotation = annotations + "scheduler-flags"
 	WeightsAnnotation        = annotations + "weights"
 	WeightAnnotation         = annotations + "weight"
+	SlowStartAnnotation      = annotations + "slow-start"
 	DrainDeadlineAnnotation  = annotations + "drain-deadline"
 	MaxConnectionsAnnotation = annotations + "max-connections"
 	OnePacketAnnotation      = annotations + "one-packet"
@@ -42,6 +43,9 @@ type Scheduling struct {
 	Ports bool
 	// Weights are by where an endpoint is.
 	Weights Weights
+	// SlowStart is over how long the weight of a new endpoint grows from a tenth to all of it, 1 s to 1 h; 0: it has all of
+	// it at once.
+	SlowStart time.Duration
 	// DrainDeadline is how long an endpoint on its way out may keep its connections, 0 to 24 h.
 	DrainDeadline Deadline
 	// MaxConnections of one endpoint; with so many it gets no new one. 0: no limit.
@@ -71,6 +75,12 @@ type Weight struct {
 // The longest drain deadline that can be asked for.
 const maxDrainDeadline = 24 * time.Hour
 
+// The shortest and the longest slow start that can be asked for.
+const (
+	minSlowStart = time.Second
+	maxSlowStart = time.Hour
+)
+
 // scheduling reads the annotations. What cannot be used costs only itself.
 func (r *serviceReader) scheduling() {
 	given := r.obj.Annotations
@@ -96,13 +106,7 @@ func (r *serviceReader) scheduling() {
 			s.Weights = w
 		}
 	}
-	if text, ok := given[DrainDeadlineAnnotation]; ok {
-		if d, err := time.ParseDuration(text); err != nil || d < 0 || d > maxDrainDeadline {
-			r.annotation(DrainDeadlineAnnotation, "%s is not a duration of 0s to %s; the node's counts", quote(text), hours(maxDrainDeadline))
-		} else {
-			s.DrainDeadline = Deadline{true, d}
-		}
-	}
+	r.durations(given)
 	if text, ok := given[MaxConnectionsAnnotation]; ok {
 		if n, err := strconv.ParseUint(text, 10, 32); err != nil || n == 0 {
 			r.annotation(MaxConnectionsAnnotation, "%s is not between 1 and %d; there is no limit", quote(text), uint32(math.MaxUint32))
@@ -115,9 +119,28 @@ func (r *serviceReader) scheduling() {
 	}
 }
 
+// durations reads how long things take.
+func (r *serviceReader) durations(given map[string]string) {
+	s := &r.s.Scheduling
+	if text, ok := given[SlowStartAnnotation]; ok {
+		if d, err := time.ParseDuration(text); err != nil || d < minSlowStart || d > maxSlowStart {
+			r.annotation(SlowStartAnnotation, "%s is not a duration of %s to %s; new endpoints have all of their weight at once", quote(text), minSlowStart, hours(maxSlowStart))
+		} else {
+			s.SlowStart = d
+		}
+	}
+	if text, ok := given[DrainDeadlineAnnotation]; ok {
+		if d, err := time.ParseDuration(text); err != nil || d < 0 || d > maxDrainDeadline {
+			r.annotation(DrainDeadlineAnnotation, "%s is not a duration of 0s to %s; the node's counts", quote(text), hours(maxDrainDeadline))
+		} else {
+			s.DrainDeadline = Deadline{true, d}
+		}
+	}
+}
+
 // serviceAnnotations are those that a Service can have.
 var serviceAnnotations = []string{SchedulerAnnotation, SchedulerFlagsAnnotation, WeightsAnnotation,
-	DrainDeadlineAnnotation, MaxConnectionsAnnotation, OnePacketAnnotation, MetricsAnnotation}
+	SlowStartAnnotation, DrainDeadlineAnnotation, MaxConnectionsAnnotation, OnePacketAnnotation, MetricsAnnotation}
 
 // sliceAnnotations are those of an EndpointSlice.
 var sliceAnnotations = []string{WeightAnnotation}
@@ -149,11 +172,18 @@ func either(given map[string]string, ours, other string) (name, text string, ok 
 	return other, text, ok
 }
 
+// kubeRouterFlagNames are kube-router's names of the kernel's three bits for a scheduler, which it heeds with mh only
+// (pkg/controllers/proxy in its sources). No scheduler has a third one.
+var kubeRouterFlagNames = map[string]string{"flag-1": "mh-fallback", "flag-2": "mh-port", "flag-3": "mh-fallback"}
+
 // schedulerFlags reads a list of flags. A fallback is what sh and mh have in any case.
 func (r *serviceReader) schedulerFlags(name, text string) {
 	s := &r.s.Scheduling
 	for _, flag := range strings.Split(text, ",") {
 		flag = strings.TrimSpace(flag)
+		if ours := kubeRouterFlagNames[flag]; name == kubeRouterFlags && ours != "" {
+			flag = ours
+		}
 		of, what, _ := strings.Cut(flag, "-")
 		switch {
 		case (of != "sh" && of != "mh") || (what != "port" && what != "fallback"):

@@ -25,14 +25,18 @@ func (n *Node) WithPackets(clients preview.Clients, asking func(netip.Addr) []cl
 func (n *Node) Explain(ctx context.Context, id cluster.ID) (*preview.Explained, error) {
 	var s desk.Snapshot
 	var pending ipvs.Plan
-	err := n.loop.Ask(ctx, func(v *sync.View) { s, pending = v.Snapshot(id), v.PendingOf(id) })
+	var grows map[ipvs.Key][]desk.Growing
+	err := n.loop.Ask(ctx, func(v *sync.View) {
+		s, pending = v.Snapshot(id), v.PendingOf(id)
+		grows = v.Growing(id)
+	})
 	if err != nil {
 		return nil, err
 	}
 	if s.Service == nil {
 		return nil, n.unknown(ctx, id)
 	}
-	return preview.ExplainSnapshot(s.Site.Node.Name, id, s, pending), nil
+	return preview.ExplainSnapshot(s.Site.Node.Name, id, s, pending, func(k ipvs.Key) []desk.Growing { return grows[k] }), nil
 }
 
 // unknown is the error that there is no such Service.

@@ -49,6 +49,7 @@ func frontendOf(served sync.Served, e desk.Explained, is sync.Frontend) Frontend
 			f.Affinity = w.Server.Timeout
 		}
 	}
+	f.Shares = preview.SharesOf(e.Shares)
 	f.State = stateOf(e, is)
 	switch f.State {
 	case Taken:
@@ -89,6 +90,10 @@ func (f *Frontend) backends(e desk.Explained, is sync.Frontend, here string) {
 	for _, d := range is.Drains {
 		drains[d.Addr] = d
 	}
+	grows := map[netip.AddrPort]desk.Growing{}
+	for _, g := range is.Grows {
+		grows[g.Addr] = g
+	}
 	for _, ep := range e.Endpoints {
 		b := Backend{Address: ep.Addr.String(), Node: ep.Node, State: Ready, Reason: reasonOf(ep.Why)}
 		d, draining := drains[ep.Addr]
@@ -99,6 +104,9 @@ func (f *Frontend) backends(e desk.Explained, is sync.Frontend, here string) {
 		case !ep.Used():
 			b.State = LeftOut
 		default:
+			if g, is := grows[ep.Addr]; is {
+				b.Full, b.Grows = g.Of, when(g.Until)
+			}
 			f.Backends++
 			if ep.Node == here && here != "" {
 				f.Here++

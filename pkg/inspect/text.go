@@ -221,6 +221,9 @@ func (f *Frontend) Text(s Style) string {
 	parts = append(parts, string(f.State))
 	b.WriteString(paint(strings.TrimSuffix(wrap("", "  ", strings.Join(parts, "  "), "  "), "\n"), colourOf(f.State), s) + "\n")
 	b.WriteString(f.Reason.text("    "))
+	if shares := f.Shares.Text(); shares != "" {
+		b.WriteString(wrap("    ", "    ", "scheduler "+shares, " "))
+	}
 	if f.Inside != "" {
 		b.WriteString("    clients inside the cluster are sent to " + f.Inside + "\n")
 	}
@@ -257,6 +260,9 @@ func (b *Backend) state(now time.Time) string {
 	text := string(b.State)
 	if b.State == Draining && b.Since != nil && b.Until != nil {
 		text = fmt.Sprintf("draining %s of %s", age(now.Sub(*b.Since)), age(b.Until.Sub(*b.Since)))
+	}
+	if b.State == Ready && b.Grows != nil {
+		text = preview.GrowingText(b.Weight, b.Full, *b.Grows)
 	}
 	if b.Code != "" {
 		text += ": " + b.Code

@@ -2,7 +2,11 @@
 // and the reasons that the loop knows. It writes nothing, and what an answer costs the loop has a bound.
 package inspect
 
-import "time"
+import (
+	"time"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
+)
 
 // State is how a frontend stands.
 type State string
@@ -101,10 +105,14 @@ type Frontend struct {
 	Row
 	// Affinity is for how many seconds a client keeps its backend; 0: it does not.
 	Affinity uint32 `json:"affinitySeconds,omitempty"`
+	Shares
 	// Inside is where clients inside the cluster are sent in its place; "": nowhere.
 	Inside string    `json:"redirectsInside,omitempty"`
 	Of     []Backend `json:"of"`
 }
+
+// Shares is how a frontend's connections are shared out, where a Service asks for something.
+type Shares = preview.Shares
 
 // BackendState is how a backend stands.
 type BackendState string
@@ -127,6 +135,9 @@ type Backend struct {
 	Node   string       `json:"node,omitempty"`
 	Weight uint16       `json:"weight"`
 	State  BackendState `json:"state"`
+	// Full is the weight that it has in the end, and Grows when it has that; 0 and nil: it has it.
+	Full  uint16     `json:"fullWeight,omitempty"`
+	Grows *time.Time `json:"growsUntil,omitempty"`
 	// Since and Until are when it began to drain, and when its connections are given up at the latest.
 	Since *time.Time `json:"since,omitempty"`
 	Until *time.Time `json:"until,omitempty"`
@@ -174,7 +185,7 @@ type Change struct {
 	// Line is what a person would type.
 	Line string `json:"line"`
 	// Cause is one of: start, object, other Service, node, no scheduler, health check, tampered, drained, conntrack,
-	// takeover, again.
+	// takeover, slow start, again.
 	Cause string `json:"cause"`
 	// Heard is when the cause was heard of; nil: there was nothing to hear.
 	Heard *time.Time `json:"heard,omitempty"`

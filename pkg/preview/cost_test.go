@@ -37,7 +37,7 @@ func manyServices() deskView {
 	d := desk.New(s.model, desk.Options{})
 	d.Move(s.model.Node(), s.kernel.Node, nil, time.Time{})
 	for _, id := range s.model.Services() {
-		d.Decide(id)
+		d.Decide(id, time.Time{})
 	}
 	return deskView{d, s.model}
 }

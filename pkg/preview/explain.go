@@ -3,8 +3,10 @@ package preview
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -33,7 +35,8 @@ type Frontend struct {
 	// By says what the address is: ClusterIP, load balancer, node port, external IP.
 	By string `json:"by"`
 	// Inside is where clients inside the cluster are sent in its place; "": nowhere.
-	Inside    string     `json:"redirectsInside,omitempty"`
+	Inside string `json:"redirectsInside,omitempty"`
+	Shares
 	Endpoints []Endpoint `json:"endpoints"`
 	// Reason is why it does not serve, or not everybody.
 	Reason
@@ -44,6 +47,11 @@ type Endpoint struct {
 	Addr string `json:"address"`
 	Node string `json:"node,omitempty"`
 	Used bool   `json:"used"`
+	// Weight is the one that it is to have now, where the Service asks for weights, Full what it has in the end, and Grows when
+	// it has that; 0 and nil: it has it.
+	Weight *uint16    `json:"weight,omitempty"`
+	Full   uint16     `json:"fullWeight,omitempty"`
+	Grows  *time.Time `json:"growsUntil,omitempty"`
 	// Reason is why it is left out, or used all the same.
 	Reason
 }
@@ -73,7 +81,7 @@ func Explain(in Input, id cluster.ID) (*Explained, error) {
 		return nil, UnknownService(id, in.Services)
 	}
 	b := newBecause(in.Start, []cluster.ID{id})
-	x := explained(in.Node, id, s, b.explained[id])
+	x := explained(in.Node, id, s, b.explained[id], in.Start.Growing)
 	for _, step := range in.Start.Steps {
 		if w := b.write(step); w.Service == id.String() {
 			x.Writes = append(x.Writes, w)
@@ -83,9 +91,9 @@ func Explain(in Input, id cluster.ID) (*Explained, error) {
 }
 
 // ExplainSnapshot says the same of a Service by what an agent at work knows of it. Pending is what it has still to write
-// for it.
-func ExplainSnapshot(node string, id cluster.ID, s desk.Snapshot, pending ipvs.Plan) *Explained {
-	x := explained(node, id, s, s.Explain())
+// for it, and growing which endpoints are on the way to their weight.
+func ExplainSnapshot(node string, id cluster.ID, s desk.Snapshot, pending ipvs.Plan, growing func(ipvs.Key) []desk.Growing) *Explained {
+	x := explained(node, id, s, s.Explain(), growing)
 	for _, step := range pending {
 		is := step.Op.Effect()
 		x.Writes = append(x.Writes, Write{Verb: verbOf(is), Kind: kindOf(is), Set: string(is.Set), Line: step.Op.String(), Service: id.String()})
@@ -94,11 +102,11 @@ func ExplainSnapshot(node string, id cluster.ID, s desk.Snapshot, pending ipvs.P
 }
 
 // explained is what becomes of a Service, whatever the kernel has of it.
-func explained(node string, id cluster.ID, s desk.Snapshot, e desk.Explanation) *Explained {
+func explained(node string, id cluster.ID, s desk.Snapshot, e desk.Explanation, growing func(ipvs.Key) []desk.Growing) *Explained {
 	x := &Explained{Node: node, Service: id.String(), Type: s.Service.Type.String(), InternalPolicy: s.Service.InternalPolicy(), ExternalPolicy: s.Service.ExternalPolicy(),
 		Frontends: []Frontend{}, Refused: []Finding{}, Writes: []Write{}}
 	for _, f := range e.Frontends {
-		x.Frontends = append(x.Frontends, frontendOf(f))
+		x.Frontends = append(x.Frontends, frontendOf(f, growing(f.Key)))
 	}
 	for _, r := range e.Refused {
 		x.Refused = append(x.Refused, Finding{r.What(), Coded(r.Why)})
@@ -106,8 +114,12 @@ func explained(node string, id cluster.ID, s desk.Snapshot, e desk.Explanation) 
 	return x
 }
 
-func frontendOf(f desk.Explained) Frontend {
-	is := Frontend{Key: f.Key.String(), By: f.Rank.String(), Endpoints: []Endpoint{}, Reason: Coded(f.Why)}
+func frontendOf(f desk.Explained, growing []desk.Growing) Frontend {
+	is := Frontend{Key: f.Key.String(), By: f.Rank.String(), Shares: SharesOf(f.Shares), Endpoints: []Endpoint{}, Reason: Coded(f.Why)}
+	grows := map[netip.AddrPort]desk.Growing{}
+	for _, g := range growing {
+		grows[g.Addr] = g
+	}
 	if f.Owner != (cluster.ID{}) {
 		is.Why = "It is " + f.Owner.String() + "'s. " + is.Why
 	}
@@ -115,7 +127,14 @@ func frontendOf(f desk.Explained) Frontend {
 		is.Inside = f.Redirect.String()
 	}
 	for _, ep := range f.Endpoints {
-		is.Endpoints = append(is.Endpoints, Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: Coded(ep.Why)})
+		e := Endpoint{Addr: ep.Addr.String(), Node: ep.Node, Used: ep.Used(), Reason: Coded(ep.Why)}
+		if w, weighs := f.Shares.Weights[ep.Addr]; weighs && e.Used {
+			e.Weight = &w
+			if g, is := grows[ep.Addr]; is {
+				e.Weight, e.Full, e.Grows = &g.Weight, g.Of, &g.Until
+			}
+		}
+		is.Endpoints = append(is.Endpoints, e)
 	}
 	return is
 }
@@ -206,6 +225,9 @@ func (x *Explained) Text() string {
 func (t *table) frontend(f Frontend) {
 	t.line("\n%s  %s", f.Key, f.By)
 	t.reason("    ", f.Reason)
+	if shares := f.Shares.Text(); shares != "" {
+		t.wrap("  scheduler ", "    ", shares)
+	}
 	if f.Inside != "" {
 		t.line("  clients inside the cluster are sent to %s", f.Inside)
 	}
@@ -221,6 +243,11 @@ func (t *table) frontend(f Frontend) {
 			where := ep.Addr
 			if ep.Node != "" {
 				where += "  " + ep.Node
+			}
+			if ep.Grows != nil {
+				where += "  " + GrowingText(*ep.Weight, ep.Full, *ep.Grows)
+			} else if ep.Weight != nil {
+				where += fmt.Sprintf("  weight %d", *ep.Weight)
 			}
 			t.line("%s%s", to, where)
 			t.reason("       ", ep.Reason)

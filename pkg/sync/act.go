@@ -27,6 +27,8 @@ type act struct {
 	jobs   []job // those under way, kept for the next
 	// together is how many Keys are read at a time: fewer after a read that hung.
 	together int
+	// lastGrown is, of a Key whose weights are more than a slice of them, the real server that had its turn last.
+	lastGrown map[ipvs.Key]netip.AddrPort
 }
 
 // Between two slices of work priorities are looked at again, so that an urgent change waits for one slice at most.
@@ -62,6 +64,7 @@ type job struct {
 	service cluster.ID
 	// partly is what the Key has when its steps are done, where those are not all that it needs.
 	partly *ipvs.Frontend
+	grows  bool // the turn is for the weights of its new endpoints
 }
 
 // act brings some Keys to what is wanted of them.
@@ -283,7 +286,11 @@ func (a *act) settle(j job, err error) {
 	}
 	if j.partly != nil {
 		a.mirror.Advance(k, j.partly)
-		a.queue.add(k, j.class)
+		if j.grows {
+			a.growing.add(k, j.class)
+		} else {
+			a.queue.add(k, j.class)
+		}
 		return
 	}
 	delete(a.diary.causes, k)
@@ -308,6 +315,9 @@ func (a *act) settle(j job, err error) {
 	}
 	if !j.wish.Until.IsZero() {
 		a.queue.addAt(k, j.wish.Until, classBulk)
+	}
+	if !j.wish.Grows.IsZero() {
+		a.growing.addAt(k, j.wish.Grows, classBulk)
 	}
 }
 

@@ -36,12 +36,14 @@ const (
 	WhyForgets
 	// WhyTakeover: another proxy had left it.
 	WhyTakeover
+	// WhySlowStart: a new endpoint's time had come to have more of its weight.
+	WhySlowStart
 )
 
 // whys are how they print, in -o json too.
 var whys = [...]string{
 	WhyAgain: "again", WhyStart: "start", WhyObject: "object", WhyOther: "other Service", WhySite: "node", WhyScheduler: "no scheduler",
-	WhyCheck: "health check", WhyTampered: "tampered", WhyDrained: "drained", WhyForgets: "conntrack", WhyTakeover: "takeover",
+	WhyCheck: "health check", WhyTampered: "tampered", WhyDrained: "drained", WhyForgets: "conntrack", WhyTakeover: "takeover", WhySlowStart: "slow start",
 }
 
 // String gives a word or two, the same for ever.

@@ -87,7 +87,10 @@ func (e *ear) decideAll(ids []cluster.ID) {
 // decide has a Service decided anew and queues the Keys whose wanted state changed. It returns the Services that must be
 // decided at once for it.
 func (e *ear) decide(id cluster.ID) []cluster.ID {
-	is := e.desk.Decide(id)
+	is := e.desk.Decide(id, e.now())
+	if e.stage.started && e.desk.Unknown(id) {
+		e.desk.Resume(id, e.mirror.Known, e.now())
+	}
 	e.tell.countNoLocal(id, is.NoLocal)
 	problems := append(is.Problems, e.serveCheck(id, is.Check)...)
 	e.fare.await(e.triggers.TakeTriggers(id), is.Touched)

@@ -4,12 +4,14 @@ package sync
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/mirror"
 )
@@ -86,7 +88,7 @@ type Loop struct {
 // New makes a Loop. Nothing is read or written before Run.
 func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
-	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), dirty: &dirty{}, stage: &stage{},
+	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), growing: newQueue(), dirty: &dirty{}, stage: &stage{},
 		tell: newTeller(log, opt), fare: newFare(opt), diary: newDiary(), opt: opt}
 	s.dirty.now = opt.Now
 	s.want, s.dirty.urgent = s.ask, s.desk.Urgent
@@ -104,10 +106,11 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	base.site = site
 	ear := &ear{shared: s, feed: model, triggers: model, site: site, late: map[cluster.ID]struct{}{}}
 	forget := &forget{shared: s, writer: kernel}
+	act := &act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys, lastGrown: map[ipvs.Key]netip.AddrPort{}}
 	before := &before{shared: s, proxies: s.opt.Proxies}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site, askers: newAskers(),
 		ground: agenda{site, ear, &report{shared: s}, &schedulers{shared: s, of: s.opt.Schedulers}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
-		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, &act{shared: s, writer: kernel, reader: kernel, base: base, forget: forget, together: sliceKeys}, &probe{shared: s, writer: kernel},
+		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, act, &grow{shared: s, act: act}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
 			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival, before: before}, before}}
 }

@@ -48,7 +48,7 @@ func TestModel(t *testing.T) {
 	}
 	t.Logf("%d sequences from seed %d", n, seed)
 	defer debug.SetGCPercent(debug.SetGCPercent(800)) // little lives long
-	var next, events, writes, failed atomic.Int64
+	var next, events, writes, failed, grow atomic.Int64
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
@@ -61,6 +61,7 @@ func TestModel(t *testing.T) {
 				w := walk(program, nil)
 				events.Add(int64(len(program)))
 				writes.Add(int64(w.writes))
+				grow.Add(int64(w.grown[true]))
 				if w.fault == "" {
 					continue
 				}
@@ -71,7 +72,10 @@ func TestModel(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d events, %d writes", events.Load(), writes.Load())
+	t.Logf("%d events, %d writes, %d of them of a part of a weight", events.Load(), writes.Load(), grow.Load())
+	if grow.Load() == 0 && n >= 2000 {
+		t.Error("no endpoint started slowly")
+	}
 }
 
 // reportSequence prints the shortest part of a failing sequence that still fails.
@@ -162,6 +166,7 @@ type walker struct {
 	foreign  map[ipvs.Key]ipvs.Server
 	disowned map[ipvs.Key]bool // somebody made them, or removed the record that they are ours: they may stay for good
 	writes   int
+	grown    map[bool]int // writes of real servers, by whether they were to get more weight later
 
 	trouble   bool      // writes or reads failed since the last rest
 	failUntil time.Time // writes fail until then,
@@ -177,8 +182,9 @@ func walk(program []event, say func(string, ...any)) *walker {
 		say = func(string, ...any) {}
 	}
 	w := &walker{stepper: newStepper(), world: newWorld(), say: say,
-		tampered: map[netip.Addr]bool{}, foreign: map[ipvs.Key]ipvs.Server{}, disowned: map[ipvs.Key]bool{}}
+		grown: map[bool]int{}, tampered: map[netip.Addr]bool{}, foreign: map[ipvs.Key]ipvs.Server{}, disowned: map[ipvs.Key]bool{}}
 	w.opt = modelOptions
+	w.opt.Schedulers = w.kernel // a write that fails may look as if one were missing
 	w.kernel.Stale = map[ipvs.Key]int{}
 	for _, k := range []ipvs.Key{{Addr: foreignAddr, Port: 80, Proto: ipvs.TCP}, {Addr: foreignAddr, Port: 53, Proto: ipvs.UDP}} {
 		w.foreign[k] = foreignServer
@@ -193,7 +199,7 @@ func walk(program []event, say func(string, ...any)) *walker {
 		w.happen(e)
 		w.want = nil
 		if !w.complete {
-			w.known = append(w.known, w.expected())
+			w.known = append(w.known, w.expected(), w.asSeen()) // it may act before it hears of the node's addresses
 		}
 		w.hazards = hazards(w.kernel, w.foreign)
 		if !e.quiet {
@@ -291,6 +297,7 @@ func (w *walker) wrote(op ipvs.Op) {
 	if !w.complete && op.Effect().Removes && !w.allBad && !w.tampered[addrOf(op)] && !w.knew(op) {
 		w.wrong("%s: takes something out of service before all is known", op)
 	}
+	w.checkWeight(op)
 	now := hazards(w.kernel, w.foreign)
 	for h := range now {
 		if h.what == notBound && w.trouble {
@@ -307,6 +314,25 @@ func (w *walker) wrote(op ipvs.Op) {
 		}
 	}
 	w.hazards = now
+}
+
+// checkWeight: a real server that is wanted never gets more than its weight, nor less than a tenth of it.
+func (w *walker) checkWeight(op ipvs.Op) {
+	is := op.Effect()
+	if !is.Real.IsValid() || is.Gone || !w.complete || w.expected() != w.asSeen() {
+		return
+	}
+	byAddr := func(r ipvs.Real) bool { return r.Addr == is.Real }
+	reals, wanted := w.kernel.Servers[is.Key].Reals, w.expected().servers[is.Key].Reals
+	i, j := slices.IndexFunc(reals, byAddr), slices.IndexFunc(wanted, byAddr)
+	if i < 0 || j < 0 {
+		return
+	}
+	has, full := int(reals[i].Weight), int(wanted[j].Weight)
+	if slow := w.expected().servers[is.Key].Scheduler != "rr"; has > full || has*10 < full || !slow && has != full {
+		w.wrong("%s: weight %d of %d", op, has, full)
+	}
+	w.grown[has < full]++
 }
 
 // knew reports whether an operation takes away what this process has wanted since its start: a part of a
@@ -585,6 +611,9 @@ func (w *walker) randomService(r *rand.Rand) *corev1.Service {
 			if r.IntN(3) == 0 {
 				s.Spec.ExternalIPs = []string{pick(r, external4)}
 			}
+		},
+		func(s *corev1.Service) {
+			s.Annotations = pick(r, []map[string]string{nil, {cluster.SlowStartAnnotation: "20s"}, {cluster.SlowStartAnnotation: "20s"}, {cluster.SlowStartAnnotation: "20s"}, {cluster.SlowStartAnnotation: "1s", cluster.SchedulerAnnotation: "wlc"}})
 		},
 		func(s *corev1.Service) { s.CreationTimestamp = metav1.Unix(1000+int64(r.IntN(3)), 0) },
 	}

@@ -58,6 +58,9 @@ func (r *Rehearsal) Ours(k ipvs.Key) bool { return r.ours(k) }
 // Snapshot takes what decides what a Service becomes.
 func (r *Rehearsal) Snapshot(id cluster.ID) desk.Snapshot { return r.desk.Snapshot(id) }
 
+// Growing gives the real servers of a Key whose weight would grow.
+func (r *Rehearsal) Growing(k ipvs.Key) []desk.Growing { return r.desk.Growing(k, r.at) }
+
 // Closed says why a new connection to a Key would not be served, and whose address it is.
 func (r *Rehearsal) Closed(k ipvs.Key) (cluster.ID, desk.Code) { return r.desk.Closed(k) }
 

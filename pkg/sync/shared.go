@@ -18,10 +18,12 @@ type shared struct {
 	// want is how the desk is asked: the only passage from what Services want to what the kernel has.
 	want  func(ipvs.Key) desk.Wish
 	queue *queue
-	dirty *dirty
-	stage *stage
-	tell  *teller
-	fare  *fare
+	// growing are the Keys with endpoints whose weight grows.
+	growing *queue
+	dirty   *dirty
+	stage   *stage
+	tell    *teller
+	fare    *fare
 	// diary has the last writes.
 	diary *diary
 	opt   Options

@@ -63,6 +63,7 @@ func (s *start) scan(ctx context.Context) error {
 	if err := s.reader.Scan(ctx, func(k ipvs.Key, o ipvs.Observed) { found[k] = o }); err != nil {
 		return err
 	}
+	s.desk.ResumeAll(func(k ipvs.Key) *ipvs.Frontend { return found[k].Have }, s.now())
 	s.mirror.Begin(found, s.ours)
 	for k, o := range found {
 		if k.HasServer() && o.Have.Guard.Redirect.IsValid() {

@@ -93,6 +93,8 @@ type Frontend struct {
 	// thousand have an Err.
 	Err   string
 	Tries uint8
+	// Grows are those whose weight grows, by address.
+	Grows []desk.Growing
 	// Drains are the real servers on their way out, by address.
 	Drains []Draining
 }
@@ -134,13 +136,25 @@ func (v *View) Service(id cluster.ID) Served {
 	return s
 }
 
+// Growing gives the real servers of a Service whose weight grows, by Key.
+func (v *View) Growing(id cluster.ID) map[ipvs.Key][]desk.Growing {
+	all := map[ipvs.Key][]desk.Growing{}
+	for _, k := range v.loop.desk.KeysOf(id) {
+		if list := v.loop.desk.Growing(k, v.loop.now()); len(list) > 0 {
+			all[k] = list
+		}
+	}
+	return all
+}
+
 // Frontend gives one Key.
 func (v *View) Frontend(k ipvs.Key) Frontend {
 	l := v.loop
 	f := Frontend{Key: k}
 	if claim, held := l.desk.Held(k); held {
 		f.Owner, f.Rank, f.Want = claim.Service, claim.Rank, claim.Want
-		f.Settled = l.queue.waits(k) && l.mirror.Settled(k, claim.Want)
+		f.Settled = l.queue.waits(k) && l.mirror.Settled(k, claim.Grown)
+		f.Grows = l.desk.Growing(k, l.now())
 		_, f.Closed = l.desk.Closed(k)
 	}
 	if failure, fails := l.fare.failing[k]; fails {
@@ -210,10 +224,19 @@ func (v *View) Pending(keys ...ipvs.Key) (plan ipvs.Plan) {
 			if len(plan) == sliceSteps {
 				return plan
 			}
+			if growth(op) && v.grows(k) {
+				continue
+			}
 			plan = append(plan, ipvs.Step{Key: k, Op: op})
 		}
 	}
 	return plan
+}
+
+// grows reports whether all that is still to be written of a Key may be weights of new endpoints, which only wait for their time.
+func (v *View) grows(k ipvs.Key) bool {
+	claim, held := v.loop.desk.Held(k)
+	return held && claim.SlowStart > 0 && v.loop.queue.waits(k)
 }
 
 // PendingOf gives what is still to be written for a Service.

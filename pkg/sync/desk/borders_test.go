@@ -32,7 +32,7 @@ func bordersSite(d *Desk) {
 // settle decides Services, in an order, with what follows.
 func settle(d *Desk, ids ...cluster.ID) {
 	for len(ids) > 0 {
-		ids = append(ids[1:], d.Decide(ids[0]).Also...)
+		ids = append(ids[1:], d.Decide(ids[0], time.Time{}).Also...)
 	}
 }
 
@@ -86,7 +86,7 @@ func TestBorderAddresses(t *testing.T) {
 				if served := d.Want(k, time.Time{}).Frontend != nil; got != c.why || served != (c.why == None) {
 					t.Errorf("refused for %s, served %t; want %s", got, served, c.why)
 				}
-				problems := d.Decide(svc.ID).Problems
+				problems := d.Decide(svc.ID, time.Time{}).Problems
 				if len(problems) != len(asList(c.why)) || len(problems) > 0 && (problems[0].Reason != c.why.name() || !strings.Contains(problems[0].Text, c.addr)) {
 					t.Errorf("problems %+v, want one of %s", problems, c.why)
 				}
@@ -121,7 +121,7 @@ func TestClaimsSpareEndpoints(t *testing.T) {
 		}
 		o[dns.ID] = object{svc: dns, eps: []cluster.Endpoint{endpointAt(pod, "node2")}}
 		for _, id := range order {
-			is := d.Decide(id)
+			is := d.Decide(id, time.Time{})
 			for _, p := range is.Problems {
 				if id == dns.ID {
 					t.Errorf("%v: the Service of the pod has the problem %s", order, p.Text)
@@ -193,7 +193,7 @@ func TestListOfNodes(t *testing.T) {
 		}
 		d := New(objects{svc.ID: {svc: svc}}, opt)
 		bordersSite(d)
-		is := d.Decide(svc.ID)
+		is := d.Decide(svc.ID, time.Time{})
 		var got []netip.Addr
 		for _, a := range svc.LoadBalancerIPs {
 			if d.Want(ipvs.Key{Addr: a, Port: 80, Proto: ipvs.TCP}, time.Time{}).Frontend != nil {
@@ -218,7 +218,7 @@ func TestHostlessEndpoints(t *testing.T) {
 	o := objects{svc.ID: {svc: svc, eps: []cluster.Endpoint{endpointAt("10.244.2.10", "node2"), endpointAt("198.18.0.255", ""), endpointAt("198.18.7.255", ""), endpointAt("240.0.0.1", "")}}}
 	d := New(o, Options{})
 	bordersSite(d)
-	is := d.Decide(svc.ID)
+	is := d.Decide(svc.ID, time.Time{})
 	reals := func() (list []string) {
 		for _, r := range d.Want(key, time.Time{}).Frontend.Server.Reals {
 			list = append(list, r.Addr.Addr().String())
@@ -243,7 +243,7 @@ func TestHostlessEndpoints(t *testing.T) {
 	}
 	pods := New(o, Options{Pods: []netip.Prefix{netip.MustParsePrefix("240.0.0.0/8")}})
 	pods.Move(nodeNamed("192.0.2.7"), ipvs.Local{}, nil, time.Time{})
-	if is := pods.Decide(svc.ID); len(is.Problems) > 0 {
+	if is := pods.Decide(svc.ID, time.Time{}); len(is.Problems) > 0 {
 		t.Errorf("a cluster with its pods in 240.0.0.0/8: %+v", is.Problems)
 	}
 }
@@ -281,7 +281,7 @@ func TestForeignClusterIP(t *testing.T) {
 			settle(d, id)
 			check("after "+id.String(), i == 0 && id == thief.ID)
 		}
-		if p := d.Decide(thief.ID).Problems; len(p) != 1 || p[0].Reason != ReasonAddressTaken || !strings.Contains(p[0].Text, "default/victim") {
+		if p := d.Decide(thief.ID, time.Time{}).Problems; len(p) != 1 || p[0].Reason != ReasonAddressTaken || !strings.Contains(p[0].Text, "default/victim") {
 			t.Errorf("problems %+v", p)
 		}
 		if why := d.Snapshot(thief.ID).Owners[key]; why != (Owner{foreign.ID, ClusterIPTaken}) {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -28,6 +29,8 @@ type Fragment struct {
 	DNS bool
 	// Schedulers are those that it needs beside the node's own, sorted. The kernel may lack them.
 	Schedulers []string
+	// SlowStart is over how long the weights of new endpoints grow; 0: they do not.
+	SlowStart time.Duration
 	// Considered are addresses of endpoints that decided something without being real servers everywhere. Sorted.
 	Considered []netip.Addr
 	// Local is what the balancer in front of the cluster wants to know of this node.
@@ -133,6 +136,7 @@ func (c *compiler) compile(eps []cluster.Endpoint) {
 	clusterIPs := c.allowed(svc.ClusterIPs, "spec.clusterIPs", c.refuseClusterIP)
 	balancerIPs := c.allowed(svc.LoadBalancerIPs, "status.loadBalancer", c.refuseExternal)
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
+	c.f.SlowStart = c.slowStart()
 	for _, port := range svc.Ports {
 		external := port.NodePort != 0 || len(balancerIPs)+len(externalIPs) > 0
 		p := portCompiler{compiler: c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}

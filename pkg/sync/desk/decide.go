@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -29,12 +30,13 @@ type Decision struct {
 }
 
 // Decide compiles a Service as it is now, and puts it in the place of what it was.
-func (d *Desk) Decide(id cluster.ID) (is Decision) {
+func (d *Desk) Decide(id cluster.ID, now time.Time) (is Decision) {
 	d.ledger.freed = d.ledger.freed[:0]
 	frag, problems := d.compile(id)
 	frag.Claims = slices.DeleteFunc(frag.Claims, func(c KeyClaim) bool { return d.isLate(id, c) })
 	watch := d.vipsBefore(id, frag)
 	d.order.enlist(id, len(d.ledger.byService[id]) > 0, frag.Ours, len(frag.Claims))
+	others := d.startAnew(id, frag, now)
 	touched, beaten, also := d.ledger.replace(id, frag) // who won or lost a Key has to say so
 	also = append(also, slices.DeleteFunc(d.outlived(frag), func(other cluster.ID) bool { return other == id })...)
 	is.NoLocal = frag.NoLocal
@@ -59,6 +61,11 @@ func (d *Desk) Decide(id cluster.ID) (is Decision) {
 		own := slices.Contains(d.site.Node.Addrs, b.key.Addr) // one that is not in the Node object may stand on every node
 		problems = note(problems, Problem{Reason: ReasonAddressTaken, Here: own, Anywhere: !own},
 			func() string { return b.key.String() + " belongs to Service " + b.owner.String() })
+	}
+	if others {
+		touched = append(touched, d.ledger.byService[id]...)
+		slices.SortFunc(touched, ipvs.Key.Compare)
+		touched = slices.Compact(touched)
 	}
 	is.Touched = d.withHeld(touched, slices.Values(d.ledger.byService[id]))
 	is.Problems = counted(d.withObjects(id, problems))

@@ -56,6 +56,7 @@ type Desk struct {
 	// scheduled are the Services that need each scheduler which the kernel may lack, and theirs.
 	scheduled   map[string]map[cluster.ID]struct{}
 	schedulesOf map[cluster.ID][]string
+	starts      map[cluster.ID]*starts // of the Services with a slow start
 	// refused are the Services with an endpoint that is a virtual IP.
 	refused    map[netip.Addr]map[cluster.ID]struct{}
 	refusedOf  map[cluster.ID][]netip.Addr // these addresses of a Service
@@ -77,6 +78,7 @@ func New(c Cluster, opt Options) *Desk {
 		zonal:     map[cluster.ID]struct{}{},
 		dns:       map[cluster.ID]struct{}{},
 		scheduled: map[string]map[cluster.ID]struct{}{}, schedulesOf: map[cluster.ID][]string{},
+		starts:     map[cluster.ID]*starts{},
 		refused:    map[netip.Addr]map[cluster.ID]struct{}{},
 		refusedOf:  map[cluster.ID][]netip.Addr{},
 		checkPorts: newCheckPorts(),
@@ -100,6 +102,9 @@ type Wish struct {
 	// Until is when the answer ends to hold and the Key has to be asked for again; zero: it holds until a decision says
 	// otherwise.
 	Until time.Time
+	// Grows is when a real server is to have more weight; zero: none is. The Key has to be asked for again then, or a
+	// little later where many grow at once.
+	Grows time.Time
 
 	needs needs
 }
@@ -118,6 +123,9 @@ func (d *Desk) Want(k ipvs.Key, now time.Time) Wish {
 			w.Until = gap.until
 		}
 		w.Frontend, w.Service, w.Drain = c.Want, c.Service, c.Drain
+		if s := d.starts[c.Service]; s != nil && c.SlowStart > 0 && now.Before(s.until) {
+			w.Frontend, w.Grows = s.at(k, c.Want, now)
+		}
 		w.Urgent = d.Urgent(c.Service)
 	}
 	return w

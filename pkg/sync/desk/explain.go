@@ -51,6 +51,8 @@ type Explained struct {
 	Redirect netip.AddrPort
 	// Endpoints are all of the port and the family.
 	Endpoints []Judged
+	// Shares is how connections are shared out among them.
+	Shares Shares
 }
 
 // Judged is an endpoint of a frontend.
@@ -150,7 +152,7 @@ func (s Snapshot) Explain() (e Explanation) {
 
 // explain notes why a frontend is what it has become.
 func (c *portCompiler) explain(claim KeyClaim, b *backends, w way) {
-	is := Explained{Key: claim.Key, Rank: claim.Claim.Rank, Redirect: b.redirect}
+	is := Explained{Key: claim.Key, Rank: claim.Claim.Rank, Redirect: b.redirect, Shares: c.shares(b, claim.Claim.Want.Server)}
 	switch {
 	case b.barred != ipvs.BarredNobody:
 		is.Why = NoneForSome

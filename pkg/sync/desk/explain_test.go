@@ -24,7 +24,7 @@ func decided(c objects, opt Options, local ipvs.Local) *Desk {
 	d := New(c, opt)
 	d.Move(nodeNamed("192.0.2.7"), local, addrsOf("192.0.2.100"), time.Time{})
 	for next := c.Services(); len(next) > 0; next = next[1:] {
-		next = append(next, d.Decide(next[0]).Also...)
+		next = append(next, d.Decide(next[0], time.Time{}).Also...)
 	}
 	return d
 }
@@ -144,7 +144,7 @@ func TestExplain(t *testing.T) {
 				node := nodeNamed("192.0.2.7")
 				node.Zone = c.zone
 				for _, again := range d.Move(node, ipvs.Local{}, nil, time.Time{}) {
-					d.Decide(again)
+					d.Decide(again, time.Time{})
 				}
 			}
 			snapshot := d.Snapshot(id)
@@ -248,7 +248,7 @@ func TestNothingRemembered(t *testing.T) {
 	d := decided(o, Options{}, ipvs.Local{})
 	for _, id := range o.Services() {
 		delete(o, id)
-		d.Decide(id)
+		d.Decide(id, time.Time{})
 	}
 	isEmpty(t, d)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -16,6 +17,8 @@ type Claim struct {
 	Service cluster.ID
 	Want    *ipvs.Frontend
 	Drain   cluster.Deadline // of its real servers, where it is not the node's
+	// SlowStart is over how long the weights of new real servers grow to those wanted; 0: they do not.
+	SlowStart time.Duration
 }
 
 // compare puts the owner first.

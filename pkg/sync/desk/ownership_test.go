@@ -52,7 +52,7 @@ func TestOwnership(t *testing.T) {
 				for _, i := range order {
 					if i < len(c.svcs) {
 						m[c.svcs[i].ID] = object{svc: c.svcs[i]}
-						d.Decide(c.svcs[i].ID)
+						d.Decide(c.svcs[i].ID, time.Time{})
 					}
 				}
 				check := func(when string, owner map[string]string) {
@@ -68,7 +68,7 @@ func TestOwnership(t *testing.T) {
 				// The owner goes: whoever is left takes over what it claims.
 				for name := range ownersOf(c.owner) {
 					delete(m, idOf(name))
-					d.Decide(idOf(name))
+					d.Decide(idOf(name), time.Time{})
 				}
 				for at := range c.owner {
 					ap := netip.MustParseAddrPort(at)
@@ -79,7 +79,7 @@ func TestOwnership(t *testing.T) {
 				}
 				for _, s := range c.svcs {
 					delete(m, s.ID)
-					d.Decide(s.ID)
+					d.Decide(s.ID, time.Time{})
 				}
 				isEmpty(t, d)
 			}

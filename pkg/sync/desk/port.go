@@ -57,7 +57,7 @@ func (c *portCompiler) claim(rank Rank, addrs []netip.Addr, number uint16, w way
 		}
 		c.f.Claims = append(c.f.Claims, KeyClaim{
 			Key:   ipvs.Key{Addr: a, Port: number, Proto: ipvs.Proto(c.port.Protocol)},
-			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe, Drain: c.svc.Scheduling.DrainDeadline},
+			Claim: Claim{Rank: rank, Created: c.svc.Created, Service: c.svc.ID, Want: fe, Drain: c.svc.Scheduling.DrainDeadline, SlowStart: c.f.SlowStart},
 		})
 		if c.asked != nil {
 			c.explain(c.f.Claims[len(c.f.Claims)-1], b, w)

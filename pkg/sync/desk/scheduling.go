@@ -36,7 +36,7 @@ func (c *portCompiler) server(b *backends) ipvs.Server {
 }
 
 // scheduler is the one that serves: the Service's, where this node's kernel has it, else the node's.
-func (c *portCompiler) scheduler(weighted bool) string {
+func (c *compiler) scheduler(weighted bool) string {
 	name := c.svc.Scheduling.Scheduler
 	if c.needs(name) {
 		c.warn(ReasonSchedulerMissing, "metadata.annotations["+cluster.SchedulerAnnotation+"]: the kernel of node "+c.site.Node.Name+
@@ -142,13 +142,16 @@ const maxWeight = 1<<16 - 1
 
 // weights gives the weights of endpoints in their order: by where they are, times what their slice says. Weighted is false
 // where nobody asks for any: all have 1. They are scaled where they do not fit into 16 bits. Where all are 0 nobody would
-// be served: they count as alike.
+// be served: they count as alike. With a slow start all are larger, so that a tenth of 1 can be told.
 func (c *compiler) weights(eps []cluster.Endpoint) (of []uint16, weighted bool) {
 	of = make([]uint16, len(eps))
 	exact := make([]uint64, len(eps))
-	most := uint64(0)
+	most, unit := uint64(0), uint64(1)
+	if c.f.SlowStart > 0 {
+		weighted, unit = true, tenths
+	}
 	for i, ep := range eps {
-		of[i], exact[i] = 1, uint64(c.weightOf(ep))
+		of[i], exact[i] = uint16(unit), unit*uint64(c.weightOf(ep))
 		if ep.Weight.Given {
 			weighted = true
 			exact[i] *= uint64(ep.Weight.Is)

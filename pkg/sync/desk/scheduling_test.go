@@ -117,7 +117,7 @@ func TestB70Lacking(t *testing.T) {
 	d := New(o, Options{})
 	d.Move(nodeNamed("192.0.2.1"), ipvs.Local{}, nil, time.Unix(1, 0))
 	for id := range o {
-		d.Decide(id)
+		d.Decide(id, time.Time{})
 	}
 	ids := func(names ...string) (list []cluster.ID) {
 		for _, n := range names {
@@ -134,7 +134,7 @@ func TestB70Lacking(t *testing.T) {
 			t.Errorf("without %s: %v again, news %t; want %v", c.scheduler, again, news, c.want)
 		}
 		for _, id := range again {
-			d.Decide(id)
+			d.Decide(id, time.Time{})
 		}
 		if again, news := d.Lack(c.scheduler); news || again != nil {
 			t.Errorf("without %s, again: %v, news %t", c.scheduler, again, news)
@@ -147,7 +147,7 @@ func TestB70Lacking(t *testing.T) {
 		t.Errorf("nq turned up: %v", got)
 	}
 	o[idOf("weighs")] = object{svc: service("weighs", "10.96.0.4", 80), eps: placed()}
-	d.Decide(idOf("weighs"))
+	d.Decide(idOf("weighs"), time.Time{})
 	if got := d.Lacking(); len(got) > 0 {
 		t.Errorf("lacking %q, of which nobody wants any", got)
 	}

@@ -67,7 +67,7 @@ func TestB82CheckAtBalancer(t *testing.T) {
 	check := ipvs.Key{Addr: netip.MustParseAddr("203.0.113.1"), Port: 30200, Proto: ipvs.TCP}
 	o := objects{web.ID: {svc: web, eps: []cluster.Endpoint{endpoint(1, "here")}}}
 	d := decided(o, Options{}, ipvs.Local{})
-	is := d.Decide(web.ID)
+	is := d.Decide(web.ID, time.Time{})
 	if !slices.Equal(is.Check.At, addrsOf("203.0.113.1")) {
 		t.Errorf("answered at %v", is.Check.At)
 	}

@@ -77,9 +77,10 @@ func (m *Mirror) DrainsOf(k ipvs.Key) (list []Drain) {
 }
 
 // Settled reports whether the kernel holds what is wanted of a Key, as far as is known: this process wrote it or found it.
-func (m *Mirror) Settled(k ipvs.Key, want *ipvs.Frontend) bool {
+// Right says whether what was wanted last is that.
+func (m *Mirror) Settled(k ipvs.Key, right func(was *ipvs.Frontend) bool) bool {
 	c := m.cells[k]
-	return c != nil && want != nil && c.wanted.Equal(want)
+	return c != nil && right(c.wanted)
 }
 
 func (m *Mirror) setDrains(c *cell, drains map[netip.AddrPort]drain) {
