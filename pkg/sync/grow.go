@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -71,6 +72,7 @@ func (g *grow) used() time.Duration {
 func (a *act) grow(ctx context.Context, turns []turn) {
 	var jobs []job
 	var plan ipvs.Plan
+	whose := map[ipvs.Key]cluster.ID{}
 	for i, t := range turns {
 		if len(plan) >= growWrites {
 			a.growing.back(turns[i:])
@@ -93,6 +95,7 @@ func (a *act) grow(ctx context.Context, turns []turn) {
 			delete(a.lastGrown, j.key)
 		}
 		j.service = j.wish.Service
+		whose[j.key] = j.service
 		for _, op := range ops {
 			plan = append(plan, ipvs.Step{Key: j.key, Op: op})
 		}
@@ -108,7 +111,7 @@ func (a *act) grow(ctx context.Context, turns []turn) {
 		return
 	}
 	for i, s := range plan {
-		a.diary.wrote(a.now(), s.Op, a.want(s.Key).Service, cause{why: WhySlowStart}, outcomes[i])
+		a.diary.wrote(a.now(), s.Op, whose[s.Key], cause{why: WhySlowStart}, outcomes[i])
 	}
 	a.fare.wrote(plan, outcomes, failed, a.now().Sub(began))
 	a.tell.log.Debug("weights of new endpoints grow", zap.Int("frontends", len(jobs)), zap.Int("writes", len(plan)), zap.Int("failed", len(failed)))
