@@ -103,7 +103,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	if c.Own.ServiceProxyName == "" { // else the Services without the label are another proxy's
 		sopt.Proxies = k
 	}
-	sopt.Ports, sopt.Schedulers = k, k
+	sopt.Ports, sopt.Schedulers, sopt.Processor = k, k, processorTime
 	loop := sync.New(k, model, log, sopt)
 	counted.open(ctx, c, model, loop, log)
 	is := inspected(c, loop, model, log)

@@ -110,7 +110,7 @@ func begin(ctx context.Context, o options, model *cluster.Model, watch watcher) 
 		return nil, nil, err
 	}
 	r := &recorder{Kernel: k, watch: watch}
-	loop := sync.New(r, model, quietLog(), sync.Options{Schedulers: k})
+	loop := sync.New(r, model, quietLog(), sync.Options{Schedulers: k, Processor: processor})
 	stopped := make(chan error, 1)
 	go func() { stopped <- loop.Run(ctx) }()
 	return r, func() error {

@@ -14,15 +14,21 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// The pictures of docs/scheduling.md are made of what these tests measure (make scheduling-pictures). In other runs they ask
-// a tenth of the requests, and hold of it what must be so.
+// The pictures of docs/scheduling.md are made of what these tests measure (make scheduling-pictures), by so many requests as
+// LAB_PICTURES says. In other runs they ask a hundred, and hold of it what must be so.
 
-// scale is how many requests are asked: the hundredth of what the pictures are made of, unless they are being made.
-func scale(of int) int {
-	if os.Getenv("LAB_PICTURES") != "" {
-		return of
+// pictured is how many requests are asked.
+func pictured(t testing.TB) int {
+	t.Helper()
+	text := os.Getenv("LAB_PICTURES")
+	if text == "" {
+		return 100
 	}
-	return of / 100
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("LAB_PICTURES: %v", err)
+	}
+	return n
 }
 
 // askAll has so many requests asked by some workers, each from addresses of its own in turn, and counts who answers.
@@ -65,7 +71,7 @@ func TestB70SpreadPicture(t *testing.T) {
 	}
 	s.start()
 	who := s.manyClients(1000)
-	requests := scale(10_000)
+	requests := pictured(t)
 	slow := map[string]int{}
 	for i, scheduler := range []string{"rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "dh", "lblc", "lblcr", "twos"} {
 		svc := annotated(web(120+i), "scheduler", scheduler)
@@ -113,7 +119,7 @@ func (s *stage) hasScheduler(t testing.TB, to netip.AddrPort, scheduler string) 
 // B71: what a canary gets: an endpoint whose slice has weight 10 beside two whose slices have 100.
 func TestB71CanaryPicture(t *testing.T) {
 	s := newStage(t).start()
-	svc, requests := web(140), scale(10_000)
+	svc, requests := web(140), pictured(t)
 	weights := map[string]int{"pod-a": 100, "pod-b": 100, "pod-c": 10}
 	s.weigh(svc, weights)
 	to := at(svc, 4, 80)

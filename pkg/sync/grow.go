@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
@@ -15,14 +16,18 @@ import (
 // has a share of a processor of its own: where that is not enough, weights come later, and in larger steps.
 type grow struct {
 	shared
-	act  *act
-	rest time.Time // nothing is written before
+	act *act
+	// left is how long it may work before it rests, as of a time: it grows back to growBurst. Less than 0: it rests.
+	left time.Duration
+	at   time.Time
 }
 
 const (
-	// growRest is how many times as long as it worked it then rests: some 0.6 % of a processor. What it costs beside, such
-	// as waking up, has room below 1 %.
+	// growRest is how many times as long as it works it rests in the long run: some 0.6 % of a processor. What it costs
+	// beside, such as waking up, has room below 1 %.
 	growRest = 160
+	// growBurst is how long it may work at once: hundreds of weights.
+	growBurst = 50 * time.Millisecond
 	// growKeys and growWrites are how much it does at a time: a few ms.
 	growKeys   = 64
 	growWrites = 128
@@ -30,8 +35,8 @@ const (
 
 func (g *grow) due(now time.Time) time.Time {
 	due := g.growing.next(now)
-	if !due.IsZero() && due.Before(g.rest) {
-		return g.rest
+	if rested := g.at.Add(-g.left * growRest); !due.IsZero() && due.Before(rested) {
+		return rested
 	}
 	return due
 }
@@ -42,10 +47,24 @@ func (g *grow) tend(ctx context.Context) (more bool) {
 	if due := g.due(began); due.IsZero() || began.Before(due) {
 		return false
 	}
+	if g.at.IsZero() {
+		g.left = growBurst
+	} else {
+		g.left = min(growBurst, g.left+began.Sub(g.at)/growRest)
+	}
+	g.at = began
+	used := g.used()
 	g.act.grow(ctx, g.growing.pop(began, growKeys))
-	ended := g.now()
-	g.rest = ended.Add(growRest * ended.Sub(began))
+	g.left -= min(g.now().Sub(began), g.used()-used)
 	return false
+}
+
+// used is the processor's time that was had so far: where nobody says it, all that passes.
+func (g *grow) used() time.Duration {
+	if g.opt.Processor == nil {
+		return time.Duration(g.now().UnixNano())
+	}
+	return g.opt.Processor()
 }
 
 // grow brings the weights of Keys up to date. A Key of which anything else is to be done has its turn for that, and one
@@ -53,6 +72,7 @@ func (g *grow) tend(ctx context.Context) (more bool) {
 func (a *act) grow(ctx context.Context, turns []turn) {
 	var jobs []job
 	var plan ipvs.Plan
+	whose := map[ipvs.Key]cluster.ID{}
 	for i, t := range turns {
 		if len(plan) >= growWrites {
 			a.growing.back(turns[i:])
@@ -75,6 +95,7 @@ func (a *act) grow(ctx context.Context, turns []turn) {
 			delete(a.lastGrown, j.key)
 		}
 		j.service = j.wish.Service
+		whose[j.key] = j.service
 		for _, op := range ops {
 			plan = append(plan, ipvs.Step{Key: j.key, Op: op})
 		}
@@ -90,7 +111,7 @@ func (a *act) grow(ctx context.Context, turns []turn) {
 		return
 	}
 	for i, s := range plan {
-		a.diary.wrote(a.now(), s.Op, a.want(s.Key).Service, cause{why: WhySlowStart}, outcomes[i])
+		a.diary.wrote(a.now(), s.Op, whose[s.Key], cause{why: WhySlowStart}, outcomes[i])
 	}
 	a.fare.wrote(plan, outcomes, failed, a.now().Sub(began))
 	a.tell.log.Debug("weights of new endpoints grow", zap.Int("frontends", len(jobs)), zap.Int("writes", len(plan)), zap.Int("failed", len(failed)))

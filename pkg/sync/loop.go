@@ -46,6 +46,9 @@ type Options struct {
 	// BasePeriod is how often interface, table and sysctls are looked at; 60 s by default.
 	BasePeriod time.Duration
 
+	// Processor says how much of the processor's time this process has had, in the kernel as well; nil: all that passes
+	// while it works counts as that.
+	Processor func() time.Duration
 	// Now is the clock; nil: the system's.
 	Now func() time.Time
 }

@@ -118,7 +118,8 @@ func (w *walker) rehearse(t *testing.T) *Rehearsal {
 	return said
 }
 
-// startAnew starts an agent and gives what it writes, but for what it forgets of connection tracking, and what it sets up.
+// startAnew starts an agent and gives what it writes, but for what it forgets of connection tracking, and what it sets up. That
+// endpoints get more weight as their time comes is no part of a start.
 func (w *walker) startAnew() (did []ipvs.Op, set []string) {
 	w.kernel.Log = nil
 	link, table := w.kernel.Link, w.kernel.Table
@@ -130,7 +131,13 @@ func (w *walker) startAnew() (did []ipvs.Op, set []string) {
 	if !table {
 		set = append(set, "nft add table inet ipvs-proxy")
 	}
-	return slices.DeleteFunc(slices.Clone(w.kernel.Log), func(op ipvs.Op) bool { return op.Effect().Table == ipvs.TableConntrack }), set
+	grown := map[ipvs.Op]bool{}
+	for i := range w.loop.diary.kept {
+		if step := w.loop.diary.at(i); step.why == WhySlowStart {
+			grown[step.op] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(w.kernel.Log), func(op ipvs.Op) bool { return op.Effect().Table == ipvs.TableConntrack || grown[op] }), set
 }
 
 func linesOf(r *Rehearsal) (out []string) {

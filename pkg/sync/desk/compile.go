@@ -131,12 +131,12 @@ func NamedOf(svc *cluster.Service, of func(netip.Addr) cluster.Named) (named Nam
 
 // compile compiles the Service with some endpoints.
 func (c *compiler) compile(eps []cluster.Endpoint) {
+	c.f.SlowStart = c.slowStart()
 	svc, site := c.svc, c.site
 	eps = c.hosts(eps)
 	clusterIPs := c.allowed(svc.ClusterIPs, "spec.clusterIPs", c.refuseClusterIP)
 	balancerIPs := c.allowed(svc.LoadBalancerIPs, "status.loadBalancer", c.refuseExternal)
 	externalIPs := c.allowed(svc.ExternalIPs, "spec.externalIPs", c.refuseExternalIP)
-	c.f.SlowStart = c.slowStart()
 	for _, port := range svc.Ports {
 		external := port.NodePort != 0 || len(balancerIPs)+len(externalIPs) > 0
 		p := portCompiler{compiler: c, port: port, external: external, clusterIPs: clusterIPs, eps: portEndpoints(port, eps)}

@@ -29,16 +29,20 @@ const lapse = 5 * time.Second
 // means none at all (fo), another number of connections (ovf), or nothing (dh, and rr and lc, which have twins).
 var gradual = map[string]bool{"wrr": true, "wlc": true, "sed": true, "nq": true, "lblc": true, "lblcr": true, "sh": true, "mh": true, "twos": true}
 
-// slowStart is over how long the weights of new endpoints grow; 0: they do not.
+// slowStart is over how long the weights of new endpoints grow; 0: they do not. That the kernel lacks a twin changes no weight:
+// it is found out by a write, and a start would write them twice.
 func (c *compiler) slowStart() time.Duration {
 	over := c.svc.Scheduling.SlowStart
 	if over == 0 {
 		return 0
 	}
 	if name := c.scheduler(true); !gradual[name] {
+		lacks := twins[name] != ""
 		c.warn(cluster.ReasonScheduling, "metadata.annotations["+cluster.SlowStartAnnotation+"]: the scheduler "+name+
-			" cannot give an endpoint a part of its share; new endpoints have all of their weight at once")
-		return 0
+			" cannot give an endpoint a part of its share; new endpoints have theirs at once")
+		if !lacks {
+			return 0
+		}
 	}
 	return over
 }

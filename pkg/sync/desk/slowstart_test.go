@@ -146,7 +146,7 @@ func TestB71SlowStartLive(t *testing.T) {
 	if is := over(90*time.Second, "1", "2"); len(is.Problems) != 1 {
 		t.Errorf("the kernel lacks wrr: problems %v", is.Problems)
 	}
-	want("the kernel lacks wrr", "1=1 2=1", "rr")
+	want("the kernel lacks wrr", "1=10 2=1", "rr")
 }
 
 // B71: for whatever endpoints come and go, a weight is between a tenth and all of it, grows, and changes when it was said
