@@ -3,6 +3,7 @@ package traffic
 import (
 	"fmt"
 	"math/big"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 
@@ -41,18 +42,21 @@ func nth(a netip.Addr, n int) netip.Addr {
 	return is
 }
 
-// asked is who answers each of the clients.
+// asked is who answers each of the clients, who come in another order each time: what goes by turn is not taken for what goes by
+// the client.
 func (m *manyClients) asked(t testing.TB, to netip.AddrPort) (pods []string) {
 	t.Helper()
-	lost := 0
-	for _, a := range m.addrs[familyOf(to)] {
+	lost, addrs := 0, m.addrs[familyOf(to)]
+	pods = make([]string, len(addrs))
+	for _, i := range rand.Perm(len(addrs)) {
+		a := addrs[i]
 		r := m.host.Ask(to, lab.From(a), lab.Timeout(patient))
 		if r.Verdict != lab.Answered {
 			if lost++; lost < 5 {
 				t.Errorf("%s asks %s: %s", a, to, r)
 			}
 		}
-		pods = append(pods, r.Pod)
+		pods[i] = r.Pod
 	}
 	return pods
 }
