@@ -142,7 +142,7 @@ func TestB71SlowStartPicture(t *testing.T) {
 	s := newStage(t).start()
 	over, every := 12*time.Second, time.Second
 	if os.Getenv("LAB_PICTURES") != "" {
-		over, every = 90*time.Second, 3*time.Second
+		over, every = time.Minute, 2*time.Second
 	}
 	pods := s.pods()
 	shares := map[string][]int{}
@@ -162,7 +162,11 @@ func TestB71SlowStartPicture(t *testing.T) {
 		}
 		s.apply(svc, pods...)
 		wantHit(t, s.w.Node(1).Host, to, "pod-c")
-		shares[name] = curve(s.w.Node(1).Host, to, over+over/4, every)
+		long := over + over/4
+		if !slow {
+			long = over / 2 // it stays as it is
+		}
+		shares[name] = curve(s.w.Node(1).Host, to, long, every)
 		for at, share := range shares[name] {
 			lab.Figure(t, fmt.Sprintf("%s, per cent after %s s", name, strconv.Itoa(int(every.Seconds())*at)), share)
 		}
@@ -185,18 +189,14 @@ func curve(h *lab.Host, to netip.AddrPort, over, every time.Duration) (shares []
 	return shares
 }
 
-// B70: how many of 1,000 clients another endpoint answers when one leaves, and when it is back, with rr, sh and mh; and how many
+// B70: how many clients another endpoint answers when one leaves, and when it is back, with rr, sh and mh; and how many
 // the same one answers through two nodes.
 func TestB70ClientsPicture(t *testing.T) {
 	s := newStage(t).start()
 	s.addPod(lab.PodSpec{Name: "pod-d", Node: 2})
 	pods := append(s.pods(), s.w.Pod("pod-d"))
 	s.w.ServeHTTP(t, 8080, pods[3])
-	clients := 200
-	if os.Getenv("LAB_PICTURES") != "" {
-		clients = 1000
-	}
-	who := s.manyClients(clients)
+	who := s.manyClients(min(max(pictured(t), 200), 1000))
 	move := map[string]int{}
 	for i, scheduler := range []string{"rr", "sh", "mh"} {
 		svc := annotated(web(150+i), "scheduler", scheduler)
