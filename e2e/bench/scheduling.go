@@ -56,7 +56,7 @@ func (s settings) of(i int) map[string]string {
 type startFigures struct {
 	Total time.Duration // from the start of the loop until all is programmed
 	Loop  time.Duration // of that the agent's own processor time, in the kernel as well
-	KB    int           // of memory that the machine has less
+	KB    int           // of memory that the kernel keeps more
 }
 
 // growFigures are what it costs that weights grow.
@@ -79,7 +79,7 @@ func (o options) scheduling(w io.Writer) error {
 		if s == plainSettings {
 			plain = f
 		}
-		fmt.Fprintf(w, "  %-32s %10.1f   %5.2f of the first   memory %7.1f MB\n", s, million(f.Total), float64(f.Total)/float64(plain.Total), float64(f.KB)/1000)
+		fmt.Fprintf(w, "  %-32s %10.1f   %5.2f of the first   kernel memory %7.1f MB\n", s, million(f.Total), float64(f.Total)/float64(plain.Total), float64(f.KB)/1000)
 	}
 	fmt.Fprintf(w, "\n(e) %d endpoints of %d Services start slowly at once\n", growServices*growEndpoints, growServices)
 	var shares [2]float64
@@ -131,14 +131,14 @@ func runSettings(o options) (f startFigures, err error) {
 	}
 	ready(model)
 	runtime.GC()
-	free, used, began := available(), processor(), time.Now()
+	before, used, began := kept(), processor(), time.Now()
 	watch := &startWatch{model: model, services: o.settings, done: make(chan time.Time, 1)}
 	r, stop, err := begin(context.Background(), o, model, watch)
 	if err != nil {
 		return f, err
 	}
 	ended, err := wait(watch.done, r)
-	f = startFigures{Total: ended.Sub(began), Loop: processor() - used, KB: free - available()}
+	f = startFigures{Total: ended.Sub(began), Loop: processor() - used, KB: kept() - before}
 	return f, errors.Join(err, stop())
 }
 
@@ -157,14 +157,14 @@ func processor() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// available is the memory that the machine has left, in KB.
-func available() (kb int) {
+// kept is the memory that the kernel has for its own tables, in KB.
+func kept() (kb int) {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		panic(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if rest, is := strings.CutPrefix(line, "MemFree:"); is {
+		if rest, is := strings.CutPrefix(line, "SUnreclaim:"); is {
 			fmt.Sscan(rest, &kb)
 		}
 	}
