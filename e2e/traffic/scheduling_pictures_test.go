@@ -77,10 +77,10 @@ func TestB70SpreadPicture(t *testing.T) {
 	for i, scheduler := range []string{"rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "dh", "lblc", "lblcr", "twos"} {
 		svc := annotated(web(120+i), "scheduler", scheduler)
 		to := at(svc, 4, 80)
-		s.apply(svc, s.pods()...)
 		if scheduler == "ovf" { // whose weights are connections: beyond all of them clients are turned away
-			s.cluster.Delete(svc)
 			s.weigh(svc, map[string]int{"pod-a": 5, "pod-b": 5, "pod-c": 5})
+		} else {
+			s.apply(svc, s.pods()...)
 		}
 		answers(t, s.w.Client, to)
 		if !s.hasScheduler(t, to, scheduler) {
