@@ -66,20 +66,29 @@ type growFigures struct {
 	All        time.Duration // until the last endpoint has all of its weight
 }
 
+// maxDifferent is how much longer Services may take to start that ask each for something else, tables apart.
+const maxDifferent = 1.1
+
 // scheduling measures what it costs that Services ask for something.
 func (o options) scheduling(w io.Writer) error {
 	fmt.Fprintf(w, "\n(d) start of the loop: %d Services with %d endpoints each, by what they ask for\n", o.settings, o.endpoints)
-	var plain startFigures
+	var plain, different startFigures
 	for _, s := range []settings{plainSettings, differentSettings, shSettings, mhSettings} {
 		var f startFigures
 		o.asks = string(s)
 		if err := o.measure("settings", &f); err != nil {
 			return err
 		}
-		if s == plainSettings {
+		switch s {
+		case plainSettings:
 			plain = f
+		case differentSettings:
+			different = f
 		}
 		fmt.Fprintf(w, "  %-32s %10.1f   %5.2f of the first   kernel memory %7.1f MB\n", s, million(f.Total), float64(f.Total)/float64(plain.Total), float64(f.KB)/1000)
+	}
+	if ratio := float64(different.Total) / float64(plain.Total); counts() && ratio > maxDifferent {
+		return fmt.Errorf("Services that ask each for something else start in %.2f times what plain ones take, want at most %.1f", ratio, maxDifferent)
 	}
 	fmt.Fprintf(w, "\n(e) %d endpoints of %d Services start slowly at once\n", growServices*growEndpoints, growServices)
 	var shares [2]float64
