@@ -194,8 +194,8 @@ func curve(h *lab.Host, to netip.AddrPort, over, every time.Duration) (shares []
 	return shares
 }
 
-// B70: how many clients another endpoint answers when one leaves, and when it is back, with rr, sh and mh; and how many
-// the same one answers through two nodes.
+// B70: how many clients another endpoint answers when one leaves and keeps its connections, when it is gone, and when it is back, with
+// rr, sh and mh; and how many through another node.
 func TestB70ClientsPicture(t *testing.T) {
 	s := newStage(t).start()
 	s.addPod(lab.PodSpec{Name: "pod-d", Node: 2})
@@ -214,7 +214,13 @@ func TestB70ClientsPicture(t *testing.T) {
 		s.wantServing(t, to, pods[:3]...)
 		without := who.askedThrough(t, s, 1, to)
 		move[scheduler+", clients with another endpoint when one of four leaves"] = moved(before, without)
-		move[scheduler+", clients of the one that leaves"] = spreadOf(before)["pod-d"]
+		gone := annotated(web(153+i), "scheduler", scheduler, "drain-deadline", "0s")
+		s.apply(gone, pods...)
+		s.wantServing(t, at(gone, 4, 80), pods...)
+		before = who.askedThrough(t, s, 1, at(gone, 4, 80))
+		s.apply(gone, pods[:3]...)
+		s.wantServing(t, at(gone, 4, 80), pods[:3]...)
+		move[scheduler+", clients with another endpoint when one of four is gone"] = moved(before, who.askedThrough(t, s, 1, at(gone, 4, 80)))
 		s.apply(svc, pods...)
 		s.wantServing(t, to, pods...)
 		move[scheduler+", clients with another endpoint when a fourth comes"] = moved(without, who.askedThrough(t, s, 1, to))
@@ -223,7 +229,7 @@ func TestB70ClientsPicture(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(move)) {
 		lab.Figure(t, name, move[name])
 	}
-	if move["mh, clients with another endpoint when one of four leaves"] >= move["sh, clients with another endpoint when one of four leaves"] {
+	if move["mh, clients with another endpoint when one of four is gone"] >= move["sh, clients with another endpoint when one of four is gone"] {
 		t.Errorf("mh moves no fewer clients than sh: %v", move)
 	}
 	if move["mh, clients with another endpoint through another node"] > 0 || move["rr, clients with another endpoint through another node"] == 0 {
