@@ -46,7 +46,7 @@ func schedulingPictures(dir string) (pictures map[string]string, missing error, 
 				pictures[file] = text
 				break
 			}
-			lacks = append(lacks, fmt.Errorf("%s: Linux %s lacks %s", file, k.Series(), strings.Join(m.missing, ", ")))
+			lacks = append(lacks, fmt.Errorf("%s: Linux %s lacks %d figures, such as %s", file, k.Series(), len(m.missing), m.missing[0]))
 		}
 	}
 	return pictures, errors.Join(lacks...), nil
