@@ -198,6 +198,9 @@ func (w *World) ClientHas(p netip.Prefix) error {
 	via := w.Client.V4
 	if p.Addr().Is6() {
 		via = w.Client.V6
+		if err := w.Client.sysctl("net/ipv6/ip_nonlocal_bind", "1"); err != nil { // IPv6 binds to no address of a range
+			return err
+		}
 	}
 	for _, n := range w.Nodes {
 		r := &netlink.Route{LinkIndex: n.eth0.Attrs().Index, Dst: ipNet(p), Gw: via.AsSlice()}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -27,17 +28,26 @@ func TestPictureAgrees(t *testing.T) {
 	}
 }
 
-// So are those of scheduling.
+// So are those of scheduling that the page shows.
 func TestSchedulingPicturesAgree(t *testing.T) {
-	want, err := schedulingPictures(filepath.Join(root, measurements))
+	want, missing, err := schedulingPictures(filepath.Join(root, measurements))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, text := range want {
-		if have, err := os.ReadFile(filepath.Join(root, file)); err != nil || string(have) != text {
-			t.Errorf("%s is not what was measured: run go run ./e2e/pictures --scheduling (%v)", file, err)
+	page, err := os.ReadFile(filepath.Join(root, "docs/scheduling.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := regexp.MustCompile(`\]\((scheduling-[a-z-]+\.svg)\)`).FindAllStringSubmatch(string(page), -1)
+	if len(shown) == 0 {
+		t.Fatal("the page shows no picture")
+	}
+	for _, match := range shown {
+		file := "docs/" + match[1]
+		if have, err := os.ReadFile(filepath.Join(root, file)); err != nil || want[file] == "" || string(have) != want[file] {
+			t.Errorf("%s is not what was measured: run go run ./e2e/pictures --scheduling (%v, %v)", file, err, missing)
 		}
-		for d := xml.NewDecoder(strings.NewReader(text)); ; {
+		for d := xml.NewDecoder(strings.NewReader(want[file])); want[file] != ""; {
 			if _, err := d.Token(); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {

@@ -18,41 +18,46 @@ const measurements = "e2e/pictures/measured"
 
 // The tests of which these pictures are made.
 const (
-	spreadTest, canaryTest   = "TestB70SpreadPicture", "TestB71CanaryPicture"
-	curveTest, clientsTest   = "TestB71SlowStartPicture", "TestB70ClientsPicture"
-	slowCurve, controlCurve  = "slow start", "without"
-	moves, throughAnother    = ", clients with another endpoint when ", ", clients with another endpoint through another node"
-	schedulingNote, notEmpty = "Measured in the project's lab on Linux %s, in an emulated machine", "no kernel's measurements have all figures of the pictures of scheduling"
+	spreadTest, canaryTest  = "TestB70SpreadPicture", "TestB71CanaryPicture"
+	curveTest, clientsTest  = "TestB71SlowStartPicture", "TestB70ClientsPicture"
+	slowCurve, controlCurve = "slow start", "without"
+	moves, throughAnother   = ", clients with another endpoint when ", ", clients with another endpoint through another node"
 )
 
-// schedulingPictures are the pictures of docs/scheduling.md, by file, of the newest kernel that has all figures.
-func schedulingPictures(dir string) (map[string]string, error) {
+// schedulingPictures are the pictures of docs/scheduling.md by file, each of the newest kernel that has all of its figures, and what is
+// missing of the others.
+func schedulingPictures(dir string) (pictures map[string]string, missing error, err error) {
 	kernels, err := results.Read(dir)
 	if err != nil {
-		return nil, fmt.Errorf("what was measured of scheduling: %w", err)
+		return nil, nil, fmt.Errorf("what was measured of scheduling: %w", err)
 	}
-	lacks := []error{errors.New(notEmpty)}
-	for _, k := range slices.Backward(kernels) {
-		m := measured{figures: k.Figures}
-		note := fmt.Sprintf(schedulingNote, k.Series())
-		all := map[string]string{
-			"docs/scheduling-spread.svg":     m.spread(note),
-			"docs/scheduling-slow-start.svg": m.slowStart(note),
-			"docs/scheduling-clients.svg":    draw(m.clients(), note),
+	pictures = map[string]string{}
+	var lacks []error
+	for file, drawn := range map[string]func(*measured, string) string{
+		"docs/scheduling-spread.svg":     (*measured).spread,
+		"docs/scheduling-canary.svg":     (*measured).canary,
+		"docs/scheduling-slow-start.svg": (*measured).slowStart,
+		"docs/scheduling-clients.svg":    func(m *measured, note string) string { return draw(m.clients(), note) },
+	} {
+		for _, k := range slices.Backward(kernels) {
+			m := measured{figures: k.Figures}
+			text := drawn(&m, fmt.Sprintf("Measured in the project's lab on Linux %s, in an emulated machine", k.Series()))
+			if len(m.missing) == 0 {
+				pictures[file] = text
+				break
+			}
+			lacks = append(lacks, fmt.Errorf("%s: Linux %s lacks %d figures, such as %s", file, k.Series(), len(m.missing), m.missing[0]))
 		}
-		if len(m.missing) == 0 {
-			return all, nil
-		}
-		lacks = append(lacks, fmt.Errorf("%s lacks %s", k.Series(), strings.Join(m.missing, ", ")))
 	}
-	return nil, errors.Join(lacks...)
+	return pictures, errors.Join(lacks...), nil
 }
 
-// spread is how each scheduler spreads requests over endpoints of which one is slow, and what a canary gets.
+// pods are the endpoints, the one last that a picture is about.
+var pods = []string{"pod-a", "pod-b", "pod-c"}
+
+// spread is how each scheduler spreads requests over endpoints of which one is slow.
 func (m *measured) spread(note string) string {
-	pods := []string{"pod-a", "pod-b", "pod-c"}
 	of := m.figures["e2e/traffic "+spreadTest]
-	title := "one of three endpoints, the orange one, takes 100 ms for an answer"
 	var rows []stack
 	for _, scheduler := range []string{"rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "sh", "mh", "dh", "lblc", "lblcr", "twos"} {
 		if _, ran := of[scheduler+", pod-a"]; !ran && scheduler == "twos" {
@@ -64,12 +69,16 @@ func (m *measured) spread(note string) string {
 		}
 		rows = append(rows, row)
 	}
-	canary := stack{label: "weights 100, 100, 10"}
+	return drawStacks([]stacks{{fmt.Sprintf("%d requests, by scheduler: one of three endpoints, the orange one, takes 100 ms", sum(rows[0].parts)), rows}}, note)
+}
+
+// canary is what a canary gets.
+func (m *measured) canary(note string) string {
+	row := stack{label: "weights 100, 100, 10"}
 	for _, pod := range pods {
-		canary.parts = append(canary.parts, m.of(canaryTest, pod))
+		row.parts = append(row.parts, m.of(canaryTest, pod))
 	}
-	return drawStacks([]stacks{{fmt.Sprintf("%d requests, by scheduler: %s", sum(rows[0].parts), title), rows},
-		{fmt.Sprintf("%d requests to a Service with a canary of weight 10", sum(canary.parts)), []stack{canary}}}, note)
+	return drawStacks([]stacks{{fmt.Sprintf("%d requests to a Service with a canary of weight 10, the orange one", sum(row.parts)), []stack{row}}}, note)
 }
 
 func sum(of []int) (n int) {
@@ -104,10 +113,14 @@ func (m *measured) slowStart(note string) string {
 func (m *measured) clients() (panels []panel) {
 	all := m.of(clientsTest, "clients")
 	for _, p := range []struct{ title, figure string }{
-		{"another endpoint when one of four leaves", moves + "one of four leaves"},
+		{"another endpoint while one of four drains", moves + "one of four leaves"},
+		{"another endpoint when one of four is gone", moves + "one of four is gone"},
 		{"another endpoint when a fourth comes", moves + "a fourth comes"},
 		{"another endpoint through another node", throughAnother},
 	} {
+		if _, measured := m.figures["e2e/traffic "+clientsTest]["mh"+p.figure]; !measured && strings.HasSuffix(p.figure, "gone") {
+			continue // measurements from before it was looked at
+		}
 		is := panel{title: fmt.Sprintf("Of %d clients so many get %s", all, p.title)}
 		for _, scheduler := range []string{"rr", "sh", "mh"} {
 			v := m.of(clientsTest, scheduler+p.figure)
@@ -120,7 +133,7 @@ func (m *measured) clients() (panels []panel) {
 
 // writeScheduling draws them.
 func writeScheduling(root string) error {
-	all, err := schedulingPictures(filepath.Join(root, measurements))
+	all, missing, err := schedulingPictures(filepath.Join(root, measurements))
 	if err != nil {
 		return err
 	}
@@ -129,5 +142,5 @@ func writeScheduling(root string) error {
 			return err
 		}
 	}
-	return nil
+	return missing
 }

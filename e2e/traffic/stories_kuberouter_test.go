@@ -35,6 +35,7 @@ func TestB70FromKubeRouter(t *testing.T) {
 		each(t, func(t *testing.T, family int) {
 			to := at(svc, family, 80)
 			s.wantScheduled(t, n, to, c.scheduler, c.flags, alike)
+			answers(t, n.Host, to)
 			got, lost := n.Spread(to, 12)
 			if len(lost) > 0 || (len(got) == 1) != c.one {
 				t.Errorf("%v: 12 requests were answered by %v, lost %v", c.annotations, got, lost)

@@ -23,6 +23,7 @@ func TestB70Annotations(t *testing.T) {
 		{name: "none"},
 		{name: "others'", given: map[string]string{"example.com/scheduler": "x"}},
 		{name: "scheduler", given: map[string]string{SchedulerAnnotation: "wlc"}, want: Scheduling{Scheduler: "wlc"}},
+		{name: "the youngest scheduler", given: map[string]string{SchedulerAnnotation: "twos"}, want: Scheduling{Scheduler: "twos"}},
 		{name: "kube-router's", given: map[string]string{kubeRouterScheduler: "sh", kubeRouterFlags: "sh-port,sh-fallback"}, want: Scheduling{Scheduler: "sh", Ports: true}},
 		{name: "kube-router's flags by its names", given: map[string]string{kubeRouterScheduler: "mh", kubeRouterFlags: "flag-1,flag-2"}, want: Scheduling{Scheduler: "mh", Ports: true}},
 		{name: "one of them", given: map[string]string{kubeRouterScheduler: "mh", kubeRouterFlags: "flag-1, flag-3"}, want: Scheduling{Scheduler: "mh"}},
