@@ -52,6 +52,10 @@ func runChild(name string, o options) (err error) {
 		result, err = tableByMoby(o.servers, o.reals)
 	case "cluster":
 		result, err = runCluster(o)
+	case "direct", "tracked":
+		result, err = runDirect(name == "tracked")
+	case "agent":
+		result, err = runAgent(o)
 	default:
 		err = fmt.Errorf("no measurement is called %s", name)
 	}

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -12,6 +16,7 @@ import (
 )
 
 func benchCommand() *cobra.Command {
+	var results string
 	job := machine.Job{Files: map[string]string{}, Icount: true}
 	cmd := &cobra.Command{
 		Use:   "bench [flags] [-- ARGS...]",
@@ -33,9 +38,18 @@ when a limit is broken. "lab bench -- --help" lists the sizes.`,
 			job.Commands = []machine.Command{{
 				Name: "bench", Args: append([]string{"bench"}, args...), Env: []string{"LAB_ICOUNT=1"},
 			}}
-			return runJob(ctx, job, os.Stderr)
+			var said bytes.Buffer
+			job.Output = io.MultiWriter(os.Stdout, &said)
+			err = runJob(ctx, job, os.Stderr)
+			if results == "" {
+				return err
+			}
+			keep := exec.CommandContext(ctx, out, "--keep", results)
+			keep.Stdin, keep.Stderr = &said, os.Stderr
+			return errors.Join(err, keep.Run())
 		},
 	}
+	cmd.Flags().StringVar(&results, "results", "", "put what it came to into this file, for docs/performance.md")
 	cmd.Flags().DurationVar(&job.Timeout, "timeout", 30*time.Minute, "end the machine after this time")
 	cmd.Flags().StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite")
 	return cmd
