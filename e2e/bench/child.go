@@ -56,6 +56,8 @@ func runChild(name string, o options) (err error) {
 		result, err = runDirect(name == "tracked")
 	case "agent":
 		result, err = runAgent(o)
+	case "ipvs", "iptables", "nftables":
+		result, err = runKubeProxy(o, name)
 	default:
 		err = fmt.Errorf("no measurement is called %s", name)
 	}

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/template"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 //go:embed page.md
@@ -36,8 +39,11 @@ func (r result) table(family int) string {
 	b.WriteString("| |")
 	for _, c := range r.Packets {
 		head := c.Contender
-		if c.Services > 0 {
+		switch {
+		case c.Binding != "":
 			head = fmt.Sprintf("%d Services, %s", c.Services, c.Binding)
+		case c.Services > 0:
+			head = fmt.Sprintf("%s, %d Services", c.Contender, c.Services)
 		}
 		fmt.Fprintf(&b, " %s |", head)
 	}
@@ -69,3 +75,11 @@ func (r result) more(name, bare string) (string, error) {
 	}
 	return fmt.Sprintf("%.1f", float64(r.Packets[best].Counts[name][0]-r.Packets[0].Counts[bare][0])/1000), nil
 }
+
+// Peers reports whether kube-proxy was counted.
+func (r result) Peers() bool {
+	return slices.ContainsFunc(r.Packets, func(c way) bool { return strings.HasPrefix(c.Contender, "kube-proxy") })
+}
+
+// Kubernetes is the release of kube-proxy.
+func (result) Kubernetes() string { return programs.Default }

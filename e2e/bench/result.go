@@ -31,6 +31,9 @@ func (c way) String() string {
 	if c.Services == 0 {
 		return c.Contender
 	}
+	if c.Binding == "" {
+		return fmt.Sprintf("%s, %d Services", c.Contender, c.Services)
+	}
 	return fmt.Sprintf("%s, %d Services, virtual IPs bound by %s", c.Contender, c.Services, c.Binding)
 }
 
@@ -40,7 +43,14 @@ func (o options) contenders() []way {
 	for _, n := range o.sizes {
 		list = append(list, way{Contender: "agent", Services: n, Binding: "address", child: "agent"})
 	}
-	return append(list, way{Contender: "agent", Services: o.sizes[len(o.sizes)-1], Binding: "route", child: "agent"})
+	list = append(list, way{Contender: "agent", Services: o.sizes[len(o.sizes)-1], Binding: "route", child: "agent"})
+	if _, there := kubeProxy(); !there || o.peerAt == 0 {
+		return list
+	}
+	for _, mode := range []string{"ipvs", "nftables", "iptables"} {
+		list = append(list, way{Contender: "kube-proxy " + mode, Services: o.peerAt, child: mode})
+	}
+	return list
 }
 
 // packets counts the packets' way of all contenders.
@@ -127,7 +137,7 @@ func (r result) limits(w io.Writer) (err error) {
 	bare := r.Packets[0].Counts
 	for _, c := range r.Packets {
 		for _, d := range dearest {
-			if c.Services == 0 {
+			if c.Binding == "" {
 				continue
 			}
 			more, verdict := c.Counts[d.name][0]-bare[d.bare][0], "ok"

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
@@ -159,7 +160,7 @@ func runAgent(o options) (counts taken, err error) {
 	}
 	defer k.Close()
 	model := cluster.NewModel(cluster.Options{NodeName: nodeName(0)})
-	w.fill(model, o.services)
+	w.things(o.services).fill(model)
 	watch := &quietWatch{}
 	r := &recorder{Kernel: k, watch: watch}
 	loop := agent.New(r, model, quietLog(), agent.Options{Proxies: k})
@@ -174,25 +175,48 @@ func runAgent(o options) (counts taken, err error) {
 	return counts, errors.Join(err, <-stopped)
 }
 
-// fill gives a Model Services of one endpoint each. The first one is served by the place for that, and has a node port.
-func (w *world) fill(m *cluster.Model, services int) {
+// things are a cluster's objects.
+type things struct {
+	services []*corev1.Service
+	slices   []*discoveryv1.EndpointSlice
+	node     *corev1.Node
+}
+
+func (c things) fill(m *cluster.Model) {
+	for _, svc := range c.services {
+		m.SetService(svc)
+	}
+	for _, s := range c.slices {
+		m.SetSlice(s)
+	}
+	m.SetNode(c.node)
+	m.SetSynced()
+	m.SetComplete()
+}
+
+// things are Services of both families and of one endpoint each. The first one and the last are served by the place for that, and
+// the first has a node port.
+func (w *world) things(services int) (c things) {
 	for i := range services {
-		vips := clusterIPs(i)
-		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("svc-", i)},
+		vips, cluster := clusterIPs(i), corev1.ServiceInternalTrafficPolicyCluster
+		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("svc-", i), UID: types.UID(fmt.Sprint("svc-", i))},
 			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: vips[0].String(), ClusterIPs: []string{vips[0].String(), vips[1].String()},
-				IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
-				Ports:      []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}}}
+				IPFamilies:      []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
+				SessionAffinity: corev1.ServiceAffinityNone, InternalTrafficPolicy: &cluster,
+				Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}}}
 		if i == 0 {
 			svc.Spec.Type, svc.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, nodePort
+			svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster
 		}
-		m.SetService(svc)
+		c.services = append(c.services, svc)
 		for family := range vips {
 			s := slice(i, discoveryv1.EndpointPort{Name: new("http"), Port: new(int32(podPort)), Protocol: new(corev1.ProtocolTCP)})
 			s.Name += strconv.Itoa(family)
+			s.UID = types.UID(s.Name)
 			s.AddressType = []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6}[family]
 			ep := endpoint(i, nodeName(0))
 			switch {
-			case i == 0:
+			case i == 0 || i == services-1:
 				ep.Addresses[0] = w.server.addrs[family].Addr().String()
 			case family == 1:
 				a := clusterIPs(i)[1].As16()
@@ -200,16 +224,14 @@ func (w *world) fill(m *cluster.Model, services int) {
 				ep.Addresses[0] = netip.AddrFrom16(a).String()
 			}
 			s.Endpoints = append(s.Endpoints, ep)
-			m.SetSlice(s)
+			c.slices = append(c.slices, s)
 		}
 	}
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(0)}}
+	c.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(0), UID: "node"}}
 	for _, a := range w.outside.ends {
-		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.Addr().String()})
+		c.node.Status.Addresses = append(c.node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.Addr().String()})
 	}
-	m.SetNode(n)
-	m.SetSynced()
-	m.SetComplete()
+	return c
 }
 
 // settled waits until so many frontends are open, nothing was written for a while, and Services are shielded.

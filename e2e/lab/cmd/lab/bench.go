@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 func benchCommand() *cobra.Command {
@@ -35,6 +36,13 @@ when a limit is broken. "lab bench -- --help" lists the sizes.`,
 				return err
 			}
 			job.Files["bench"] = out
+			file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy)
+			if err != nil {
+				return err
+			}
+			if file != "" { // it is counted beside the agent by whoever has compiled it
+				job.Files[programs.KubeProxy], job.KubeProxy = file, true
+			}
 			job.Commands = []machine.Command{{
 				Name: "bench", Args: append([]string{"bench"}, args...), Env: []string{"LAB_ICOUNT=1"},
 			}}
