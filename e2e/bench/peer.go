@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -111,6 +112,9 @@ func runKubeProxy(o options, mode string) (counts taken, err error) {
 		"--conntrack-max-per-core=0", "--conntrack-min=0", "--cluster-cidr="+strings.Join(ranges, ","))
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
+	// It ends with the thread that has started it, which must not be one of those that end with their namespace.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -133,7 +137,7 @@ func runKubeProxy(o options, mode string) (counts taken, err error) {
 
 // served waits until the first Service and the last answer in all ways.
 func (w *world) served(services int) (err error) {
-	until := time.Now().Add(20 * time.Minute)
+	until := time.Now().Add(5 * time.Minute)
 	for family := range w.listen {
 		for _, t := range []traveller{{w.client, family, toClusterIP(w, family), w.listen[family]}, {w.outside, family, toNodePort(w, family), w.listen[family]},
 			{w.client, family, netip.AddrPortFrom(clusterIPs(services - 1)[family], 80), w.listen[family]}} {
