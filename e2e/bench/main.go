@@ -33,7 +33,7 @@ func main() {
 	flag.IntVar(&o.changes, "changes", 20, "endpoints added one by one")
 	flag.StringVar(&o.binding, "binding", "address", "how virtual IPs stand on the interface: address or route (of the packets' way both are counted)")
 	sizes := flag.String("sizes", "1,1000,5000", "numbers of Services with which the packets' way is counted")
-	flag.IntVar(&o.peerAt, "peer-services", 1000, "with so many the packets' way is counted with kube-proxy, where it has been compiled (lab e2e --build); 0: it is not")
+	flag.IntVar(&o.peerAt, "peer-services", 0, "count the packets' way with kube-proxy as well, in three of its modes with so many Services, where it has been compiled (lab e2e --build); 0: it is not")
 	flag.StringVar(&o.only, "only", "", "measure this alone: agent or packets")
 	flag.StringVar(&child, "child", "", "do one measurement, in this process and namespace (for the bench itself)")
 	flag.StringVar(&keep, "keep", "", "put the result that a run printed, on standard input, into this file, and measure nothing")
