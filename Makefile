@@ -140,6 +140,11 @@ proportion: ## count what a change writes to the kernel with 10, 1,000 and 10,00
 bench: ## count the instructions that the agent's work costs, on a machine whose clock counts them
 	$(RUN_LAB) bench
 
+.PHONY: performance
+performance: ## count what packets cost, and write docs/performance.md from it
+	$(RUN_LAB) bench --results e2e/bench/result.json -- --only packets --sizes 1,1000,5000
+	$(WITH_GO) run ./e2e/bench --page e2e/bench/result.json >docs/performance.md.new && mv docs/performance.md.new docs/performance.md
+
 FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile config.FuzzFile ipvs/kernel.FuzzProcIPVS ipvs/kernel.FuzzNetlinkMessages
 
 # Minimising may take a minute for each input that finds something new, which is the minute that there is.

@@ -57,6 +57,12 @@ func runChild(name string, o options) (err error) {
 		result, err = runSettings(o)
 	case "grown", "growing":
 		result, err = runGrowing(o, name == "growing")
+	case "direct", "tracked":
+		result, err = runDirect(name == "tracked")
+	case "agent":
+		result, err = runAgent(o)
+	case "ipvs", "iptables", "nftables":
+		result, err = runKubeProxy(o, name)
 	default:
 		err = fmt.Errorf("no measurement is called %s", name)
 	}

@@ -4,10 +4,13 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 )
 
 type options struct {
@@ -17,34 +20,52 @@ type options struct {
 	binding             string
 	settings            int    // Services of a start that ask for something
 	asks                string // what they ask for
-	onlyScheduling      bool
+	sizes               []int  // numbers of Services with which packets are counted
+	only                string
+	peerAt              int // the number of Services with which kube-proxy's modes are counted; 0: they are not
 }
 
 func main() {
 	var o options
-	var child string
+	var child, keep, write string
 	flag.IntVar(&o.servers, "servers", 1000, "virtual servers of the bare IPVS table")
 	flag.IntVar(&o.reals, "reals", 10, "real servers of each")
 	flag.IntVar(&o.services, "services", 5000, "Services of the largest cluster")
 	flag.IntVar(&o.endpoints, "endpoints", 10, "endpoints of each")
 	flag.IntVar(&o.changes, "changes", 20, "endpoints added one by one")
-	flag.StringVar(&o.binding, "binding", "address", "how virtual IPs stand on the interface: address or route")
 	flag.IntVar(&o.settings, "settings", 1000, "Services of the starts that are compared by what they ask for")
 	flag.StringVar(&o.asks, "asks", "", "what they ask for (for the bench itself)")
-	flag.BoolVar(&o.onlyScheduling, "scheduling", false, "measure nothing but what Services that ask for something cost")
+	flag.StringVar(&o.binding, "binding", "address", "how virtual IPs stand on the interface: address or route (of the packets' way both are counted)")
+	sizes := flag.String("sizes", "1,1000,5000", "numbers of Services with which the packets' way is counted")
+	flag.IntVar(&o.peerAt, "peer-services", 0, "count the packets' way with kube-proxy as well, in three of its modes with so many Services, where it has been compiled (lab e2e --build); 0: it is not")
+	flag.StringVar(&o.only, "only", "", "measure this alone: agent, packets or scheduling")
 	flag.StringVar(&child, "child", "", "do one measurement, in this process and namespace (for the bench itself)")
+	flag.StringVar(&keep, "keep", "", "put the result that a run printed, on standard input, into this file, and measure nothing")
+	flag.StringVar(&write, "page", "", "write the page of this result's file, and measure nothing")
 	flag.Parse()
-	if err := mainErr(child, o); err != nil {
+	for n := range strings.SplitSeq(*sizes, ",") {
+		i, err := strconv.Atoi(n)
+		if err != nil || i < 1 {
+			fmt.Fprintf(os.Stderr, "bench: --sizes %s: %q is no number of Services\n", *sizes, n)
+			os.Exit(2)
+		}
+		o.sizes = append(o.sizes, i)
+	}
+	err := error(nil)
+	switch {
+	case keep != "":
+		err = writeResult(os.Stdin, keep)
+	case write != "":
+		err = page(os.Stdout, write)
+	case child != "":
+		err = runChild(child, o)
+	default:
+		err = o.all(os.Stdout)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
-}
-
-func mainErr(child string, o options) error {
-	if child != "" {
-		return runChild(child, o)
-	}
-	return o.all(os.Stdout)
 }
 
 // counts reports whether the clock counts instructions; otherwise the figures mean little.
@@ -57,8 +78,21 @@ func (o options) all(w io.Writer) error {
 	} else {
 		fmt.Fprintln(w, "Figures are milliseconds of a clock that does not count instructions: they show little, and no limit is applied.")
 	}
-	if o.onlyScheduling {
+	if o.only == "scheduling" {
 		return o.scheduling(w)
+	}
+	var broken error
+	if o.only == "" || o.only == "packets" {
+		r, err := o.packets(w)
+		if err == nil {
+			err = r.print(w)
+		}
+		if err != nil {
+			return err
+		}
+		if broken = r.limits(w); o.only == "packets" {
+			return broken
+		}
 	}
 	ratio, err := o.table(w)
 	if err != nil {
@@ -68,10 +102,12 @@ func (o options) all(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := o.scheduling(w); err != nil {
-		return err
+	if o.only == "" {
+		if err := o.scheduling(w); err != nil {
+			return err
+		}
 	}
-	return limits(w, ratio, urgent)
+	return errors.Join(broken, limits(w, ratio, urgent))
 }
 
 // The limits: what is worse is a regression.

@@ -107,13 +107,21 @@ func (j *journey) check() Fate {
 	if j.now.Proto == ipvs.UDP && policies() != "" {
 		return Dropped
 	}
-	if j.in(ipvs.SetLimited, j.To) && !slices.ContainsFunc(j.k.Ranges[j.To], func(r ipvs.Range) bool { return r.Contains(j.From) }) {
+	switch {
+	case j.now == j.To && j.in(ipvs.SetOpen, j.now) && !j.in(ipvs.SetLimited, j.now) && !j.in(ipvs.SetDropped, j.now) && !j.in(ipvs.SetInside, j.now):
+		return ""
+	case !j.in(ipvs.SetOwned, j.now):
+		if j.vip(j.now.Addr) {
+			return Refused
+		}
+		return ""
+	case j.in(ipvs.SetLimited, j.To) && !slices.ContainsFunc(j.k.Ranges[j.To], func(r ipvs.Range) bool { return r.Contains(j.From) }):
 		return Dropped
 	}
 	if is := policies(); is != "" {
 		return is
 	}
-	if j.vip(j.now.Addr) && !j.in(ipvs.SetOpen, j.now) || j.in(ipvs.SetOwned, j.now) && !j.in(ipvs.SetOpen, j.now) {
+	if !j.in(ipvs.SetOpen, j.now) {
 		return Refused
 	}
 	return ""
@@ -146,15 +154,16 @@ func (j *journey) post(reals []netip.AddrPort) map[netip.AddrPort]bool {
 }
 
 func (j *journey) masquerades(real netip.Addr) bool {
-	owned, kept := j.in(ipvs.SetOwned, j.To), j.in(ipvs.SetKept, j.To)
+	kept := j.in(ipvs.SetKept, j.To)
 	switch {
-	case j.in(ipvs.SetMasqueraded, j.To),
-		owned && j.local(),
-		owned && j.From == real && j.hairpin(real),
-		kept && !j.vip(j.To.Addr) && !j.hairpin(real):
-		return true
-	case !j.rules.MasqueradeAll && !j.known(), kept:
+	case !j.in(ipvs.SetOwned, j.To):
 		return false
+	case j.in(ipvs.SetMasqueraded, j.To), j.local(), j.From == real && j.hairpin(real):
+		return true
+	case kept:
+		return !j.vip(j.To.Addr) && !j.hairpin(real)
+	case j.rules.MasqueradeAll:
+		return true
 	}
-	return owned && (j.rules.MasqueradeAll || j.stranger())
+	return j.known() && j.stranger()
 }

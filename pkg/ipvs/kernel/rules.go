@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -19,32 +18,47 @@ import (
 // The table is constant: chains and rules depend on the configuration alone, all facts of Services are set
 // elements. As nft prints it:
 //
-//	chain check  { … drop UDP that a traffic policy leaves no endpoint for
-//	               ct state established,related accept
-//	               meta l4proto icmp accept
-//	               … drop what comes from a source that the frontend does not take
+//	chain datagrams { … drop what a traffic policy leaves no endpoint for
+//	               ct state established,related accept }
+//	chain check  { meta l4proto udp jump datagrams
+//	               … @open4 … != @limited4 … != @dropped4 … != @inside4 accept
+//	               ip daddr . meta l4proto . th dport @owned4 goto frontend4
+//	               ip daddr @vips4 meta l4proto != icmp counter name "no-port4" goto refuse }
+//	chain frontend4 { … drop what comes from a source that the frontend does not take
 //	               … drop what a traffic policy leaves no endpoint for
-//	               ip daddr . meta l4proto . th dport @owned4 … != @open4 counter name "no-endpoint4" goto refuse
-//	               ip daddr @vips4 … != @open4 counter name "no-port4" goto refuse }
-//	chain input  { type filter hook input priority 0; jump check }
-//	chain output { type filter hook output priority -150; jump check }
+//	               … @open4 accept
+//	               counter name "no-endpoint4" goto refuse }
+//	chain input  { type filter hook input priority 0;
+//	               meta l4proto != udp ct state established,related accept; jump check }
+//	chain output { type filter hook output priority -150;
+//	               meta l4proto != udp ct state established,related accept; … what input let in accept; jump check }
 //	chain refuse { meta l4proto tcp reject with tcp reset
 //	               meta l4proto sctp reject with icmp prot-unreachable
 //	               reject with icmpx port-unreachable }
-//	chain early  { type nat hook prerouting priority dstnat - 10; meta nfproto @shielded … goto shield }
-//	chain shield { … dnat to what map redirect says
+//	chain early  { type nat hook prerouting priority dstnat - 10; … goto shield }
+//	chain shield { meta nfproto != @shielded return
+//	               … dnat to what map redirect says
 //	               dnat to ip daddr }
 //	chain pre    { type nat hook prerouting priority dstnat; … dnat to what map redirect says }
 //	chain local  { type nat hook output priority dstnat; … dnat to what map redirect says }
-//	chain post   { type nat hook postrouting priority srcnat; … masquerade fully-random }
+//	chain post   { type nat hook postrouting priority srcnat; … goto sources4 }
+//	chain sources4 { … masquerade fully-random }
+//
+// What is asked of every packet comes first and is little: one that lives on, or concerns no frontend, is asked no more. The
+// bench counts what is left.
 const (
 	chainCheck  = "check"
 	chainInput  = "input"
 	chainOutput = "output"
+	chainUDP    = "datagrams"
 	chainRefuse = "refuse"
 	chainPre    = "pre"
 	chainLocal  = "local"
 	chainPost   = "post"
+	// These have the family's suffix behind them.
+	chainFrontend = "frontend"
+	chainSources  = "sources"
+	chainKeeps    = "keeps"
 )
 
 // chains lists the chains with their hooks. IPVS takes incoming packets at input 98 and the node's own at
@@ -53,8 +67,15 @@ func chains(t *nftables.Table) []*nftables.Chain {
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
 		return &nftables.Chain{Name: name, Table: t, Type: typ, Hooknum: hook, Priority: nftables.ChainPriorityRef(prio)}
 	}
-	return append(shieldChains(t), []*nftables.Chain{
+	list := shieldChains(t)
+	for _, f := range families {
+		for _, name := range []string{chainFrontend, chainKeeps, chainSources} {
+			list = append(list, &nftables.Chain{Name: f.chain(name), Table: t})
+		}
+	}
+	return append(list, []*nftables.Chain{
 		{Name: chainRefuse, Table: t},
+		{Name: chainUDP, Table: t},
 		{Name: chainCheck, Table: t},
 		base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, 0),
 		base(chainOutput, nftables.ChainTypeFilter, nftables.ChainHookOutput, -150),
@@ -121,100 +142,6 @@ func flatten(in []any) (out []any) {
 	return out
 }
 
-// ctOriginal loads a field of the connection's original tuple. The library cannot say it: it sends the
-// direction only for other keys, and the kernel then answers EINVAL.
-type ctOriginal struct{ key, register uint32 }
-
-func (c ctOriginal) encode() []byte {
-	var b batch
-	b.attr(unix.NFTA_EXPR_NAME, []byte("ct\x00"))
-	b.nest(unix.NFTA_EXPR_DATA, func() {
-		b.attr(unix.NFTA_CT_KEY, binary.BigEndian.AppendUint32(nil, c.key))
-		b.attr(unix.NFTA_CT_DREG, binary.BigEndian.AppendUint32(nil, c.register))
-		b.attr(unix.NFTA_CT_DIRECTION, []byte{0}) // IP_CT_DIR_ORIGINAL
-	})
-	return b.data
-}
-
-// fam holds what differs between the families in a rule.
-type fam struct {
-	suffix         string // of the set names
-	nfproto        byte
-	size           uint32 // of an address in bytes
-	srcOff, dstOff uint32 // in the network header
-	ctDst          uint32 // conntrack key of the original destination
-	icmp           byte
-	regs           uint32 // 4-byte registers of an address
-}
-
-var families = []fam{
-	{suffix: "4", nfproto: unix.NFPROTO_IPV4, size: 4, srcOff: 12, dstOff: 16, ctDst: unix.NFT_CT_DST_IP, icmp: unix.IPPROTO_ICMP, regs: 1},
-	{suffix: "6", nfproto: unix.NFPROTO_IPV6, size: 16, srcOff: 8, dstOff: 24, ctDst: unix.NFT_CT_DST_IP6, icmp: unix.IPPROTO_ICMPV6, regs: 4},
-}
-
-func familyOf(a netip.Addr) fam {
-	if a.Is4() {
-		return families[0]
-	}
-	return families[1]
-}
-
-// icmpProtUnreach is ICMP_PROT_UNREACH of include/uapi/linux/icmp.h.
-const icmpProtUnreach = 2
-
-// reg0 is the first of the 4-byte registers, in which concatenations are put together.
-const reg0 = unix.NFT_REG32_00
-
-func (f fam) set(s ipvs.Set) string { return string(s) + f.suffix }
-
-func (f fam) is() []any {
-	return []any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.nfproto}}}
-}
-
-func (f fam) addr(offset, register uint32) any {
-	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size}
-}
-
-func (f fam) lookup(s ipvs.Set, invert bool) any {
-	return &expr.Lookup{SourceRegister: reg0, SetName: f.set(s), Invert: invert}
-}
-
-// destination loads daddr . l4proto . dport of the packet.
-func (f fam) destination() []any {
-	return []any{f.addr(f.dstOff, reg0), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0 + f.regs},
-		&expr.Payload{DestRegister: reg0 + f.regs + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
-}
-
-// original loads the same of the connection's first packet, as the client sent it.
-func (f fam) original() []any {
-	return []any{ctOriginal{f.ctDst, reg0}, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0 + f.regs},
-		ctOriginal{unix.NFT_CT_PROTO_DST, reg0 + f.regs + 1}}
-}
-
-// outside matches a source in none of the prefixes of the family.
-func (f fam) outside(prefixes []netip.Prefix) (match []any) {
-	for _, p := range prefixes {
-		if uint32(p.Addr().BitLen())/8 != f.size {
-			continue
-		}
-		mask := make([]byte, f.size)
-		for i := range p.Bits() {
-			mask[i/8] |= 0x80 >> (i % 8)
-		}
-		match = append(match, f.addr(f.srcOff, 1),
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: f.size, Mask: mask, Xor: make([]byte, f.size)},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: p.Masked().Addr().AsSlice()})
-	}
-	return match
-}
-
-func l4proto(p byte) []any {
-	return []any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
-}
-
-func verdict(kind expr.VerdictKind, chain string) any { return &expr.Verdict{Kind: kind, Chain: chain} }
-
 // rules builds all rules for a configuration, in order; uncounted: without counters.
 func rules(cfg Config, uncounted bool) ([]rule, error) {
 	rb := ruleBuilder{uncounted: uncounted}
@@ -229,26 +156,31 @@ func rules(cfg Config, uncounted bool) ([]rule, error) {
 
 func guardRules(rb *ruleBuilder, cfg Config) {
 	accept := verdict(expr.VerdictAccept, "")
+	// Without this the replies to the node's own connections, whose destination is a VIP, would be refused, and a Service
+	// that loses its endpoints would cut the connections that live.
+	const why = "connections that live go on"
+	for _, base := range []string{chainInput, chainOutput} {
+		rb.add(base, why, notL4proto(unix.IPPROTO_UDP), living(), accept)
+	}
 	// A UDP client that keeps sending is no connection that lives on: the endpoint that it had is gone, and the next one
 	// may be another node's.
+	rb.add(chainCheck, "UDP", l4proto(unix.IPPROTO_UDP), verdict(expr.VerdictJump, chainUDP))
 	for _, f := range families {
-		localPolicyRules(rb, f, cfg, l4proto(unix.IPPROTO_UDP))
+		localPolicyRules(rb, f, cfg, chainUDP)
 	}
-	// Before what follows: without it the replies to the node's own connections, whose destination is a VIP, would be
-	// refused, and a Service that loses its endpoints would cut the connections that live.
-	rb.add(chainCheck, "connections that live go on",
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
-			Mask: binary.NativeEndian.AppendUint32(nil, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}, accept)
+	rb.add(chainUDP, why, living(), accept)
 	for _, f := range families {
-		rb.add(chainCheck, "a virtual IP answers to ping", l4proto(f.icmp), accept)
-		policyRules(rb, f, cfg)
-		// In this order, so that each is counted for what it is.
-		rb.add(chainCheck, "refuse a frontend that has no endpoints", f.is(), f.destination(),
-			f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), rb.counter(f, NoEndpoint), verdict(expr.VerdictGoto, chainRefuse))
+		// One key for all four; clients that were sent on are limited by where they wanted to.
+		rb.add(chainCheck, "let in at once: nothing is to be asked of the client", f.is(), status(statusDstNAT, 0), f.destination(),
+			f.lookup(ipvs.SetOpen, false), f.lookup(ipvs.SetLimited, true), f.lookup(ipvs.SetDropped, true), f.lookup(ipvs.SetInside, true), accept)
+		rb.add(chainCheck, "a frontend", f.is(), f.destination(), f.lookup(ipvs.SetOwned, false), verdict(expr.VerdictGoto, f.chain(chainFrontend)))
+		// Not ICMP: a virtual IP answers to ping.
 		rb.add(chainCheck, "refuse what no Service serves", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false),
-			f.destination(), f.lookup(ipvs.SetOpen, true), rb.counter(f, NoPort), verdict(expr.VerdictGoto, chainRefuse))
+			notL4proto(f.icmp), rb.counter(f, NoPort), verdict(expr.VerdictGoto, chainRefuse))
+		frontend := f.chain(chainFrontend)
+		policyRules(rb, f, cfg, frontend)
+		rb.add(frontend, "let in", f.is(), f.destination(), f.lookup(ipvs.SetOpen, false), accept)
+		rb.add(frontend, "refuse a frontend that has no endpoints", rb.counter(f, NoEndpoint), verdict(expr.VerdictGoto, chainRefuse))
 	}
 	// A reset, not ICMP: over IPv6 a connecting socket ignores ICMP until it retransmits, 1 s later, and
 	// the kernel limits the rate of ICMP.
@@ -258,28 +190,29 @@ func guardRules(rb *ruleBuilder, cfg Config) {
 		&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpProtUnreach})
 	rb.add(chainRefuse, "for UDP", &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
 	rb.add(chainInput, "before IPVS takes incoming packets", verdict(expr.VerdictJump, chainCheck))
+	rb.add(chainOutput, "what IPVS sends on was let in before", arrived(), accept)
 	rb.add(chainOutput, "before IPVS takes the node's own packets", verdict(expr.VerdictJump, chainCheck))
 }
 
 // policyRules drop new connections that a Service does not take, in silence: what is refused would be tried no
 // more, or elsewhere.
-func policyRules(rb *ruleBuilder, f fam, cfg Config) {
+func policyRules(rb *ruleBuilder, f fam, cfg Config, chain string) {
 	drop := verdict(expr.VerdictDrop, "")
 	// By the original destination: clients inside the cluster may have been sent on already.
 	limited := &expr.Lookup{SourceRegister: reg0, SetName: f.set(ipvs.SetLimited)}
-	rb.add(chainCheck, "loadBalancerSourceRanges", f.is(), f.original(), limited,
+	rb.add(chain, "loadBalancerSourceRanges", f.is(), f.original(), limited,
 		f.original(), f.addr(f.srcOff, reg0+f.regs+2), f.lookup(ipvs.SetRanges, true), rb.counter(f, OutsideRanges), drop)
-	localPolicyRules(rb, f, cfg, nil)
+	localPolicyRules(rb, f, cfg, chain)
 }
 
-// localPolicyRules drop what a policy Local leaves no endpoint for, of the protocols that match.
-func localPolicyRules(rb *ruleBuilder, f fam, cfg Config, match []any) {
+// localPolicyRules drop what a policy Local leaves no endpoint for.
+func localPolicyRules(rb *ruleBuilder, f fam, cfg Config, chain string) {
 	drop := verdict(expr.VerdictDrop, "")
-	rb.add(chainCheck, "internalTrafficPolicy Local without an endpoint here", match, f.is(), f.destination(), f.lookup(ipvs.SetDropped, false),
+	rb.add(chain, "internalTrafficPolicy Local without an endpoint here", f.is(), f.destination(), f.lookup(ipvs.SetDropped, false),
 		rb.counter(f, NoLocal), drop)
 	outside, _ := f.strangers(cfg)
-	rb.add(chainCheck, "externalTrafficPolicy Local without an endpoint here, for clients outside the cluster",
-		match, f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
+	rb.add(chain, "externalTrafficPolicy Local without an endpoint here, for clients outside the cluster",
+		f.is(), f.destination(), f.lookup(ipvs.SetInside, false),
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, outside, rb.counter(f, NoLocal), drop)
 }
@@ -304,24 +237,26 @@ func redirectRules(rb *ruleBuilder, f fam, cfg Config, pre, local string, outsid
 func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
 	masquerade := &expr.Masq{FullyRandom: true}
 	original := func(s ipvs.Set) []any { return []any{f.is(), f.original(), f.lookup(s, false)} }
-	owned := original(ipvs.SetOwned)
-	rb.add(chainPost, "clients of external frontends: replies must come back through this node", original(ipvs.SetMasqueraded), masquerade)
-	rb.add(chainPost, "the node's own connections never leave with a virtual IP as source", owned,
+	sources := f.chain(chainSources)
+	// Most are for a virtual IP, which is found in half the time.
+	rb.add(chainPost, "a virtual IP", f.is(), ctOriginal{f.ctDst, reg0}, f.lookup(ipvs.SetVIPs, false), verdict(expr.VerdictGoto, sources))
+	rb.add(chainPost, "a frontend", original(ipvs.SetOwned), verdict(expr.VerdictGoto, sources))
+	rb.add(sources, "clients of external frontends: replies must come back through this node", original(ipvs.SetMasqueraded), masquerade)
+	rb.add(sources, "the node's own connections never leave with a virtual IP as source", f.is(),
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}, masquerade)
-	rb.add(chainPost, "hairpin: a pod that reaches itself", owned,
+	rb.add(sources, "hairpin: a pod that reaches itself", f.is(),
 		f.addr(f.srcOff, reg0), f.addr(f.dstOff, reg0+f.regs), f.lookup(ipvs.SetHairpin, false), masquerade)
+	keeps := f.chain(chainKeeps)
+	rb.add(sources, "externalTrafficPolicy Local", original(ipvs.SetKept), verdict(expr.VerdictGoto, keeps))
 	// Replies to a pod of another node that came by a node port would not pass here. Any other frontend is taken by the
 	// client's own node, and there pods keep their address.
-	rb.add(chainPost, "externalTrafficPolicy Local: a client inside the cluster by a node port, with the endpoint elsewhere",
-		original(ipvs.SetKept), ctOriginal{f.ctDst, reg0}, f.lookup(ipvs.SetVIPs, true),
+	rb.add(keeps, "a client inside the cluster by a node port, with the endpoint elsewhere",
+		f.is(), ctOriginal{f.ctDst, reg0}, f.lookup(ipvs.SetVIPs, true),
 		f.addr(f.dstOff, reg0), f.addr(f.dstOff, reg0+f.regs), f.lookup(ipvs.SetHairpin, true), masquerade)
-	others, some := f.others(cfg)
-	if !some {
-		return
+	if others, some := f.others(cfg); some {
+		rb.add(sources, "clients outside the cluster: replies must come back through this node", f.is(), others, masquerade)
 	}
-	rb.add(chainPost, "externalTrafficPolicy Local keeps the client's address", original(ipvs.SetKept), verdict(expr.VerdictReturn, ""))
-	rb.add(chainPost, "clients outside the cluster: replies must come back through this node", owned, others, masquerade)
 }
 
 // others matches the clients that are to be masqueraded on their way to a ClusterIP. False: none are.

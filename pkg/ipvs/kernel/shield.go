@@ -65,11 +65,11 @@ func shieldRules(rb *ruleBuilder, cfg Config) {
 	}
 	for _, c := range [][2]string{{chainEarly, chainShield}, {chainEarlyLocal, chainShieldLocal}} {
 		base, service := c[0], c[1]
-		shielded(base, "another proxy's rules stand, or no agent has run for a while", true)
 		for _, f := range families {
+			rb.add(base, "no port of a virtual IP is a host port", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false), verdict(expr.VerdictGoto, service))
 			rb.add(base, "a frontend", f.is(), f.destination(), f.lookup(ipvs.SetOwned, false), verdict(expr.VerdictGoto, service))
-			rb.add(base, "no port of a virtual IP is a host port", f.is(), f.addr(f.dstOff, reg0), f.lookup(ipvs.SetVIPs, false), f.itself())
 		}
+		shielded(service, "another proxy's rules stand, or no agent has run for a while", true)
 	}
 	for _, f := range families {
 		redirectRules(rb, f, cfg, chainShield, chainShieldLocal, []any{f.addr(f.dstOff, reg0), f.itself()})

@@ -17,13 +17,21 @@ var somewhere = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAd
 // would choose towards the default route, else the first global one of another interface that is up. An
 // invalid address means that there is none.
 func (l *linkDoor) sources(ctx context.Context) (v4, v6 netip.Addr, err error) {
-	standing, err := l.addresses(ctx, l.index)
+	ours, err := l.addresses(ctx, l.index)
 	if err != nil {
 		return v4, v6, err
 	}
+	return l.sourcesBeside(ctx, ours)
+}
+
+// sourcesBeside does it where it is known what stands on our interface: to list that again, 10,000 virtual IPs, would be most of
+// the cost. What stands on others may be in the list, too.
+func (l *linkDoor) sourcesBeside(ctx context.Context, standing []standing) (v4, v6 netip.Addr, err error) {
 	mine := map[netip.Addr]bool{}
 	for _, s := range standing {
-		mine[s.addr] = true
+		if s.index == l.index {
+			mine[s.addr] = true
+		}
 	}
 	for i, out := range []*netip.Addr{&v4, &v6} {
 		a, err := l.sourceTo(ctx, somewhere[i])

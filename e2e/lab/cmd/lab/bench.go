@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -9,9 +13,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab/machine"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
 )
 
 func benchCommand() *cobra.Command {
+	var results string
 	job := machine.Job{Files: map[string]string{}, Icount: true}
 	cmd := &cobra.Command{
 		Use:   "bench [flags] [-- ARGS...]",
@@ -30,12 +36,28 @@ when a limit is broken. "lab bench -- --help" lists the sizes.`,
 				return err
 			}
 			job.Files["bench"] = out
+			file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy)
+			if err != nil {
+				return err
+			}
+			if file != "" { // it is counted beside the agent by whoever has compiled it
+				job.Files[programs.KubeProxy], job.KubeProxy = file, true
+			}
 			job.Commands = []machine.Command{{
 				Name: "bench", Args: append([]string{"bench"}, args...), Env: []string{"LAB_ICOUNT=1"},
 			}}
-			return runJob(ctx, job, os.Stderr)
+			var said bytes.Buffer
+			job.Output = io.MultiWriter(os.Stdout, &said)
+			err = runJob(ctx, job, os.Stderr)
+			if results == "" {
+				return err
+			}
+			keep := exec.CommandContext(ctx, out, "--keep", results)
+			keep.Stdin, keep.Stderr = &said, os.Stderr
+			return errors.Join(err, keep.Run())
 		},
 	}
+	cmd.Flags().StringVar(&results, "results", "", "put what it came to into this file, for docs/performance.md")
 	cmd.Flags().DurationVar(&job.Timeout, "timeout", 30*time.Minute, "end the machine after this time")
 	cmd.Flags().StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite")
 	return cmd
