@@ -172,7 +172,7 @@ func (d *Desk) Resume(id cluster.ID, have func(ipvs.Key) *ipvs.Frontend, now tim
 	s.known = true
 	part := map[target]int{}
 	for _, c := range d.claimsOf(id) {
-		if c.Key.HasServer() {
+		if own := d.ledger.owner(c.Key); c.Key.HasServer() && own != nil && own.Service == id { // another's says nothing of these
 			resume(part, c.Key.Proto, c.Claim.Want.Server.Reals, have(c.Key))
 		}
 	}
@@ -184,8 +184,9 @@ func (d *Desk) Resume(id cluster.ID, have func(ipvs.Key) *ipvs.Frontend, now tim
 	s.tidy(now)
 }
 
-// resume notes how many tenths of its weight each wanted real server of a virtual server has in the kernel. What several
-// virtual servers say of one, the largest counts: they were written one after the other.
+// resume notes how many tenths of its weight each wanted real server of a virtual server has in the kernel. All of it says
+// little: one that is the farthest of a virtual server, or alone there, has all of it however far it is. Of what several
+// virtual servers say beside that the largest counts: they were written one after the other.
 func resume(part map[target]int, proto ipvs.Proto, want []ipvs.Real, have *ipvs.Frontend) {
 	weights := map[netip.AddrPort]uint64{}
 	if have != nil {
@@ -208,7 +209,9 @@ func resume(part map[target]int, proto ipvs.Proto, want []ipvs.Real, have *ipvs.
 			n = int(tenths * weights[r.Addr] * of / (uint64(r.Weight) * most))
 		}
 		t := target{r.Addr, proto}
-		part[t] = max(part[t], n)
+		if is, said := part[t]; !said || n > 0 && n < tenths && (is >= tenths || n > is) || n >= tenths && is == 0 {
+			part[t] = n
+		}
 	}
 }
 

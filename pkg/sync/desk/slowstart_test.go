@@ -263,3 +263,40 @@ func TestB71SlowStartResumed(t *testing.T) {
 		}
 	}
 }
+
+// B71: an endpoint that is alone in one virtual server, as a policy Local leaves it, has all of its weight there while it
+// grows in another. A restart goes by where it grows, in whichever order they are looked at.
+func TestB71SlowStartAlone(t *testing.T) {
+	end := func(i byte) netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, 0, i}), 8080) }
+	server := func(weights ...int) (want []ipvs.Real, have *ipvs.Frontend) {
+		have = &ipvs.Frontend{}
+		for i, w := range weights {
+			want = append(want, ipvs.Real{Addr: end(byte(i + 1)), Weight: tenths})
+			if w >= 0 {
+				have.Server.Reals = append(have.Server.Reals, ipvs.Real{Addr: end(byte(i + 1)), Weight: uint16(w)})
+			}
+		}
+		return want, have
+	}
+	for _, c := range []struct {
+		name string
+		in   [][]int // by virtual server, the weights of endpoints 1, 2; -1: it is not there
+		want int     // tenths of endpoint 1
+	}{
+		{"alone in one, under way in another", [][]int{{10}, {2, 10}}, 2},
+		{"one was written before the other", [][]int{{4, 10}, {3, 10}}, 4},
+		{"alone in one, not there in another yet", [][]int{{10}, {-1, 10}}, 10},
+		{"all of it in both", [][]int{{10}, {10, 10}}, 10},
+	} {
+		for _, order := range [][]int{{0, 1}, {1, 0}} {
+			part := map[target]int{}
+			for _, i := range order {
+				want, have := server(c.in[i]...)
+				resume(part, ipvs.TCP, want, have)
+			}
+			if got := part[target{end(1), ipvs.TCP}]; got != c.want {
+				t.Errorf("%s, in the order %v: %d tenths, want %d", c.name, order, got, c.want)
+			}
+		}
+	}
+}
