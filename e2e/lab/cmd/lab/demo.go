@@ -57,7 +57,7 @@ status is ours.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&shell, "shell", false, "leave you at a shell of a node")
-	f.DurationVar(&job.Timeout, "timeout", 10*time.Minute, "end the machine after this time; with --shell, a day where it is not given")
+	f.DurationVar(&job.Timeout, "timeout", 20*time.Minute, "end the machine after this time; with --shell, a day where it is not given")
 	f.StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite, even where IPVS is at hand")
 	return cmd
 }
