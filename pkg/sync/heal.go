@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // heal brings forward what the loop does now and then anyway, the look at the base and the audit, when there is a
@@ -109,8 +111,14 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 	if signs.Proxy != "" {
 		h.rival.hear(signs.Proxy)
 	}
-	if h.stage.stands() && !now.Before(h.canary) && h.counts(ctx) {
-		h.keys.ask(now)
+	if h.stage.stands() && !now.Before(h.canary) {
+		switch h.counts(ctx) {
+		case ipvs.AllGone:
+			h.saidLost("all virtual servers")
+			h.lostServers()
+		case ipvs.Changed:
+			h.keys.ask(now)
+		}
 	}
 	if h.stage.stands() && h.fight(now) {
 		h.suspected = now
@@ -125,13 +133,13 @@ func (h *heal) fight(now time.Time) bool {
 	return (h.keys.spent(now, h.apart) || h.base.spent(now, h.apart)) && now.Sub(h.suspected) >= h.apart
 }
 
-// counts counts the virtual servers and reports whether another program added or removed some.
-func (h *heal) counts(ctx context.Context) (changed bool) {
+// counts counts the virtual servers and says whether another program added or removed some.
+func (h *heal) counts(ctx context.Context) ipvs.Census {
 	h.canary = h.now().Add(canaryPeriod)
-	changed, err := h.signs.Canary(ctx)
+	is, err := h.signs.Canary(ctx)
 	if err != nil && ctx.Err() == nil && !h.mute {
 		h.tell.log.Warn("virtual servers cannot be counted: what others change of them is found by the audit alone", zap.Error(err))
 	}
 	h.mute = err != nil
-	return changed
+	return is
 }

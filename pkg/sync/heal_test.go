@@ -32,7 +32,7 @@ func (c *looking) Base(ctx context.Context) (ipvs.BaseReport, error) {
 	return c.Kernel.Base(ctx)
 }
 
-func (c *looking) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (c *looking) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	done, err := c.Kernel.Detect(ctx, f)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -117,7 +117,7 @@ func (h *realNode) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) er
 	return h.real.Scan(ctx, f)
 }
 
-func (h *realNode) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (h *realNode) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	return h.real.Detect(ctx, f)
 }
 
@@ -129,7 +129,7 @@ func (h *realNode) Tampered() <-chan struct{} { return h.real.Tampered() }
 
 func (h *realNode) Tampering() ipvs.Tampering { return h.real.Tampering() }
 
-func (h *realNode) Canary(ctx context.Context) (bool, error) { return h.real.Canary(ctx) }
+func (h *realNode) Canary(ctx context.Context) (ipvs.Census, error) { return h.real.Canary(ctx) }
 
 func (h *realNode) SetPods(pods []netip.Prefix) error { return h.real.SetPods(pods) }
 

@@ -109,13 +109,19 @@ func (k *Kernel) Tampering() ipvs.Tampering {
 }
 
 // Canary counts the virtual servers.
-func (k *Kernel) Canary(context.Context) (changed bool, err error) {
+func (k *Kernel) Canary(context.Context) (is ipvs.Census, err error) {
 	if err := k.readable(); err != nil {
-		return false, err
+		return is, err
 	}
-	changed = k.counting && k.counted != len(k.Servers)
+	switch {
+	case !k.counting || k.counted == len(k.Servers):
+	case len(k.Servers) == 0:
+		is = ipvs.AllGone
+	default:
+		is = ipvs.Changed
+	}
 	k.counting, k.counted = true, len(k.Servers)
-	return changed, nil
+	return is, nil
 }
 
 // Local gives Node.

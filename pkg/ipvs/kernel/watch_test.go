@@ -162,32 +162,34 @@ func testHearsLinks(t *testing.T, binding Binding) {
 func TestCanary(t *testing.T) {
 	inNode(t)
 	k, other := openNode(t, BindAddress), openNode(t, BindAddress)
-	wants := func(what string, want bool) {
+	wants := func(what string, want ipvs.Census) {
 		t.Helper()
 		began := time.Now()
 		got, err := k.Canary(context.Background())
 		if took := time.Since(began); err != nil || got != want {
-			t.Errorf("%s: %t, %v; want %t", what, got, err, want)
+			t.Errorf("%s: %s, %v; want %s", what, got, err, want)
 		} else {
 			t.Logf("%s: %s", what, took)
 		}
 	}
 	v4, v6 := key("10.96.0.10", 80), key("fd00:96::10", 80)
-	wants("the first count", false)
+	wants("the first count", ipvs.AsBefore)
 	for _, key := range []ipvs.Key{v4, v6} {
 		try(t, k, ipvs.AddServer{Key: key, Scheduler: "rr"}, nil)
-		wants("our own", false)
+		wants("our own", ipvs.AsBefore)
 		try(t, k, ipvs.DelServer{Key: key}, nil)
-		wants("our own, gone", false)
+		wants("our own, gone", ipvs.AsBefore)
 		try(t, k, ipvs.AddServer{Key: key, Scheduler: "rr"}, nil)
 		try(t, other, ipvs.DelServer{Key: key}, nil)
-		wants("removed by another", true)
-		wants("and nothing more", false)
+		wants("removed by another", ipvs.AllGone)
+		wants("and nothing more", ipvs.AsBefore)
 	}
 	try(t, other, ipvs.AddServer{Key: v4, Scheduler: "rr"}, nil)
-	wants("added by another", true)
+	wants("added by another", ipvs.Changed)
 	try(t, other, ipvs.AddServer{Key: v6, Scheduler: "rr"}, nil)
 	must(t, k.Scan(context.Background(), func(ipvs.Key, ipvs.Observed) {}))
 	try(t, other, ipvs.DelServer{Key: v6}, nil)
-	wants("one of IPv6 that was found, removed by another", true)
+	wants("one of IPv6 that was found, removed by another", ipvs.Changed)
+	try(t, other, ipvs.DelServer{Key: v4}, nil)
+	wants("the last one, removed by another", ipvs.AllGone)
 }

@@ -37,6 +37,8 @@ type cell struct {
 	// reaped are those that the plan under way removes.
 	reaped map[netip.AddrPort]bool
 	met    meeting
+	// used is how many connections the kernel counted when it was last read as a whole.
+	used uint32
 }
 
 // New makes a Mirror of a kernel of which nothing is known.
@@ -65,7 +67,7 @@ func (m *Mirror) Begin(found map[ipvs.Key]ipvs.Observed, ours func(ipvs.Key, *ip
 		if !k.HasServer() || !ours(k, o.Have) {
 			continue
 		}
-		c := &cell{have: o.Have}
+		c := &cell{have: o.Have, used: ipvs.SumOf(o.Conns)}
 		m.cells[k] = c
 		if before := old[k]; before != nil {
 			m.setDrains(c, before.drains)
