@@ -247,8 +247,10 @@ func (r sizeRaid) healed(t *testing.T, n *lab.Node, pod *lab.Host, agent *lab.Ag
 	// The agent. Nothing else is asked meanwhile: there is one processor.
 	w, quiet := startWatch(pod, samples(size)...), max(2*time.Second, byHand)
 	lab.Eventually(t, soon, "the watch runs", func() error { return w.quietFor(0) })
-	raided := time.Since(w.began)
+	began = time.Now()
 	r.do(t, n)
+	raided := time.Since(w.began) // what it takes away is gone by then at the latest
+	lab.Figure(t, "to take it away, ms", int(time.Since(began).Milliseconds()))
 	lab.Eventually(t, soon+time.Duration(size)*20*time.Millisecond, "served and guarded", func() error { return w.quietFor(quiet) })
 	w.end()
 	lab.Eventually(t, soon+time.Duration(size)*20*time.Millisecond, "all is as it was", complete)

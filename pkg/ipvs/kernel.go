@@ -33,11 +33,13 @@ type Tampering struct {
 	Keys bool
 	// Proxy says what another Service proxy wrote of its own, the first thing; empty: nothing. It is no change of ours.
 	Proxy string
+	// Lost: there was no room for what was to be heard. It may have been anything.
+	Lost bool
 }
 
 // And is both.
 func (t Tampering) And(o Tampering) Tampering {
-	return Tampering{t.Base || o.Base, t.Keys || o.Keys, cmp.Or(t.Proxy, o.Proxy)}
+	return Tampering{t.Base || o.Base, t.Keys || o.Keys, cmp.Or(t.Proxy, o.Proxy), t.Lost || o.Lost}
 }
 
 // BaseReport says what Base found and did.

@@ -20,6 +20,7 @@ type heal struct {
 	canary     time.Time // when the virtual servers are counted next
 	suspected  time.Time // when another proxy was last thought of
 	mute       bool      // counting failed, and that was said
+	deaf       time.Time // when notifications were last lost
 	// apart is how far from each other looks are in the long run: as far as two passes of the audit.
 	apart time.Duration
 }
@@ -42,6 +43,8 @@ const (
 	hurries = 5
 	// canaryPeriod is the time between two counts of the virtual servers: what is gone is back within a second.
 	canaryPeriod = 900 * time.Millisecond
+	// overrunAgain is how long none must have been lost until it is said again.
+	overrunAgain = time.Minute
 )
 
 // ask asks for a look.
@@ -108,6 +111,9 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 	if signs.Keys {
 		h.keys.ask(now)
 	}
+	if signs.Lost {
+		h.overrun(now)
+	}
 	if signs.Proxy != "" {
 		h.rival.hear(signs.Proxy)
 	}
@@ -125,6 +131,15 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 		h.rival.suspect(ctx)
 	}
 	return false
+}
+
+// overrun says that notifications were lost: once, and again when that was not so for a while.
+func (h *heal) overrun(now time.Time) {
+	h.opt.Health.Overrun()
+	if h.deaf.IsZero() || now.Sub(h.deaf) >= overrunAgain {
+		h.tell.log.Warn("the kernel had no room for its notifications: some are lost, and everything is looked at")
+	}
+	h.deaf = now
 }
 
 // fight reports whether somebody changes what is ours so often that looks are not given way at once any more. It does so

@@ -30,7 +30,7 @@ func (s shared) lostAddresses(stand map[netip.Addr]bool) {
 
 // lostServers queues all virtual servers: there are none.
 func (s shared) lostServers() {
-	s.mirror.LoseServers()
+	s.opt.Health.Lost(s.mirror.LoseServers())
 	s.mend()
 }
 
@@ -67,7 +67,7 @@ func (s shared) mended() bool {
 	return !s.stage.mending
 }
 
-// said says once what another program took away as a whole.
+// saidLost says what another program took away as a whole.
 func (s shared) saidLost(what string) {
 	s.tell.log.Info("another program changed what is ours: putting it right", zap.String("gone", what))
 }

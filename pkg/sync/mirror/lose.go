@@ -20,10 +20,11 @@ func (m *Mirror) LoseTable() {
 	m.adopted = false
 }
 
-// LoseServers takes that the kernel has no virtual server any more.
-func (m *Mirror) LoseServers() {
+// LoseServers takes that the kernel has no virtual server any more, and counts those that were known.
+func (m *Mirror) LoseServers() (lost int) {
 	for _, c := range m.cells {
-		if c.have != nil {
+		if c.have != nil && c.have.Server.Exists() {
+			lost++
 			have := *c.have
 			have.Server = ipvs.Server{}
 			c.have = &have
@@ -32,6 +33,7 @@ func (m *Mirror) LoseServers() {
 		c.reaped = nil
 	}
 	m.pass.void = m.pass.busy
+	return lost
 }
 
 // LoseAddresses takes that nothing stands on our interface but what is given, right or not.
