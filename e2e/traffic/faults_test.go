@@ -3,6 +3,7 @@ package traffic
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -77,4 +78,20 @@ func hold(t testing.TB, a *lab.Agent, still bool) {
 	if err := a.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// said is what a command printed on a node.
+func said(t testing.TB, n *lab.Node, line string) (text string) {
+	t.Helper()
+	words := strings.Fields(line)
+	if err := n.Do(func() error {
+		out, err := exec.Command(words[0], words[1:]...).CombinedOutput()
+		if text = string(out); err != nil {
+			return fmt.Errorf("%s: %w: %s", line, err, out)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
