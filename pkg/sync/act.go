@@ -36,6 +36,9 @@ const (
 	// sliceSteps is how many operations are. A Key that needs more has several turns: the first steps of its plan are
 	// safe to stop after.
 	sliceSteps = 512
+	// largeSteps is how many operations a change may need that others wait for: a Service of a hundred ports with a thousand
+	// endpoints each has its turns behind changes that came later.
+	largeSteps = 128
 	// dearSteps is how many of a Key whose source ranges change: they belong in one transaction, as far as that has room.
 	dearSteps = 1024
 	// hungTime is for how long reads that fail may hold up a slice. One that hangs takes longer, and is the last.
@@ -129,6 +132,10 @@ func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan,
 				continue
 			}
 			most = dearSteps
+		}
+		if j.class == classChange && len(ops) > largeSteps {
+			a.queue.add(j.key, classBulk)
+			continue
 		}
 		if len(plan) > 0 && len(plan)+len(ops) > most {
 			a.giveBack(jobs[i:])
