@@ -39,6 +39,9 @@ const (
 	// largeSteps is how many operations a change may need that others wait for: a Service of a hundred ports with a thousand
 	// endpoints each has its turns behind changes that came later.
 	largeSteps = 128
+	// drainAgain is the least time between two looks at what drains: where its deadline is none at all it may still have to
+	// wait, for its connections or for its place among what the kernel removes.
+	drainAgain = 100 * time.Millisecond
 	// dearSteps is how many of a Key whose source ranges change: they belong in one transaction, as far as that has room.
 	dearSteps = 1024
 	// hungTime is for how long reads that fail may hold up a slice. One that hangs takes longer, and is the last.
@@ -308,7 +311,7 @@ func (a *act) settle(j job, err error) {
 	}
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(patience)})
 	if drains {
-		a.queue.addAt(k, a.now().Add(min(a.opt.DrainPoll, patience)), classBulk)
+		a.queue.addAt(k, a.now().Add(max(min(a.opt.DrainPoll, patience), drainAgain)), classBulk)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
 		a.queue.addAt(k, a.now().Add(time.Second), classBulk)

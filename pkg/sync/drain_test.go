@@ -6,9 +6,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // A removed endpoint takes no new connection and keeps its old ones.
@@ -201,3 +203,58 @@ func TestUDPForgetsForAllOfAnAddress(t *testing.T) {
 		})
 	})
 }
+
+// A deadline that becomes shorter holds for what drains already, and one of no time at all costs no more looks than ten a
+// second: not while there is no place among what the kernel removes, either.
+func TestDrainDeadlineBecomesShorter(t *testing.T) {
+	const many = trashRoomAndMore
+	for name, count := range map[string]int{"one": 1, "more than the kernel should remove at a time": many} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, r *rig) {
+				r.opt.AuditPeriod = time.Hour
+				key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+				web := service("web", "10.96.0.10", 80)
+				stays := slice(web, "10.244.1.1")
+				give(r.model, web, stays)
+				give(r.model, manySlices("web", 0, count)...)
+				r.synced()
+				c := &scans{Kernel: &locked{&r.mu, r.kernel}}
+				r.startOn(c)
+				r.tamper(func() {
+					conns := map[netip.AddrPort]ipvs.Conns{}
+					for _, real := range r.kernel.Servers[key].Reals {
+						conns[real.Addr] = ipvs.Conns{Active: 1}
+					}
+					r.kernel.Conns[key] = conns
+				})
+				for _, o := range manySlices("web", 0, count) {
+					r.model.DeleteSlice("default", o.(*discoveryv1.EndpointSlice).Name)
+				}
+				time.Sleep(time.Minute)
+				draining := func() (n int) {
+					r.tamper(func() { n = len(r.kernel.Servers[key].Reals) - 1 })
+					return n
+				}
+				if n := draining(); n != count {
+					t.Fatalf("the control: %d drain, want %d", n, count)
+				}
+				r.tamper(func() { c.some = 0 })
+				short := web.DeepCopy()
+				short.Annotations = map[string]string{cluster.DrainDeadlineAnnotation: "0s"}
+				r.model.SetService(short)
+				time.Sleep(10 * time.Second)
+				if n := draining(); n != max(count-900, 0) {
+					t.Errorf("10 s later %d of %d are left", n, count)
+				}
+				looks := 0
+				r.tamper(func() { looks = c.some })
+				if looks > 110 {
+					t.Errorf("looked %d times in 10 s", looks)
+				}
+			})
+		})
+	}
+}
+
+// trashRoomAndMore is more than may be removed in two minutes.
+const trashRoomAndMore = 1000

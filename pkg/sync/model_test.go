@@ -179,6 +179,7 @@ func walk(program []event, say func(string, ...any)) *walker {
 	w := &walker{stepper: newStepper(), world: newWorld(), say: say,
 		tampered: map[netip.Addr]bool{}, foreign: map[ipvs.Key]ipvs.Server{}, disowned: map[ipvs.Key]bool{}}
 	w.opt = modelOptions
+	w.opt.Schedulers = w.kernel
 	w.kernel.Stale = map[ipvs.Key]int{}
 	for _, k := range []ipvs.Key{{Addr: foreignAddr, Port: 80, Proto: ipvs.TCP}, {Addr: foreignAddr, Port: 53, Proto: ipvs.UDP}} {
 		w.foreign[k] = foreignServer
@@ -205,7 +206,7 @@ func walk(program []event, say func(string, ...any)) *walker {
 	}
 	say("-- rest")
 	w.rest()
-	if w.fault == "" && program != nil && program[0].seed%4 == 0 {
+	if w.fault == "" && len(program) > 0 && program[0].seed%4 == 0 {
 		say("-- restart")
 		w.restartInPeace()
 	}
@@ -418,6 +419,12 @@ func (w *walker) rest() {
 	w.model.SetComplete()
 	w.hazards = hazards(w.kernel, w.foreign)
 	w.pass(restTime)
+	for range 2 { // a scheduler that seemed to be missing is asked for each BasePeriod, and then the one that heeds weights
+		if len(w.loop.desk.Lacking()) > 0 {
+			w.pass(modelOptions.BasePeriod + time.Second)
+		}
+	}
+
 	if w.stuck {
 		w.wrong("the loop does not come to rest")
 	}
@@ -587,6 +594,7 @@ func (w *walker) randomService(r *rand.Rand) *corev1.Service {
 			}
 		},
 		func(s *corev1.Service) { s.CreationTimestamp = metav1.Unix(1000+int64(r.IntN(3)), 0) },
+		func(s *corev1.Service) { s.Annotations = randomAnnotations(r) },
 	}
 	old := w.services[name]
 	if old == nil || r.IntN(4) == 0 {
@@ -602,6 +610,27 @@ func (w *walker) randomService(r *rand.Rand) *corev1.Service {
 	s := old.DeepCopy()
 	pick(r, change)(s)
 	return s
+}
+
+// randomAnnotations are those of a Service that say how its connections are shared out: mostly none.
+func randomAnnotations(r *rand.Rand) map[string]string {
+	all := map[string]string{}
+	for _, a := range []struct {
+		name   string
+		values []string
+	}{
+		{cluster.SchedulerAnnotation, []string{"wrr", "lc", "wlc", "sh", "mh", "nonsense"}},
+		{cluster.SchedulerFlagsAnnotation, []string{"mh-port,sh-port"}},
+		{cluster.WeightsAnnotation, []string{"same-node=100,same-zone=10,other=1", "same-node=0", "other=0", "nonsense"}},
+		{cluster.DrainDeadlineAnnotation, []string{"0s", "7s"}},
+		{cluster.MaxConnectionsAnnotation, []string{"5"}},
+		{cluster.OnePacketAnnotation, []string{"true"}},
+	} {
+		if r.IntN(3) == 0 {
+			all[a.name] = pick(r, a.values)
+		}
+	}
+	return all
 }
 
 // randomSlice is an EndpointSlice of any of the Services. Slices may repeat each other.
@@ -623,6 +652,9 @@ func (w *walker) randomSlice(r *rand.Rand) *discoveryv1.EndpointSlice {
 		if target := pick(r, []int32{0, 8080, 8080, 8080, 9090}); target != 0 {
 			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &target, Protocol: &p.Protocol})
 		}
+	}
+	if r.IntN(5) == 0 {
+		s.Annotations = map[string]string{cluster.WeightAnnotation: pick(r, []string{"0", "3", "nonsense"})}
 	}
 	hinted := r.IntN(4) == 0
 	for _, a := range pods {
@@ -727,7 +759,7 @@ func (w *walker) tamper(r *rand.Rand) {
 	set := pick(r, ipvs.Sets)
 	elements := sorted(k.Sets[set])
 	addrs := slices.SortedFunc(maps.Keys(k.Addrs), netip.Addr.Compare)
-	what := pick(r, []string{"link", "table", "element", "element", "extra element", "address", "address", "extra address", "server", "reals", "real", "weight", "scheduler", "extra real", "flush"})
+	what := pick(r, []string{"link", "table", "element", "element", "extra element", "address", "address", "extra address", "server", "reals", "real", "weight", "scheduler", "extra real", "flush", "flush all"})
 	w.say("%s", what)
 	if r.IntN(2) == 0 { // else nobody hears of it
 		defer k.Hear(ipvs.Tampering{Base: r.IntN(2) == 0, Keys: r.IntN(4) > 0})
@@ -745,6 +777,13 @@ func (w *walker) tamper(r *rand.Rand) {
 			w.disowned[ipvs.AddrKey(a)] = true
 		}
 		k.DropTable()
+	case "flush all": // what is foreign as well
+		for key := range k.Servers {
+			w.tampered[key.Addr] = true
+		}
+		clear(k.Servers)
+		clear(k.Conns)
+		clear(w.foreign)
 	case "flush":
 		for _, key := range servers {
 			w.tampered[key.Addr] = true

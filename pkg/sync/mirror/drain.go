@@ -102,8 +102,8 @@ func (m *Mirror) settleDrains(k ipvs.Key, c *cell, want *ipvs.Frontend, deadline
 		r.Weight = 0
 		fe.Server.Reals = append(fe.Server.Reals, r)
 		d, ok := c.drains[r.Addr]
-		if !ok {
-			d = drain{deadline: deadline}
+		if !ok || deadline.Before(d.deadline) { // who gives less time than there was means those that drain, too
+			d.deadline = deadline
 		}
 		drains[r.Addr] = d
 	}
