@@ -26,7 +26,9 @@ func (s *scans) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error
 }
 
 func (s *scans) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
-	s.some++
+	if s.some++; s.some > 1000 {
+		time.Sleep(time.Second) // time stands still in a bubble where somebody is busy without end
+	}
 	return s.Kernel.Observe(ctx, keys)
 }
 
