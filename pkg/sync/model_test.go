@@ -71,7 +71,9 @@ func TestModel(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d events, %d writes", events.Load(), writes.Load())
+	figure(t, "histories", n)
+	figure(t, "events", int(events.Load()))
+	figure(t, "writes", int(writes.Load()))
 }
 
 // reportSequence prints the shortest part of a failing sequence that still fails.

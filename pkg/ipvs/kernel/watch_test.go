@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -192,4 +193,49 @@ func TestCanary(t *testing.T) {
 	wants("one of IPv6 that was found, removed by another", ipvs.Changed)
 	try(t, other, ipvs.DelServer{Key: v4}, nil)
 	wants("the last one, removed by another", ipvs.AllGone)
+}
+
+// F28: where there is no room for notifications, that is heard. The control: with the usual room it is not.
+func TestF28Overrun(t *testing.T) {
+	inNode(t)
+	const many = 300
+	for _, room := range []int{earBytes, 1} { // 1: as little as the kernel allows
+		k, other := openNode(t, BindAddress), openNode(t, BindAddress)
+		for _, node := range []*Kernel{k, other} {
+			if _, err := node.Base(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		raw, err := k.watch.links.f.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Tampering()
+		var plan, back ipvs.Plan
+		for i := range many {
+			a := netip.AddrFrom4([4]byte{10, 96, byte(i / 250), byte(1 + i%250)})
+			plan, back = append(plan, ipvs.Step{Op: ipvs.Bind{Addr: a}}), append(back, ipvs.Step{Op: ipvs.Unbind{Addr: a}})
+		}
+		var heard ipvs.Tampering
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && (!heard.Keys || heard.Lost != (room == 1)); {
+			for _, p := range []ipvs.Plan{plan, back} { // what another program takes off is heard of
+				for _, o := range other.Do(context.Background(), p) {
+					if o.Err != nil {
+						t.Fatal(o.Err)
+					}
+				}
+			}
+			select {
+			case <-k.Tampered():
+			case <-time.After(time.Second):
+			}
+			heard = heard.And(k.Tampering())
+		}
+		if !heard.Keys || heard.Lost != (room == 1) {
+			t.Errorf("with room for %d bytes: heard %+v", room, heard)
+		}
+	}
 }
