@@ -99,7 +99,7 @@ func TestAPIServerCutOff(t *testing.T) {
 		pods := s.pods(s.namespace, "kubia", 5)
 		s.gate.drop()
 		time.Sleep(cutTime() - time.Since(began)) // the load goes on: this is how long the nodes are cut off
-		s.wantServing(t, to, appPort, old...)   // they cannot know better
+		s.wantServing(t, to, appPort, old...)     // they cannot know better
 		s.heal()
 		healed := time.Now()
 		s.wantServingWithin(t, heals, to, appPort, pods...)

@@ -291,7 +291,8 @@ func (w *walker) wrote(op ipvs.Op) {
 	if w.expected().wantsBack(op) && w.asSeen().wantsBack(op) && !w.allBad && !w.tampered[addrOf(op)] {
 		w.wrong("%s: takes away what is wanted", op)
 	}
-	if !w.complete && op.Effect().Removes && !w.allBad && !w.tampered[addrOf(op)] && !w.knew(op) {
+	// Of addresses of the node that make an endpoint one that no host can have, the loop may have heard a little later.
+	if !w.complete && op.Effect().Removes && !w.allBad && !w.tampered[addrOf(op)] && !w.tampered[op.Effect().Real.Addr()] && !w.knew(op) {
 		w.wrong("%s: takes something out of service before all is known", op)
 	}
 	now := hazards(w.kernel, w.foreign)
