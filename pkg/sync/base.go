@@ -40,6 +40,9 @@ func (b *base) tend(ctx context.Context) (more bool) {
 	}
 	if b.stage.based {
 		b.heal.base.took(now, b.heal.apart, tampered)
+		if tampered {
+			b.heal.shield.doubt()
+		}
 	}
 	b.site.news = true // IPv6 may have been switched without a word
 	r, err := b.node.Base(ctx)

@@ -102,7 +102,7 @@ func (h *heal) due(time.Time) (at time.Time) {
 func (h *heal) tend(ctx context.Context) (more bool) {
 	now := h.now()
 	signs := h.signs.Tampering()
-	if signs.Base || signs.Keys {
+	if signs.Keys && !signs.Base { // else the base is looked at before: the table may be gone
 		h.shield.doubt()
 	}
 	if signs.Base {

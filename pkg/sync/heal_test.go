@@ -117,6 +117,9 @@ func TestHealsWithinASecond(t *testing.T) {
 				if bases, passes := c.looks(); bases > 1 || passes > 1 {
 					t.Errorf("looked %d times at the base and %d times at all", bases, passes)
 				}
+				if n := logged.FilterLevelExact(zapcore.WarnLevel).Len(); n > 0 {
+					t.Errorf("%d warnings: %v", n, logged.FilterLevelExact(zapcore.WarnLevel).All())
+				}
 				if n := logged.FilterMessageSnippet("another program changed").Len(); n != 1 {
 					t.Errorf("said %d times: %v", n, logged.All())
 				}
