@@ -39,8 +39,7 @@ const (
 	// largeSteps is how many operations a change may need that others wait for: a Service of a hundred ports with a thousand
 	// endpoints each has its turns behind changes that came later.
 	largeSteps = 128
-	// drainAgain is the least time between two looks at what drains: where its deadline is none at all it may still have to
-	// wait, for its connections or for its place among what the kernel removes.
+	// drainAgain is the least time until what drains is looked at: a deadline may be none at all.
 	drainAgain = 100 * time.Millisecond
 	// dearSteps is how many of a Key whose source ranges change: they belong in one transaction, as far as that has room.
 	dearSteps = 1024
@@ -311,7 +310,7 @@ func (a *act) settle(j job, err error) {
 	}
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(patience)})
 	if drains {
-		a.queue.addAt(k, a.now().Add(max(min(a.opt.DrainPoll, patience), drainAgain)), classBulk)
+		a.queue.addAt(k, a.drainDue(k), classBulk)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
 		a.queue.addAt(k, a.now().Add(time.Second), classBulk)
@@ -319,6 +318,19 @@ func (a *act) settle(j job, err error) {
 	if !j.wish.Until.IsZero() {
 		a.queue.addAt(k, j.wish.Until, classBulk)
 	}
+}
+
+// drainDue is when a Key that drains is looked at next.
+func (a *act) drainDue(k ipvs.Key) time.Time {
+	now := a.now()
+	at := now.Add(a.opt.DrainPoll)
+	if last := a.mirror.Deadline(k, now); !last.IsZero() && last.Before(at) {
+		at = last
+	}
+	if soon := now.Add(drainAgain); at.Before(soon) {
+		at = soon
+	}
+	return at
 }
 
 // retry puts a Key back with its own backoff, and counts the tries that failed.

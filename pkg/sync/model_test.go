@@ -161,6 +161,7 @@ type walker struct {
 	hazards  map[hazard]bool
 	tampered map[netip.Addr]bool
 	allBad   bool // interface or table were tampered with
+	moved    bool // the node has other addresses, of which the loop hears a little later: they may make an endpoint one that no host can have
 	foreign  map[ipvs.Key]ipvs.Server
 	disowned map[ipvs.Key]bool // somebody made them, or removed the record that they are ours: they may stay for good
 	writes   int
@@ -291,8 +292,7 @@ func (w *walker) wrote(op ipvs.Op) {
 	if w.expected().wantsBack(op) && w.asSeen().wantsBack(op) && !w.allBad && !w.tampered[addrOf(op)] {
 		w.wrong("%s: takes away what is wanted", op)
 	}
-	// Of addresses of the node that make an endpoint one that no host can have, the loop may have heard a little later.
-	if !w.complete && op.Effect().Removes && !w.allBad && !w.tampered[addrOf(op)] && !w.tampered[op.Effect().Real.Addr()] && !w.knew(op) {
+	if !w.complete && op.Effect().Removes && !w.allBad && !w.moved && !w.tampered[addrOf(op)] && !w.knew(op) {
 		w.wrong("%s: takes something out of service before all is known", op)
 	}
 	now := hazards(w.kernel, w.foreign)
@@ -440,7 +440,7 @@ func (w *walker) rest() {
 		}
 	}
 	clear(w.tampered)
-	w.allBad, w.trouble = false, false
+	w.allBad, w.trouble, w.moved = false, false, false
 }
 
 // restartInPeace starts a new process on a node that is right.
@@ -497,6 +497,7 @@ func (w *walker) happen(e event) {
 	case "addresses":
 		local := randomLocal(r)
 		w.say("%v", local)
+		w.moved = true
 		for _, a := range slices.Concat(vips6, locals4, []string{"10.244.1.5", "10.244.2.11", "fd10:244:1::5"}) {
 			// The loop hears of it a little later. The last three are pods behind node ports.
 			w.tampered[netip.MustParseAddr(a)] = true
