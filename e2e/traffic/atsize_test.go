@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -210,7 +208,7 @@ func TestHealsAtSize(t *testing.T) {
 	after := usageOf(t, agent)
 	before.figures(t, "before")
 	after.figures(t, "after")
-	if after.descriptors > before.descriptors+2 {
+	if after.descriptors > before.descriptors+4 { // sockets that are opened when they are first needed
 		t.Errorf("%d descriptors, %d before", after.descriptors, before.descriptors)
 	}
 }
@@ -318,6 +316,21 @@ func watchFor(from *lab.Host, list []*watched, times int) *watch {
 	return w
 }
 
+// boundOf are the virtual IPs of a crowd that stand on the interface, as addresses or as routes: the kernel makes a local route
+// of an address.
+func boundOf(t *testing.T, n *lab.Node) (list []string) {
+	t.Helper()
+	if _, err := n.Netlink().LinkByName("kube-ipvs0"); err != nil {
+		return nil
+	}
+	for line := range strings.Lines(said(t, n, "ip -4 route show table local dev kube-ipvs0")) {
+		if words := strings.Fields(line); len(words) > 1 && words[0] == "local" && strings.HasPrefix(words[1], "10.97.") {
+			list = append(list, words[1])
+		}
+	}
+	return list
+}
+
 // sameAsSize: the kernel has as many virtual servers, addresses and open frontends as there are Services.
 func sameAsSize(t *testing.T, n *lab.Node, size int) error {
 	servers := 0
@@ -330,17 +343,8 @@ func sameAsSize(t *testing.T, n *lab.Node, size int) error {
 	}
 	servers = strings.Count(string(text), "TCP  ")
 	reals := strings.Count(string(text), "  -> ") - 1 // the heading has one
-	addrs := 0
-	link, err := n.Netlink().LinkByName("kube-ipvs0")
-	if err == nil {
-		list, err := n.Netlink().AddrList(link, netlink.FAMILY_V4)
-		if err != nil {
-			return err
-		}
-		addrs = len(list)
-	}
-	if servers != size || reals != size*len(crowdPods) || binding() == "ADDR" && addrs != size {
-		return fmt.Errorf("%d virtual servers, %d real servers, %d addresses (%v)", servers, reals, addrs, err)
+	if addrs := len(boundOf(t, n)); servers != size || reals != size*len(crowdPods) || addrs != size {
+		return fmt.Errorf("%d virtual servers, %d real servers, %d addresses", servers, reals, addrs)
 	}
 	for _, set := range []string{"owned4", "open4", "vips4"} {
 		// nft prints a few elements a line, each with a comma.
