@@ -110,7 +110,11 @@ func (in input) faultLines(t faults.Test, came faults.Results) (lines [][4]strin
 
 // lineOf is what a form that was run by itself came to.
 func lineOf(r faults.Result) (verdict, figures string) {
-	return fmt.Sprintf("%s on %s, %s", cmp.Or(r.Verdict, notRun.String()), r.Kernel, r.Day), figuresOf(r.Figures)
+	verdict = cmp.Or(r.Verdict, notRun.String())
+	if r.Kernel != "" {
+		verdict += " on " + r.Kernel
+	}
+	return verdict + ", " + r.Day, figuresOf(r.Figures)
 }
 
 // onEach is what a test came to on each kernel, and what it measured on the one that is taken by default.

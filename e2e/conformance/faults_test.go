@@ -66,13 +66,14 @@ func TestFaultLines(t *testing.T) {
 		{Kernel: "6.1.0", Tests: map[string]map[string]string{"e2e/traffic": {"TestA/x": results.Pass}}, Figures: map[string]map[string]int{"e2e/traffic TestA/x_y": {"lost": 0}, "e2e/traffic TestAB": {"lost": 7}}},
 		{Kernel: "7.2.0", Tests: map[string]map[string]string{"e2e/traffic": {"TestA": results.Fail}}},
 	}}
-	came := faults.Results{"p TestH": {Verdict: results.Pass, Kernel: "6.6.1", Day: "2026-01-02", Figures: map[string]int{"b": 2, "a": 1}}}
+	came := faults.Results{"p TestH": {Verdict: results.Pass, Day: "2026-01-02", Figures: map[string]int{"b": 2, "a": 1}}, "p TestK, long": {Verdict: results.Pass, Kernel: "6.1.0", Day: "2026-01-02"}}
 	for _, c := range []struct {
 		test faults.Test
 		want [][4]string
 	}{
 		{faults.Test{Name: "e2e/traffic TestA", Did: "d", Long: "l"}, [][4]string{{"TestA", "d", "6.1 pass, 7.2 **fail**", "x y: lost: 0"}, {"TestA, long", "l", "not run", ""}}},
-		{faults.Test{Name: "p TestH", Did: "d"}, [][4]string{{"p TestH", "d", "pass on 6.6.1, 2026-01-02", "a: 1<br>b: 2"}}},
+		{faults.Test{Name: "p TestH", Did: "d"}, [][4]string{{"p TestH", "d", "pass, 2026-01-02", "a: 1<br>b: 2"}}},
+		{faults.Test{Name: "p TestK", Did: "d", Long: "l"}, [][4]string{{"p TestK", "d", "not run", ""}, {"p TestK, long", "l", "pass on 6.1.0, 2026-01-02", ""}}},
 		{faults.Test{Name: "p TestNever", Did: "d"}, [][4]string{{"p TestNever", "d", "not run", ""}}},
 	} {
 		if got := in.faultLines(c.test, came); !slices.Equal(got, c.want) {

@@ -65,8 +65,8 @@ const (
 // Result is what one form of a test came to.
 type Result struct {
 	Verdict string `json:"verdict"` // as in the results of kernels
-	// Kernel is uname -r of the kernel that it ran on; for tests of the agent's own code, of the machine that ran it.
-	Kernel string `json:"kernel"`
+	// Kernel is uname -r of the kernel that it ran on; empty for tests that need none of the lab's.
+	Kernel string `json:"kernel,omitempty"`
 	Day    string `json:"day"` // as 2006-01-02
 	// Seconds it took, building and booting included.
 	Seconds int `json:"seconds"`

@@ -15,8 +15,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/conformance/results"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/faults"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
@@ -24,8 +22,8 @@ import (
 
 // runHost runs a test of the agent's own code.
 func (f form) runHost(ctx context.Context) (faults.Result, error) {
-	r := faults.Result{Verdict: results.Fail, Kernel: machineKernel(), Figures: map[string]int{}}
-	cmd := exec.CommandContext(ctx, cmpGo(), "test", "-json", "-count=1", "-timeout", longest.String(), "-run", "^"+f.Func()+"$", "./"+f.Package())
+	r := faults.Result{Verdict: results.Fail, Figures: map[string]int{}}
+	cmd := exec.CommandContext(ctx, goCommand(), "test", "-json", "-count=1", "-timeout", longest.String(), "-run", "^"+f.Func()+"$", "./"+f.Package())
 	if cmd.Env = os.Environ(); f.long {
 		cmd.Env = append(cmd.Env, faults.Variable+"="+faults.Long)
 	}
@@ -50,21 +48,12 @@ func (f form) runHost(ctx context.Context) (faults.Result, error) {
 	return r, runErr
 }
 
-// cmpGo is the go command that the Makefile found.
-func cmpGo() string {
+// goCommand is the go command that the Makefile found.
+func goCommand() string {
 	if g := os.Getenv("GO"); g != "" {
 		return g
 	}
 	return "go"
-}
-
-// machineKernel is uname -r.
-func machineKernel() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "unknown"
-	}
-	return unix.ByteSliceToString(u.Release[:])
 }
 
 // inputsOf is a print of what a test's result is made of: the agent, the lab, and the file that the test is in.
