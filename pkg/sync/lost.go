@@ -3,6 +3,7 @@ package sync
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -36,7 +37,7 @@ func (s shared) lostServers() {
 
 // mend queues every Key, those that are most used first.
 func (s shared) mend() {
-	s.stage.mending = true
+	s.stage.mending = s.now()
 	known := map[ipvs.Key]bool{}
 	for k := range s.desk.Keys() {
 		known[k] = true
@@ -61,10 +62,13 @@ func (s shared) mend() {
 	}
 }
 
-// mended reports whether the last repair of a whole has come to its end.
+// mended reports whether the last repair of a whole has come to its end. Where there is work without end, it has when it took
+// as long as it is from one audit to the next.
 func (s shared) mended() bool {
-	s.stage.mending = s.stage.mending && s.queue.due != [2]int{}
-	return !s.stage.mending
+	if s.queue.due == [2]int{} || s.now().Sub(s.stage.mending) > s.opt.AuditPeriod {
+		s.stage.mending = time.Time{}
+	}
+	return s.stage.mending.IsZero()
 }
 
 // saidLost says what another program took away as a whole.

@@ -128,3 +128,26 @@ func TestF22SetDown(t *testing.T) {
 			"conntrack -D -p tcp --orig-dst fd00:96::10 --orig-port-dst 80 --reply-src fd00:96::10 # those that nobody answered")
 	})
 }
+
+// Audits wait for the end of a repair, and not for ever where there is always something to do.
+func TestMendingEnds(t *testing.T) {
+	for name, busy := range map[string]bool{"work without end": true, "no more work": false} {
+		s := newStepper()
+		s.start(completeModel())
+		s.pass(time.Second)
+		s.loop.mend()
+		s.loop.queue.add(webKey, classBulk)
+		s.now = s.now.Add(s.loop.opt.AuditPeriod / 2)
+		if s.loop.mended() {
+			t.Errorf("%s: it is over while there is work", name)
+		}
+		if busy {
+			s.now = s.now.Add(s.loop.opt.AuditPeriod)
+		} else {
+			s.loop.queue.pop(s.now, sliceKeys)
+		}
+		if !s.loop.mended() {
+			t.Errorf("%s: it is not over", name)
+		}
+	}
+}

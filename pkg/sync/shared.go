@@ -42,8 +42,8 @@ type stage struct {
 	// alone: no rules of another proxy that would take packets are there, as far as is known.
 	alone bool
 	away  bool // another proxy is at work, and nothing is written
-	// mending: what another program took away as a whole is being written anew.
-	mending bool
+	// mending is since when what another program took away as a whole is being written anew; zero: nothing is.
+	mending time.Time
 }
 
 // stands reports whether there is something to work on.
