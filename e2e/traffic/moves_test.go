@@ -66,7 +66,7 @@ func ofReals(writes []string) []string {
 	return slices.DeleteFunc(writes, func(w string) bool { return !strings.HasSuffix(w, "_DEST") })
 }
 
-// F44: the agent is replaced again and again by one of another configuration, under load: scheduler, binding, drain deadline.
+// F44: the agent is replaced again and again by one of another configuration, under load: binding, drain deadline, masquerade.
 // Nothing is lost, and what it was told is what the kernel has.
 func TestF44Configurations(t *testing.T) {
 	s, svc := busyStage(t)
@@ -74,16 +74,11 @@ func TestF44Configurations(t *testing.T) {
 	agent := s.w.StartAgent(t, n, s.cluster)
 	programmed(t, agent)
 	before, on := usageOf(t, agent), s.goesOn(t, svc)
-	configs := []struct {
-		scheduler string
-		args      []string
-	}{
-		{"wlc", []string{"--ipvs-scheduler", "wlc"}}, {"rr", []string{"--vip-binding=route"}}, {"lc", []string{"--ipvs-scheduler", "lc"}},
-		{"rr", []string{"--config", ownFile(t, "drainDeadline: 30s")}}, {"rr", nil},
-	}
+	usual := "--vip-binding=address"
+	configs := [][]string{{"--vip-binding=route"}, {"--config", ownFile(t, "drainDeadline: 30s"), usual}, {"--vip-binding=route", "--masquerade-all"}, {usual}}
 	rounds := formOf(1, 20)
 	for i := range rounds {
-		for _, c := range configs {
+		for _, args := range configs {
 			end := agent.Stop
 			if i%2 == 1 {
 				end = agent.Kill
@@ -91,10 +86,11 @@ func TestF44Configurations(t *testing.T) {
 			if err := end(); err != nil {
 				t.Fatal(err)
 			}
-			agent = s.w.StartAgent(t, n, s.cluster, c.args...)
+			agent = s.w.StartAgent(t, n, s.cluster, args...)
 			programmed(t, agent)
-			if _, scheduler, _ := serverOf(t, n, at(svc, 4, 80)); scheduler != c.scheduler {
-				t.Errorf("%q: the scheduler is %s, want %s", c.args, scheduler, c.scheduler)
+			address := strings.Contains(said(t, n, "ip -o address show dev kube-ipvs0"), " "+svc.ClusterIPs[0]+"/")
+			if want := slices.Contains(args, usual) && binding() == "ADDR"; address != want {
+				t.Errorf("%q: %s stands there as an address: %t, want %t", args, svc.ClusterIPs[0], address, want)
 			}
 		}
 	}
@@ -104,6 +100,47 @@ func TestF44Configurations(t *testing.T) {
 	usageOf(t, agent).figures(t, "after")
 	on.wantNothingLost(t)
 	wouldNotice(t, s.w.Pod("pod-a").Host, n, at(svc, 4, 80))
+}
+
+// F44: another scheduler for virtual servers that stand. The kernel takes the old one away and waits before it puts the new
+// one there (ip_vs_edit_service): new connections of that moment may be refused, which is counted; none is lost in another
+// way, and those that stand go on.
+func TestF44AnotherScheduler(t *testing.T) {
+	s, svc := busyStage(t)
+	n := s.w.Node(1)
+	agent := s.w.StartAgent(t, n, s.cluster)
+	programmed(t, agent)
+	to := at(svc, 4, 80)
+	kept, err := s.w.Client.StartKept(at(svc, 4, 81), 100*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := s.w.Client.StartLoad(to, lab.LoadConfig{Rate: 40, Timeout: 20 * time.Second})
+	schedulers := slices.Repeat([]string{"wlc", "rr"}, formOf(2, 50))
+	for _, scheduler := range schedulers {
+		if err := agent.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		agent = s.w.StartAgent(t, n, s.cluster, "--ipvs-scheduler", scheduler)
+		programmed(t, agent)
+		if _, is, _ := serverOf(t, n, to); is != scheduler {
+			t.Errorf("the scheduler is %s, want %s", is, scheduler)
+		}
+	}
+	r, k := load.Stop(), kept.Stop()
+	refused := 0
+	for _, l := range r.Losses {
+		if l.Reply.Verdict == lab.Refused {
+			refused++
+		}
+	}
+	lab.Figure(t, "changes of the scheduler", len(schedulers))
+	lab.Figure(t, "new connections", r.Sent)
+	lab.Figure(t, "new connections refused", refused)
+	lab.Figure(t, "new connections lost otherwise", r.Lost-refused)
+	if r.Lost > refused || r.Sent == 0 || k.Err != nil {
+		t.Errorf("%s; %s", r, k)
+	}
 }
 
 // serverOf reads a virtual server with its scheduler and flags.
