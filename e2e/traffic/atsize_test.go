@@ -185,7 +185,7 @@ func crowdIP(i int) netip.Addr {
 // nothing kept the node's own listener from them. The control with a clock is an administrator with a file: the same is
 // written by hand, by the tool made for it. The control that loses is the agent stopped.
 func TestHealsAtSize(t *testing.T) {
-	size := formOf(500, 5000)
+	size := formOf(300, 5000)
 	s := newStage(t)
 	n, pod := s.w.Node(1), s.w.Pod("pod-a").Host
 	s.raided = true

@@ -176,7 +176,7 @@ func killed(t *testing.T, dir string) (n int) {
 func TestF42LittleMemory(t *testing.T) {
 	s, svc := busyStage(t)
 	n := s.w.Node(1)
-	many := newCrowd(s.cluster, formOf(200, 2000))
+	many := newCrowd(s.cluster, formOf(100, 2000))
 	many.write()
 	first := s.w.StartAgent(t, n, s.cluster)
 	programmedMany(t, first, len(many.services))
@@ -192,7 +192,7 @@ func TestF42LittleMemory(t *testing.T) {
 	programmedMany(t, agent, len(many.services))
 	on := s.goesOn(t, svc)
 	took := s.changes(t, n, formOf(10, 200))
-	for range formOf(3, 50) { // all of the cluster is read again
+	for range formOf(2, 50) { // all of the cluster is read again
 		many.write()
 		took = append(took, s.changes(t, n, 2)...)
 	}

@@ -106,7 +106,7 @@ func TestF40Restarts(t *testing.T) {
 // F40: the agent is killed at a random moment of its first start with many Services, and started again. Whenever it dies, no
 // virtual IP stands on the interface that is not guarded, and the next start comes to the same end as one that was let be.
 func TestF40KilledWhileStarting(t *testing.T) {
-	size, kills := formOf(300, 2000), formOf(4, 50)
+	size, kills := formOf(200, 2000), formOf(3, 50)
 	s := newStage(t)
 	n := s.w.Node(1)
 	many := newCrowd(s.cluster, size)
