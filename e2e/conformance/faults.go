@@ -63,9 +63,9 @@ func (in input) reliability(rows []faults.Row, came faults.Results) string {
 
 Written by ` + "`make conformance`" + `, never by hand, from e2e/faults/faults.yaml and from what the tests came to: those of ` + "`make test`" + `
 on each kernel (` + "`e2e/results`" + `), their long forms and the tests of the agent's own code by ` + "`make faults`" + ` (` + "`e2e/faults`" + `). A test that
-did not run has not passed. Each test that counts losses has a control in the same run that loses, and each limit in
-seconds one that says how long the machine takes for less: the kernels run in virtual machines with one emulated
-processor, which takes some ten times as long for everything as the machine that it stands for.
+did not run has not passed. A test that wants nothing lost has a control in the same run that loses, and a limit in seconds
+one that says how long the machine takes for something else: the kernels run in virtual machines with one emulated
+processor, often beside others.
 
 `)
 	for _, r := range rows {
