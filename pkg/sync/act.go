@@ -282,7 +282,10 @@ func (a *act) learnLacking(op ipvs.Op, err error) {
 func (a *act) settle(j job, err error) {
 	k, want := j.key, j.wish.Frontend
 	if err != nil {
-		a.mirror.Failed(k)
+		if a.stage.complete {
+			want = nil // whatever stands there may go, whoever wanted it
+		}
+		a.mirror.Failed(k, want)
 		tries := a.retry(j)
 		a.fare.told(k, err)
 		if tries&(tries-1) == 0 { // the first time, and ever more rarely

@@ -32,6 +32,8 @@ type cell struct {
 	doubted bool
 	// wanted is what this process last wanted of the Key and got.
 	wanted *ipvs.Frontend
+	// tried are the real servers of what it wanted since and did not get: a plan that failed may have made some.
+	tried map[netip.AddrPort]bool
 	// drains are the real servers on their way out.
 	drains map[netip.AddrPort]drain
 	// reaped are those that the plan under way removes.
@@ -193,7 +195,7 @@ func (m *Mirror) Knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 		return is.Set == ipvs.SetHairpin
 	}
 	had := func(a netip.AddrPort) bool {
-		return c != nil && c.wanted != nil && slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a })
+		return c != nil && (c.tried[a] || c.wanted != nil && slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a }))
 	}
 	// strangers: something that this process never wanted serves behind the Key.
 	strangers := func() bool {
@@ -208,10 +210,10 @@ func (m *Mirror) Knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 		}
 	}
 	switch {
-	case c == nil || c.wanted == nil:
-		return false
 	case is.Real.IsValid():
 		return had(is.Real)
+	case c == nil || c.wanted == nil:
+		return false
 	case is.Set == ipvs.SetOpen && want != nil:
 		return !strangers()
 	}
