@@ -154,6 +154,11 @@ fuzz: ## run each fuzz target for a minute
 	set -e; $(FIND_GO); for f in $(FUZZ); do \
 		$$GO test ./pkg/$${f%%.*} -run '^$$' -fuzz "^$${f##*.}$$" -fuzztime 1m -fuzzminimizetime 10x; done
 
+# What passed with the same agent, lab and test is kept: a run that was cut off goes on where it was. ONLY=F20 TestF6
+.PHONY: faults
+faults: ## run the long forms of the tests of docs/reliability.md, an hour or two, and renew the page
+	$(WITH_GO) run ./e2e/faults/run $(ONLY); s=$$?; $$GO test ./e2e/conformance -count=1 -run '^TestReliabilityPage$$' -update && exit $$s
+
 # Another first history: make soak SEED=1000001; 0: another one each time.
 SEED = 1
 .PHONY: soak

@@ -76,7 +76,7 @@ func (k *tampered) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 }
 
 // Canary is asked by the loop itself, so that nothing else is in the kernel meanwhile.
-func (k *tampered) Canary(ctx context.Context) (bool, error) {
+func (k *tampered) Canary(ctx context.Context) (ipvs.Census, error) {
 	if k.made == 1 {
 		delete(k.Servers, k.key)
 	}

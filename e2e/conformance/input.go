@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/conformance/results"
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/faults"
 )
 
 // upstream is one test of Kubernetes' suite, see the head of e2e/upstream.yaml.
@@ -52,6 +53,7 @@ type input struct {
 	mutants    []mutant
 	tests      []source
 	kernels    []results.File
+	faults     map[string][]source // tests by row of e2e/faults
 }
 
 func read(root string) (in input, err error) {
@@ -72,6 +74,11 @@ func read(root string) (in input, err error) {
 	if in.tests, err = readTests(root); err != nil {
 		return in, err
 	}
+	rows, err := faults.Rows()
+	if err != nil {
+		return in, err
+	}
+	in.faults = testsOfFault(rows)
 	in.kernels, err = results.Read(filepath.Join(root, "e2e/results"))
 	return in, err
 }

@@ -1,9 +1,11 @@
-// Command conformance writes the table of docs/security.md (e2e/attacks) and docs/conformance.md: what the tests hold, by row of behaviour and by test of
+// Command conformance writes the table of docs/security.md (e2e/attacks), docs/reliability.md (e2e/faults) and
+// docs/conformance.md: what the tests hold, by row of behaviour and by test of
 // Kubernetes' own suite, in which family and on which kernel. All of it comes from files that tests and people
 // write: e2e/results, e2e/upstream.yaml, e2e/behaviour.yaml, the headers of e2e/mutants, and the tests' source.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,7 +29,7 @@ func run(root string) error {
 	if err := in.agree(); err != nil {
 		return err
 	}
-	if err := in.writeSecurity(root); err != nil {
+	if err := errors.Join(in.writeSecurity(root), in.writeReliability(root)); err != nil {
 		return err
 	}
 	if err := in.current(); err != nil {

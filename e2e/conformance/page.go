@@ -150,6 +150,9 @@ func (in input) testsOf(row string) (kernel, host []source) {
 			add(s)
 		}
 	}
+	for _, s := range in.faults[row] {
+		add(s)
+	}
 	for _, m := range in.mutants {
 		if top, _, _ := strings.Cut(m.test, "/"); m.row == row {
 			add(source{pkg: m.pkg, name: top})

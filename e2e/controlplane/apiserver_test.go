@@ -3,6 +3,7 @@ package controlplane
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/faults"
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -75,8 +77,13 @@ func (s *stage) wantNewService(name, app string, pods []*lab.Pod) {
 	}
 }
 
-// cutTime is how long the nodes are cut off.
-const cutTime = 70 * time.Second
+// cutTime is how long the nodes are cut off; make faults asks for 10 min.
+func cutTime() time.Duration {
+	if os.Getenv(faults.Variable) == faults.Long {
+		return 10 * time.Minute
+	}
+	return 70 * time.Second
+}
 
 // F1 and F3: the nodes are cut off from the API server for more than a minute: packets are dropped both ways, so
 // that no end of a connection is heard of. Nothing is lost, the nodes stay healthy; and within a minute of the
@@ -91,15 +98,18 @@ func TestAPIServerCutOff(t *testing.T) {
 		s.scale("kubia", 5)
 		pods := s.pods(s.namespace, "kubia", 5)
 		s.gate.drop()
-		time.Sleep(cutTime - time.Since(began)) // the load goes on: this is how long the nodes are cut off
-		s.wantServing(t, to, appPort, old...)   // they cannot know better
+		time.Sleep(cutTime() - time.Since(began)) // the load goes on: this is how long the nodes are cut off
+		s.wantServing(t, to, appPort, old...)     // they cannot know better
 		s.heal()
 		healed := time.Now()
 		s.wantServingWithin(t, heals, to, appPort, pods...)
-		t.Logf("cut off for %s; nodes follow %s after the network is back", cutTime, time.Since(healed).Round(100*time.Millisecond))
+		t.Logf("cut off for %s; nodes follow %s after the network is back", cutTime(), time.Since(healed).Round(100*time.Millisecond))
 	})
 	stopHealth()
-	wantNone(s, fmt.Sprintf("cut off for %s", cutTime), to, load)
+	lab.Figure(t, "cut off for, s", int(cutTime().Seconds()))
+	lab.Figure(t, "requests", load.Sent)
+	lab.Figure(t, "requests lost", load.Lost)
+	wantNone(s, fmt.Sprintf("cut off for %s", cutTime()), to, load)
 }
 
 // F3 again, shorter than any time-out: the API server's end of the connections dies while the nodes are cut off for a

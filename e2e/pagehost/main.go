@@ -105,12 +105,12 @@ func settled(ctx context.Context, loop *sync.Loop) error {
 type kernel struct{ *fake.Kernel }
 
 // Detect reads everything.
-func (k *kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+func (k *kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (done bool, err error) {
 	err = k.Scan(ctx, func(key ipvs.Key, o ipvs.Observed) {
 		if o.Have != nil {
 			o.Have.Server.Timeout = 0
 			o.Have.Server.Flags &= ipvs.Persistent
-			f(key, o.Have)
+			f(key, o.Have, ipvs.SumOf(o.Conns))
 		}
 	})
 	return true, err

@@ -43,8 +43,10 @@ func (w *crowd) set(i int, endpoints ...string) {
 }
 
 // remote is an endpoint on node2, local one on node1.
-func remote(i int) string { return endpointOn("node2", fmt.Sprintf("10.244.%d.%d", 10+i/250, 1+i%250)) }
+func remote(i int) string { return endpointOn("node2", remoteAddr(i)) }
 func local(i int) string  { return endpointOn("node1", fmt.Sprintf("10.244.1.%d", i)) }
+
+func remoteAddr(i int) string { return fmt.Sprintf("10.244.%d.%d", 10+i/250, 1+i%250) }
 
 func endpointOn(node, addr string) string {
 	return fmt.Sprintf(`{"addresses":[%q],"nodeName":%q,"conditions":{"ready":true}}`, addr, node)

@@ -9,7 +9,7 @@ import (
 )
 
 // said reports whether an agent's log has a text.
-func said(a *lab.Agent, text string) bool { return strings.Contains(a.Log(), text) }
+func hasLogged(a *lab.Agent, text string) bool { return strings.Contains(a.Log(), text) }
 
 // B70: twos chooses the better of two endpoints, and passes over one of weight 0; where the kernel lacks it (before Linux 5.13)
 // the node's scheduler serves and the Service says so.

@@ -113,7 +113,7 @@ func (s *stage) hasScheduler(t testing.TB, to netip.AddrPort, scheduler string) 
 		if i < 0 {
 			return fmt.Errorf("there is none")
 		}
-		if is = servers[i].Scheduler == scheduler; !is && !said(s.agents[0], "lacks the scheduler "+scheduler) {
+		if is = servers[i].Scheduler == scheduler; !is && !hasLogged(s.agents[0], "lacks the scheduler "+scheduler) {
 			return fmt.Errorf("it has %s", servers[i])
 		}
 		return nil

@@ -43,7 +43,7 @@ func TestB70FromKubeRouter(t *testing.T) {
 		})
 	}
 	wantSaid(t, s.agents[0], "default/web166", "kube-router.io/service.scheduler", "fastest", "is not a scheduler")
-	if said(s.agents[0], "service.dsr") {
+	if hasLogged(s.agents[0], "service.dsr") {
 		t.Error("an annotation of kube-router's that is nobody's here is told as a problem")
 	}
 }

@@ -130,6 +130,20 @@ func (h *Health) Audited(took time.Duration, differences int) {
 	h.metrics.differences.Add(float64(differences))
 }
 
+// Lost says that so much of what is ours was taken away as a whole, and is put right without a look.
+func (h *Health) Lost(differences int) {
+	if h != nil {
+		h.metrics.differences.Add(float64(differences))
+	}
+}
+
+// Overrun says that the kernel had no room for its notifications.
+func (h *Health) Overrun() {
+	if h != nil {
+		h.metrics.overruns.Inc()
+	}
+}
+
 // Forgot says what a look through the conntrack table took, and how many entries it deleted.
 func (h *Health) Forgot(f Family, took time.Duration, deleted int) {
 	if h == nil {

@@ -108,6 +108,7 @@ type ownMeters struct {
 	problems                     *metrics.GaugeVec
 	audits                       metrics.ObserverMetric
 	differences, setups          metrics.CounterMetric
+	overruns                     metrics.CounterMetric
 }
 
 func newMeters(o Options) *meters {
@@ -212,6 +213,7 @@ func (m *ownMeters) make(mk *maker, o Options) {
 	m.setups = mk.counter(p+"node_repairs_total", "Writes to interface, nftables table and sysctls, at the start and after changes by others").WithLabelValues()
 	m.audits = mk.histogram(p+"audit_duration_seconds", "Time that one look for changes by other programs took", metrics.ExponentialBuckets(0.001, 4, 8)).WithLabelValues()
 	m.differences = mk.counter(p+"audit_differences_total", "Changes by other programs to what is ours that were found and put right").WithLabelValues()
+	m.overruns = mk.counter(p+"notifications_lost_total", "Times that the kernel had no room for what it tells of changes by other programs; all is looked at then").WithLabelValues()
 	if dropped := o.LogLinesDropped; dropped != nil {
 		name, help := p+"log_lines_dropped_total", "Lines of the log that were dropped because whoever reads it was too slow"
 		mk.raw(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(dropped()) }))

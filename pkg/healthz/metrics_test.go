@@ -159,7 +159,9 @@ func TestMetrics(t *testing.T) {
 	r.Problems("WrongFamily", 4)
 	r.SetSetup([]string{"a", "b"})
 	r.SetUp(3)
-	r.Audited(2*time.Second, 8)
+	r.Audited(2*time.Second, 6)
+	r.Lost(2)
+	r.Overrun()
 	r.Forgot(IPv6, 4*time.Second, 11)
 	const k, o = "kubeproxy_", "ipvsproxy_"
 	for _, c := range []struct {
@@ -167,6 +169,7 @@ func TestMetrics(t *testing.T) {
 		labels []string
 		want   float64
 	}{
+		{o + "notifications_lost_total", nil, 1},
 		{k + "sync_proxy_rules_service_changes_total", nil, 7},
 		{k + "sync_proxy_rules_endpoint_changes_total", nil, 9},
 		{k + "sync_proxy_rules_last_queued_timestamp_seconds", family, seconds(r.now) - 2},

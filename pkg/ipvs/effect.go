@@ -39,6 +39,8 @@ type Effect struct {
 	// Made and Gone: it makes something, or takes away what its opposite makes. What changes something in place does
 	// neither.
 	Made, Gone bool
+	// Serves: it makes a real server that takes connections.
+	Serves bool
 	// Removes: it takes something out of service, for some clients at least.
 	Removes bool
 	// Key is the virtual server's, or that of the element of a set; zero: it is about an address alone.
@@ -80,7 +82,7 @@ func (o DelServer) Effect() Effect {
 
 // Effect of an operation.
 func (o AddReal) Effect() Effect {
-	return Effect{Kind: KindAddReal, Made: true, Key: o.Key, Real: o.Real.Addr}
+	return Effect{Kind: KindAddReal, Made: true, Key: o.Key, Real: o.Real.Addr, Serves: o.Real.Weight > 0}
 }
 
 // Effect of an operation.

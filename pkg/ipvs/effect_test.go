@@ -18,7 +18,8 @@ func TestEffects(t *testing.T) {
 		{AddServer{Key: k, Scheduler: "rr"}, "ipvs makes server rr"},
 		{SetServer{Key: k, Scheduler: "rr"}, "ipvs server rr"},
 		{DelServer{k}, "ipvs takes server removes"},
-		{AddReal{k, Real{Addr: real, Weight: 1}}, "ipvs makes real"},
+		{AddReal{k, Real{Addr: real, Weight: 1}}, "ipvs makes real serves"},
+		{AddReal{k, Real{Addr: real}}, "ipvs makes real"},
 		{SetReal{k, Real{Addr: real, Weight: 1}}, "ipvs real"},
 		{SetReal{k, Real{Addr: real}}, "ipvs real removes"},
 		{DelReal{k, real}, "ipvs takes real removes"},
@@ -38,7 +39,7 @@ func TestEffects(t *testing.T) {
 		for _, w := range []struct {
 			word string
 			is   bool
-		}{{"makes", is.Made}, {"takes", is.Gone}, {"server", is.OfServer()}, {is.Scheduler, is.Scheduler != ""}, {"real", is.Real == real},
+		}{{"makes", is.Made}, {"takes", is.Gone}, {"server", is.OfServer()}, {is.Scheduler, is.Scheduler != ""}, {"real", is.Real == real}, {"serves", is.Serves},
 			{"shared", is.Fact.Addr == k.Addr}, {"removes", is.Removes}} {
 			if w.is {
 				got += " " + w.word

@@ -5,7 +5,7 @@ import "context"
 // Execute takes a Plan through its phases. write is given the Steps of one phase, no two with the same Op,
 // and says how each ended. A Key whose Step fails is left out of the later phases: what comes later may
 // only be done on top of it. Real servers that the kernel refuses are no such failure as long as one was
-// taken: the frontend serves with those it has. Equal Ops of several Keys are one write with one outcome for
+// taken that takes connections: the frontend serves with those it has. Equal Ops of several Keys are one write with one outcome for
 // all of them.
 func Execute(ctx context.Context, plan Plan, write func(context.Context, []Step) []Outcome) []Outcome {
 	out := make([]Outcome, len(plan))
@@ -83,7 +83,7 @@ func (t *turn) tell(outcomes []Outcome, out []Outcome, failed map[Key]bool) {
 	}
 	added := map[Key]bool{}
 	for j, o := range outcomes {
-		if t.steps[j].Op.Effect().AddsReal() && o.Err == nil {
+		if t.steps[j].Op.Effect().Serves && o.Err == nil {
 			added[t.steps[j].Key] = true
 		}
 	}

@@ -33,11 +33,13 @@ type Tampering struct {
 	Keys bool
 	// Proxy says what another Service proxy wrote of its own, the first thing; empty: nothing. It is no change of ours.
 	Proxy string
+	// Lost: there was no room for what was to be heard. It may have been anything.
+	Lost bool
 }
 
 // And is both.
 func (t Tampering) And(o Tampering) Tampering {
-	return Tampering{t.Base || o.Base, t.Keys || o.Keys, cmp.Or(t.Proxy, o.Proxy)}
+	return Tampering{t.Base || o.Base, t.Keys || o.Keys, cmp.Or(t.Proxy, o.Proxy), t.Lost || o.Lost}
 }
 
 // BaseReport says what Base found and did.
@@ -46,6 +48,8 @@ type BaseReport struct {
 	Wrote []string
 	// LinkCreated: the interface is new or was down, so whatever was known of its addresses is void.
 	LinkCreated bool
+	// Standing is what stands on it nevertheless, where LinkCreated: whether in the form that is configured.
+	Standing map[netip.Addr]bool
 	// TableCreated: the nftables table is new, so whatever was known of its elements is void.
 	TableCreated bool
 	// Warnings are things that could not be set up and without which the rest still works in part.
@@ -69,6 +73,21 @@ func AboutOf(err error) string {
 	}
 	return err.Error()
 }
+
+// Census is what comes of counting the virtual servers.
+type Census uint8
+
+// What it finds.
+const (
+	// AsBefore: as many as there should be.
+	AsBefore Census = iota
+	// Changed: another program added or removed some.
+	Changed
+	// AllGone: there were some, and now there are none.
+	AllGone
+)
+
+func (c Census) String() string { return [...]string{"as before", "changed", "all gone"}[c] }
 
 // ErrNotTried is the error of a Step whose Key failed in an earlier phase.
 var ErrNotTried = errors.New("not tried: an earlier step for the same frontend failed")

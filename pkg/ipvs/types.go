@@ -348,6 +348,14 @@ type Observed struct {
 // Conns counts a real server's connections in the IPVS table.
 type Conns struct{ Active, Inactive uint32 }
 
+// SumOf counts the connections of all real servers of a Key.
+func SumOf(conns map[netip.AddrPort]Conns) (sum uint32) {
+	for _, c := range conns {
+		sum += c.Active + c.Inactive
+	}
+	return sum
+}
+
 // SortReals puts real servers in their canonical order and drops repeats of one address, keeping the first.
 func SortReals(rs []Real) []Real {
 	slices.SortStableFunc(rs, func(a, b Real) int { return a.Addr.Compare(b.Addr) })

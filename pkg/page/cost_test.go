@@ -75,7 +75,7 @@ func (m *memory) Do(ctx context.Context, p ipvs.Plan) []ipvs.Outcome {
 	return out
 }
 
-func (m *memory) Detect(context.Context, func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (m *memory) Detect(context.Context, func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	return false, nil
 }
 

@@ -38,6 +38,11 @@ const (
 	// sliceSteps is how many operations are. A Key that needs more has several turns: the first steps of its plan are
 	// safe to stop after.
 	sliceSteps = 512
+	// largeSteps is how many operations a change may need that others wait for: a Service of a hundred ports with a thousand
+	// endpoints each has its turns behind changes that came later.
+	largeSteps = 128
+	// drainAgain is the least time until what drains is looked at: a deadline may be none at all.
+	drainAgain = 100 * time.Millisecond
 	// dearSteps is how many of a Key whose source ranges change: they belong in one transaction, as far as that has room.
 	dearSteps = 1024
 	// hungTime is for how long reads that fail may hold up a slice. One that hangs takes longer, and is the last.
@@ -132,6 +137,10 @@ func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan,
 				continue
 			}
 			most = dearSteps
+		}
+		if j.class == classChange && len(ops) > largeSteps {
+			a.queue.add(j.key, classBulk)
+			continue
 		}
 		if len(plan) > 0 && len(plan)+len(ops) > most {
 			a.giveBack(jobs[i:])
@@ -276,7 +285,10 @@ func (a *act) learnLacking(op ipvs.Op, err error) {
 func (a *act) settle(j job, err error) {
 	k, want := j.key, j.wish.Frontend
 	if err != nil {
-		a.mirror.Failed(k)
+		if a.stage.complete {
+			want = nil // whatever stands there may go, whoever wanted it
+		}
+		a.mirror.Failed(k, want)
 		tries := a.retry(j)
 		a.fare.told(k, err)
 		if tries&(tries-1) == 0 { // the first time, and ever more rarely
@@ -308,7 +320,7 @@ func (a *act) settle(j job, err error) {
 	}
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(patience)})
 	if drains {
-		a.queue.addAt(k, a.now().Add(min(a.opt.DrainPoll, patience)), classBulk)
+		a.queue.addAt(k, a.drainDue(k), classBulk)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
 		a.queue.addAt(k, a.now().Add(time.Second), classBulk)
@@ -319,6 +331,19 @@ func (a *act) settle(j job, err error) {
 	if !j.wish.Grows.IsZero() {
 		a.growing.addAt(k, j.wish.Grows, classBulk)
 	}
+}
+
+// drainDue is when a Key that drains is looked at next.
+func (a *act) drainDue(k ipvs.Key) time.Time {
+	now := a.now()
+	at := now.Add(a.opt.DrainPoll)
+	if last := a.mirror.Deadline(k, now); !last.IsZero() && last.Before(at) {
+		at = last
+	}
+	if soon := now.Add(drainAgain); at.Before(soon) {
+		at = soon
+	}
+	return at
 }
 
 // retry puts a Key back with its own backoff, and counts the tries that failed.

@@ -45,7 +45,7 @@ func (a *audit) tend(ctx context.Context) (more bool) {
 	began := a.now()
 	if !a.pass.Busy() {
 		tampered := a.heal.keys.ripe(began, a.heal.apart)
-		if began.Before(a.planned()) && !tampered {
+		if began.Before(a.planned()) && !tampered || !a.mended() {
 			return false
 		}
 		a.heal.keys.took(began, a.heal.apart, tampered)
@@ -87,7 +87,10 @@ func (a *audit) part(ctx context.Context) (done bool, err error) {
 }
 
 // compare holds a piece of what the kernel has against the mirror.
-func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend) {
+func (a *audit) compare(k ipvs.Key, piece *ipvs.Frontend, conns uint32) {
+	if piece.Server.Exists() {
+		a.mirror.Use(k, conns)
+	}
 	verdict := a.pass.Meet(k, piece, func(f ipvs.Fact) {
 		if k := ipvs.AddrKey(f.Addr); !a.want(k).Needs(f.Kind) {
 			a.found++

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // base sees to what every Key stands on: the interface, the table, the sysctls.
@@ -38,15 +40,16 @@ func (b *base) tend(ctx context.Context) (more bool) {
 	}
 	if b.stage.based {
 		b.heal.base.took(now, b.heal.apart, tampered)
+		if tampered {
+			b.heal.shield.doubt()
+		}
 	}
 	b.site.news = true // IPv6 may have been switched without a word
 	r, err := b.node.Base(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
-	if r.LinkCreated || r.TableCreated {
-		b.stage.started = false // what was known of addresses and elements is void, even where the rest failed
-	}
+	b.lost(ctx, r)
 	if err != nil {
 		b.failed(b.tries)
 		b.tries++
@@ -64,6 +67,23 @@ func (b *base) tend(ctx context.Context) (more bool) {
 	}
 	b.stage.based, b.tries, b.next, b.looked = true, 0, now.Add(b.opt.BasePeriod), now
 	return false
+}
+
+// lost takes into account what was made anew: what was known of it is void, even where the rest failed.
+func (b *base) lost(ctx context.Context, r ipvs.BaseReport) {
+	if !b.stage.started || !r.LinkCreated && !r.TableCreated {
+		return
+	}
+	if r.TableCreated {
+		b.heal.shield.again()
+		b.lostTable()
+	}
+	if r.LinkCreated {
+		b.lostAddresses(r.Standing)
+	}
+	if b.heal.counts(ctx) == ipvs.AllGone { // who takes one away takes others
+		b.lostServers()
+	}
 }
 
 // failed has it looked at again soon, by how often that failed, and nothing be done before it is in order.

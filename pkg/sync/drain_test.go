@@ -6,9 +6,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // A removed endpoint takes no new connection and keeps its old ones.
@@ -199,5 +201,53 @@ func TestUDPForgetsForAllOfAnAddress(t *testing.T) {
 				t.Errorf("the flows of %d of %d frontends still bypass them", n, len(ports)-1)
 			}
 		})
+	})
+}
+
+// A deadline of no time at all counts for what leaves from then on: what drains already has its own, and is not looked at
+// more often for it. Nor is what has to wait for room among what the kernel removes.
+func TestDrainDeadlineBecomesShorter(t *testing.T) {
+	const before, after = 100, 1000 // of which 900 may go at once
+	bubble(t, func(t *testing.T, r *rig) {
+		r.opt.AuditPeriod = time.Hour
+		key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.TCP}
+		web := service("web", "10.96.0.10", 80)
+		give(r.model, web, slice(web, "10.244.1.1"))
+		give(r.model, manySlices("web", 0, before+after)...)
+		r.synced()
+		c := &scans{Kernel: &locked{&r.mu, r.kernel}}
+		r.startOn(c)
+		r.tamper(func() {
+			conns := map[netip.AddrPort]ipvs.Conns{}
+			for _, real := range r.kernel.Servers[key].Reals {
+				conns[real.Addr] = ipvs.Conns{Active: 1}
+			}
+			r.kernel.Conns[key] = conns
+		})
+		// leave takes endpoints away, and says what is left some time later, and how often it was looked at meanwhile.
+		leave := func(from, to int, wait time.Duration) (left, looks int) {
+			r.tamper(func() { c.some = 0 })
+			for _, o := range manySlices("web", from, to) {
+				r.model.DeleteSlice("default", o.(*discoveryv1.EndpointSlice).Name)
+			}
+			time.Sleep(wait)
+			r.tamper(func() { left, looks = len(r.kernel.Servers[key].Reals)-1, c.some })
+			return left, looks
+		}
+		if left, looks := leave(0, before, time.Minute); left != before+after || looks > 14 {
+			t.Errorf("the control, with the usual deadline: %d are there, looked %d times in a minute", left, looks)
+		}
+		none := web.DeepCopy()
+		none.Annotations = map[string]string{cluster.DrainDeadlineAnnotation: "0s"}
+		r.model.SetService(none)
+		if left, looks := leave(0, 0, time.Minute); left != before+after || looks > 14 {
+			t.Errorf("what drained before the deadline was another: %d are there, looked %d times in a minute", left, looks)
+		}
+		if left, looks := leave(before, before+after, time.Second); left != before+after-900 || looks > 10 {
+			t.Errorf("left with no time at all: a second later %d are there, looked %d times", left, looks)
+		}
+		if left, looks := leave(0, 0, time.Minute); left != before+after-900 || looks > 14 {
+			t.Errorf("without room for them: %d are there, looked %d times in a minute", left, looks)
+		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
 // heal brings forward what the loop does now and then anyway, the look at the base and the audit, when there is a
@@ -18,6 +20,7 @@ type heal struct {
 	canary     time.Time // when the virtual servers are counted next
 	suspected  time.Time // when another proxy was last thought of
 	mute       bool      // counting failed, and that was said
+	deaf       time.Time // when notifications were last lost
 	// apart is how far from each other looks are in the long run: as far as two passes of the audit.
 	apart time.Duration
 }
@@ -40,6 +43,8 @@ const (
 	hurries = 5
 	// canaryPeriod is the time between two counts of the virtual servers: what is gone is back within a second.
 	canaryPeriod = 900 * time.Millisecond
+	// overrunAgain is how long none must have been lost until it is said again.
+	overrunAgain = time.Minute
 )
 
 // ask asks for a look.
@@ -97,7 +102,7 @@ func (h *heal) due(time.Time) (at time.Time) {
 func (h *heal) tend(ctx context.Context) (more bool) {
 	now := h.now()
 	signs := h.signs.Tampering()
-	if signs.Base || signs.Keys {
+	if signs.Keys && !signs.Base { // else the base is looked at before: the table may be gone
 		h.shield.doubt()
 	}
 	if signs.Base {
@@ -106,11 +111,20 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 	if signs.Keys {
 		h.keys.ask(now)
 	}
+	if signs.Lost {
+		h.overrun(now)
+	}
 	if signs.Proxy != "" {
 		h.rival.hear(signs.Proxy)
 	}
-	if h.stage.stands() && !now.Before(h.canary) && h.counts(ctx) {
-		h.keys.ask(now)
+	if h.stage.stands() && !now.Before(h.canary) {
+		switch h.counts(ctx) {
+		case ipvs.AllGone:
+			h.saidLost("all virtual servers")
+			h.lostServers()
+		case ipvs.Changed:
+			h.keys.ask(now)
+		}
 	}
 	if h.stage.stands() && h.fight(now) {
 		h.suspected = now
@@ -119,19 +133,28 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 	return false
 }
 
+// overrun says that notifications were lost: once, and again when that was not so for a while.
+func (h *heal) overrun(now time.Time) {
+	h.opt.Health.Overrun()
+	if h.deaf.IsZero() || now.Sub(h.deaf) >= overrunAgain {
+		h.tell.log.Warn("the kernel had no room for its notifications: some are lost, and everything is looked at")
+	}
+	h.deaf = now
+}
+
 // fight reports whether somebody changes what is ours so often that looks are not given way at once any more. It does so
 // once a pass of the audit.
 func (h *heal) fight(now time.Time) bool {
 	return (h.keys.spent(now, h.apart) || h.base.spent(now, h.apart)) && now.Sub(h.suspected) >= h.apart
 }
 
-// counts counts the virtual servers and reports whether another program added or removed some.
-func (h *heal) counts(ctx context.Context) (changed bool) {
+// counts counts the virtual servers and says whether another program added or removed some.
+func (h *heal) counts(ctx context.Context) ipvs.Census {
 	h.canary = h.now().Add(canaryPeriod)
-	changed, err := h.signs.Canary(ctx)
+	is, err := h.signs.Canary(ctx)
 	if err != nil && ctx.Err() == nil && !h.mute {
 		h.tell.log.Warn("virtual servers cannot be counted: what others change of them is found by the audit alone", zap.Error(err))
 	}
 	h.mute = err != nil
-	return changed
+	return is
 }

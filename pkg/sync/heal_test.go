@@ -13,7 +13,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+	"k8s.io/component-base/metrics"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
 )
@@ -32,7 +34,7 @@ func (c *looking) Base(ctx context.Context) (ipvs.BaseReport, error) {
 	return c.Kernel.Base(ctx)
 }
 
-func (c *looking) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (c *looking) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	done, err := c.Kernel.Detect(ctx, f)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -114,6 +116,9 @@ func TestHealsWithinASecond(t *testing.T) {
 				})
 				if bases, passes := c.looks(); bases > 1 || passes > 1 {
 					t.Errorf("looked %d times at the base and %d times at all", bases, passes)
+				}
+				if n := logged.FilterLevelExact(zapcore.WarnLevel).Len(); n > 0 {
+					t.Errorf("%d warnings: %v", n, logged.FilterLevelExact(zapcore.WarnLevel).All())
 				}
 				if n := logged.FilterMessageSnippet("another program changed").Len(); n != 1 {
 					t.Errorf("said %d times: %v", n, logged.All())
@@ -200,4 +205,49 @@ func TestAFightIsBounded(t *testing.T) {
 			time.Sleep(2 * time.Minute)
 		}
 	})
+}
+
+// F28: where the kernel had no room for its notifications, everything is looked at, a metric counts it, and the log says it,
+// once for many in a row. The control: the same change, of which nothing is heard, waits for the audit.
+func TestF28Overrun(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		t.Run(fmt.Sprintf("heard of %t", lost), func(t *testing.T) {
+			bubble(t, func(t *testing.T, r *rig) {
+				web := service("web", "10.96.0.10", 80)
+				r.set(web, slice(web, "10.244.2.10"))
+				r.synced()
+				registry := metrics.NewKubeRegistry()
+				r.opt.Health = healthz.New(healthz.Options{Registry: registry})
+				c, logged := r.startLooking()
+				time.Sleep(61 * time.Second)
+				c.looks()
+				for range 3 {
+					r.tamper(func() {
+						delete(r.kernel.Sets[ipvs.SetVIPs], ipvs.AddrKey(webKey.Addr))
+						if lost {
+							r.kernel.Hear(ipvs.Tampering{Base: true, Keys: true, Lost: true})
+						}
+					})
+					time.Sleep(time.Second)
+				}
+				guarded := false
+				r.tamper(func() { guarded = r.kernel.Sets[ipvs.SetVIPs][ipvs.AddrKey(webKey.Addr)] })
+				bases, passes := c.looks()
+				if guarded != lost || lost != (bases == 3 && passes == 3) {
+					t.Errorf("guarded: %t; looked %d times at the base and %d times at all", guarded, bases, passes)
+				}
+				counted := 0.0
+				families, err := registry.Gather()
+				for _, f := range families {
+					if f.GetName() == "ipvsproxy_notifications_lost_total" {
+						counted = f.GetMetric()[0].GetCounter().GetValue()
+					}
+				}
+				said := logged.FilterMessageSnippet("no room for its notifications").Len()
+				if want := map[bool]int{true: 1}[lost]; err != nil || said != want || counted != float64(3*want) {
+					t.Errorf("said %d times, counted %v, %v; want %d and %d", said, counted, err, want, 3*want)
+				}
+			})
+		})
+	}
 }

@@ -37,8 +37,8 @@ type Reader interface {
 	// may be decided from it. Each call delivers a part and returns done with the last one; the next call
 	// then begins anew. What is delivered of a Key comes in pieces: a virtual server (its Timeout is 0 and
 	// its Flags hold Persistent at most), or single facts of Guard and Bind. A virtual server that comes or
-	// goes meanwhile may be missing or come twice.
-	Detect(context.Context, func(ipvs.Key, *ipvs.Frontend)) (done bool, err error)
+	// goes meanwhile may be missing or come twice. Conns are the connections that the kernel counts of a virtual server.
+	Detect(context.Context, func(k ipvs.Key, piece *ipvs.Frontend, conns uint32)) (done bool, err error)
 }
 
 // Node is what every Key stands on, and what of the node itself decides what Services become on it.
@@ -68,7 +68,7 @@ type Signs interface {
 	// Canary looks in the cheapest way, within microseconds, whether another program added or removed virtual servers,
 	// of which nobody hears. It knows what Do wrote. It need not notice: some changes leave their number as it was, and
 	// the kernel may count one family only. After a write of which nobody can say whether it took place it begins anew.
-	Canary(context.Context) (changed bool, err error)
+	Canary(context.Context) (ipvs.Census, error)
 }
 
 // Model is the cluster as this node sees it, by who uses it.

@@ -51,14 +51,21 @@ func TestModelOnKernel(t *testing.T) {
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	t.Logf("%d histories from seed %d", *realSequences, seed)
+	histories := uint64(*realSequences)
+	if longForm() {
+		histories = max(histories, 20_000)
+	}
+	t.Logf("%d histories from seed %d", histories, seed)
 	h := newRealNode(t)
-	for i := range uint64(*realSequences) {
+	for i := range histories {
 		if h.walk(seed + i); t.Failed() {
 			t.Fatalf("history %d, seed %d (its start is what the histories from seed %d left)", i, seed+i, seed)
 		}
 	}
-	t.Logf("%d events, %d writes by the loop, %d by another program", h.events, h.writes, h.tampered)
+	figure(t, "histories", int(histories))
+	figure(t, "events", h.events)
+	figure(t, "writes", h.writes)
+	figure(t, "changes by another program", h.tampered)
 }
 
 // realNode is a loop on the real kernel, and the objects that it should serve.
@@ -73,6 +80,9 @@ type realNode struct {
 	now     time.Time
 
 	events, writes, tampered int
+
+	dies bool // the process dies after so many writes
+	left int
 }
 
 func newRealNode(t *testing.T) *realNode {
@@ -98,8 +108,10 @@ func newRealNode(t *testing.T) *realNode {
 }
 
 // start starts a process that knows the objects and nothing else.
-func (h *realNode) start() {
-	h.model = completeModel(h.objects()...)
+func (h *realNode) start() { h.startWith(h.objects()...) }
+
+func (h *realNode) startWith(objs ...any) {
+	h.model = completeModel(objs...)
 	opt := modelOptions
 	opt.Now = func() time.Time { return h.now }
 	h.loop = New(h, h.model, zap.NewNop(), opt)
@@ -117,7 +129,7 @@ func (h *realNode) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) er
 	return h.real.Scan(ctx, f)
 }
 
-func (h *realNode) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (h *realNode) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	return h.real.Detect(ctx, f)
 }
 
@@ -129,7 +141,7 @@ func (h *realNode) Tampered() <-chan struct{} { return h.real.Tampered() }
 
 func (h *realNode) Tampering() ipvs.Tampering { return h.real.Tampering() }
 
-func (h *realNode) Canary(ctx context.Context) (bool, error) { return h.real.Canary(ctx) }
+func (h *realNode) Canary(ctx context.Context) (ipvs.Census, error) { return h.real.Canary(ctx) }
 
 func (h *realNode) SetPods(pods []netip.Prefix) error { return h.real.SetPods(pods) }
 
@@ -146,6 +158,9 @@ func (h *realNode) local() ipvs.Local {
 
 func (h *realNode) Do(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome {
 	h.writes += len(plan)
+	if h.dies {
+		return h.doAndDie(ctx, plan)
+	}
 	if h.lossy == nil {
 		return h.real.Do(ctx, plan)
 	}
@@ -277,8 +292,9 @@ func (h *realNode) tamper(r *rand.Rand) string {
 	return "tamper: " + op.String()
 }
 
-// differences holds what the kernel has against what the objects ask for.
-func (h *realNode) differences() []string {
+// snapshot is what the kernel has.
+func (h *realNode) snapshot() *fake.Kernel {
+	h.t.Helper()
 	have := fake.New()
 	err := h.other.Scan(context.Background(), func(k ipvs.Key, o ipvs.Observed) {
 		if o.Have.Server.Exists() {
@@ -307,6 +323,14 @@ func (h *realNode) differences() []string {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	return have
+}
+
+// differences holds what the kernel has against what the objects ask for.
+func (h *realNode) differences() []string { return h.differencesFrom(h.objects()...) }
+
+func (h *realNode) differencesFrom(objs ...any) []string {
+	have := h.snapshot()
 	foreign := ipvs.Key{Addr: foreignAddr, Port: 80, Proto: ipvs.TCP}
 	spared := func(k ipvs.Key) bool {
 		return k == foreign && have.Servers[k].Scheduler == "wlc" || !k.HasServer() && slices.Contains([]netip.Addr{foreignAddr}, k.Addr)
@@ -314,5 +338,5 @@ func (h *realNode) differences() []string {
 	if _, ok := have.Servers[foreign]; !ok {
 		return []string{"the foreign virtual server is gone"}
 	}
-	return expect(newModel(h.objects()...), h.local(), modelOptions).compare(have, spared)
+	return expect(newModel(objs...), h.local(), modelOptions).compare(have, spared)
 }

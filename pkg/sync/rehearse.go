@@ -320,10 +320,10 @@ func (s *rehearsalStage) note(step ipvs.Step) {
 
 // Nobody else changes anything during a rehearsal.
 
-func (*rehearsalStage) Detect(context.Context, func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (*rehearsalStage) Detect(context.Context, func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	return true, nil
 }
-func (*rehearsalStage) LocalChanged() <-chan struct{}        { return nil }
-func (*rehearsalStage) Tampered() <-chan struct{}            { return nil }
-func (*rehearsalStage) Tampering() ipvs.Tampering            { return ipvs.Tampering{} }
-func (*rehearsalStage) Canary(context.Context) (bool, error) { return false, nil }
+func (*rehearsalStage) LocalChanged() <-chan struct{}               { return nil }
+func (*rehearsalStage) Tampered() <-chan struct{}                   { return nil }
+func (*rehearsalStage) Tampering() ipvs.Tampering                   { return ipvs.Tampering{} }
+func (*rehearsalStage) Canary(context.Context) (ipvs.Census, error) { return ipvs.AsBefore, nil }

@@ -63,7 +63,7 @@ func (l *locked) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) erro
 	return l.k.Scan(ctx, f)
 }
 
-func (l *locked) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (bool, error) {
+func (l *locked) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.k.Detect(ctx, f)
@@ -91,7 +91,7 @@ func (l *locked) Tampering() ipvs.Tampering {
 	return l.k.Tampering()
 }
 
-func (l *locked) Canary(ctx context.Context) (bool, error) {
+func (l *locked) Canary(ctx context.Context) (ipvs.Census, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.k.Canary(ctx)

@@ -44,6 +44,8 @@ type stage struct {
 	// alone: no rules of another proxy that would take packets are there, as far as is known.
 	alone bool
 	away  bool // another proxy is at work, and nothing is written
+	// mending is since when what another program took away as a whole is being written anew; zero: nothing is.
+	mending time.Time
 }
 
 // stands reports whether there is something to work on.
@@ -90,7 +92,7 @@ func (s shared) queueNeeding(gone func(ipvs.Fact) bool) int {
 			needing = append(needing, k)
 		}
 	}
-	slices.SortFunc(needing, ipvs.Key.Compare)
+	slices.SortFunc(needing, s.mirror.ByUse)
 	for _, k := range needing {
 		s.diary.because(k, cause{WhyTampered, s.now()})
 		s.again(k)

@@ -68,6 +68,9 @@ func (s *shield) tend(ctx context.Context) (more bool) {
 	return false
 }
 
+// again has the kernel told as soon as may be: the table is a new one.
+func (s *shield) again() { s.told, s.tries = shielded{}, 0 }
+
 // doubt has the kernel told again soon: another program changed something of our table.
 func (s *shield) doubt() {
 	if at := s.at.Add(hurryAgain); at.Before(s.next) {

@@ -94,7 +94,7 @@ func (s *start) ours(k ipvs.Key, have *ipvs.Frontend) bool {
 // queueDifferences queues every Key that may not be as it should be.
 func (s *start) queueDifferences() {
 	// Whether they differ is found out slice by slice: a Key that is right costs a comparison.
-	for _, k := range slices.SortedFunc(s.desk.Keys(), ipvs.Key.Compare) {
+	for _, k := range slices.SortedFunc(s.desk.Keys(), s.mirror.ByUse) {
 		wish := s.want(k)
 		if wish.Frontend == nil {
 			continue

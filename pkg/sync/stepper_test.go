@@ -395,8 +395,9 @@ func (e *expected) add(k ipvs.Key, fe *ipvs.Frontend) {
 
 // wantsBack reports whether an operation takes away something that should be there.
 func (e *expected) wantsBack(op ipvs.Op) bool {
+	weighs := false // whose weight is wanted to be 0 may have that
 	wanted := func(k ipvs.Key, a netip.AddrPort) bool {
-		return slices.ContainsFunc(e.servers[k].Reals, func(r ipvs.Real) bool { return r.Addr == a })
+		return slices.ContainsFunc(e.servers[k].Reals, func(r ipvs.Real) bool { return r.Addr == a && (r.Weight > 0 || !weighs) })
 	}
 	switch o := op.(type) {
 	case ipvs.Element:
@@ -414,6 +415,7 @@ func (e *expected) wantsBack(op ipvs.Op) bool {
 	case ipvs.DelReal:
 		return wanted(o.Key, o.Addr)
 	case ipvs.SetReal:
+		weighs = true
 		return o.Real.Weight == 0 && wanted(o.Key, o.Real.Addr)
 	}
 	return false

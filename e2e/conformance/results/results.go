@@ -97,3 +97,29 @@ func (f File) Of(pkg, test string) map[string]string {
 	}
 	return found
 }
+
+// FiguresOf are what a test and its subtests measured, by [FigureName]; nil: nothing.
+func (f File) FiguresOf(pkg, test string) map[string]int {
+	var found map[string]int
+	for id, figures := range f.Figures {
+		of, name, _ := strings.Cut(id, " ")
+		if of != pkg || name != test && !strings.HasPrefix(name, test+"/") {
+			continue
+		}
+		if found == nil {
+			found = map[string]int{}
+		}
+		for what, value := range figures {
+			found[FigureName(test, name, what)] = value
+		}
+	}
+	return found
+}
+
+// FigureName is what was counted, with the name of the subtest that did before it.
+func FigureName(test, by, what string) string {
+	if sub := strings.TrimPrefix(by, test+"/"); sub != by {
+		return strings.ReplaceAll(sub, "_", " ") + ": " + what
+	}
+	return what
+}

@@ -15,6 +15,7 @@ import (
 // Source is a test function of the repository.
 type Source struct {
 	Package string // below the repository's root
+	File    string // in the package's directory
 	Name    string
 	Doc     string // its comment
 	Print   string // of its text without the comment: another text, another print
@@ -38,7 +39,7 @@ func Sources(root string) (list []Source, err error) {
 		}
 		found, err := sourcesOf(file)
 		for i := range found {
-			found[i].Package = filepath.ToSlash(dir)
+			found[i].Package, found[i].File = filepath.ToSlash(dir), filepath.Base(file)
 		}
 		list = append(list, found...)
 		return err

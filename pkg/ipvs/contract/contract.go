@@ -24,7 +24,7 @@ type Tables interface {
 	Do(context.Context, ipvs.Plan) []ipvs.Outcome
 	Observe(context.Context, []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error)
 	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
-	Detect(context.Context, func(ipvs.Key, *ipvs.Frontend)) (done bool, err error)
+	Detect(context.Context, func(ipvs.Key, *ipvs.Frontend, uint32)) (done bool, err error)
 }
 
 // Run runs the contract. open gives an empty kernel each time.
@@ -143,7 +143,7 @@ func detect(t *testing.T, k Kernel) (all map[ipvs.Key]*ipvs.Frontend, parts int)
 	all = map[ipvs.Key]*ipvs.Frontend{}
 	for done := false; !done; parts++ {
 		var err error
-		done, err = k.Detect(ctxOf(t), func(k ipvs.Key, piece *ipvs.Frontend) {
+		done, err = k.Detect(ctxOf(t), func(k ipvs.Key, piece *ipvs.Frontend, _ uint32) {
 			f := all[k]
 			if f == nil {
 				f = &ipvs.Frontend{}

@@ -4,6 +4,7 @@ package fake
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -51,6 +52,7 @@ type Kernel struct {
 	tampered chan struct{}
 	counting bool // Canary was called
 	counted  int  // virtual servers then, and what was written since
+	down     bool // the interface was set down
 }
 
 // New makes an empty kernel: no interface, no table.
@@ -79,7 +81,15 @@ func emptySets() map[ipvs.Set]map[ipvs.Key]bool {
 
 // DropLink deletes the interface, as another program might.
 func (k *Kernel) DropLink() {
-	k.Link, k.Addrs, k.Misbound = false, map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	k.down, k.Link, k.Addrs, k.Misbound = false, false, map[netip.Addr]bool{}, map[netip.Addr]bool{}
+}
+
+// SetDown sets the interface down, as another program might: its IPv6 addresses are gone for good then.
+func (k *Kernel) SetDown() {
+	k.down = true
+	for _, addrs := range []map[netip.Addr]bool{k.Addrs, k.Misbound} {
+		maps.DeleteFunc(addrs, func(a netip.Addr, _ bool) bool { return a.Is6() })
+	}
 }
 
 // DropTable deletes the nftables table, as another program might.
@@ -109,13 +119,19 @@ func (k *Kernel) Tampering() ipvs.Tampering {
 }
 
 // Canary counts the virtual servers.
-func (k *Kernel) Canary(context.Context) (changed bool, err error) {
+func (k *Kernel) Canary(context.Context) (is ipvs.Census, err error) {
 	if err := k.readable(); err != nil {
-		return false, err
+		return is, err
 	}
-	changed = k.counting && k.counted != len(k.Servers)
+	switch {
+	case !k.counting || k.counted == len(k.Servers):
+	case len(k.Servers) == 0:
+		is = ipvs.AllGone
+	default:
+		is = ipvs.Changed
+	}
 	k.counting, k.counted = true, len(k.Servers)
-	return changed, nil
+	return is, nil
 }
 
 // Local gives Node.
@@ -172,6 +188,14 @@ func (k *Kernel) base() (r ipvs.BaseReport) {
 	if !k.Link {
 		k.Link, r.LinkCreated = true, true
 		r.Wrote = append(r.Wrote, "ip link add kube-ipvs0 type dummy")
+	}
+	if k.down {
+		k.down, r.LinkCreated = false, true
+		r.Wrote = append(r.Wrote, "ip link set kube-ipvs0 up")
+		r.Standing = map[netip.Addr]bool{}
+		for a := range k.Addrs {
+			r.Standing[a] = !k.Misbound[a]
+		}
 	}
 	if !k.Table {
 		k.Table, r.TableCreated = true, true

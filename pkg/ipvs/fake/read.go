@@ -43,7 +43,7 @@ func (k *Kernel) Scan(_ context.Context, f func(ipvs.Key, ipvs.Observed)) error 
 }
 
 // Detect reads everything, a part at a time.
-func (k *Kernel) Detect(_ context.Context, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+func (k *Kernel) Detect(_ context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (done bool, err error) {
 	if err := k.readable(); err != nil {
 		k.detected = nil
 		return false, err
@@ -60,7 +60,7 @@ func (k *Kernel) Detect(_ context.Context, f func(ipvs.Key, *ipvs.Frontend)) (do
 		}
 		o.Have.Server.Timeout = 0
 		o.Have.Server.Flags &= ipvs.Persistent
-		f(key, o.Have)
+		f(key, o.Have, ipvs.SumOf(o.Conns))
 	}
 	k.detected = k.detected[n:]
 	if len(k.detected) == 0 {

@@ -85,25 +85,32 @@ func (c *canary) saw(k ipvs.Key) {
 }
 
 // Canary looks whether another program added or removed virtual servers.
-func (k *Kernel) Canary(ctx context.Context) (changed bool, err error) {
+func (k *Kernel) Canary(ctx context.Context) (is ipvs.Census, err error) {
 	c := k.canary
 	n, err := c.count()
 	if err != nil {
-		return false, err
+		return is, err
 	}
-	changed = c.known && n != c.servers
+	if c.known && n != c.servers {
+		is = ipvs.Changed
+	}
 	c.known, c.servers = true, n
-	if !c.witness.HasServer() {
-		return changed, nil
+	gone := is == ipvs.Changed && n == 0
+	if c.witness.HasServer() {
+		found, err := k.ipvs.services(ctx, []ipvs.Key{c.witness})
+		switch {
+		case errors.Is(err, errLoadedAnew):
+			return ipvs.Changed, nil
+		case err != nil:
+			return is, err
+		case len(found) > 0:
+			gone = false
+		default: // others of IPv6 may be there, which nobody counts: who writes them anew is told
+			c.witness, is, gone = ipvs.Key{}, ipvs.Changed, n == 0
+		}
 	}
-	found, err := k.ipvs.services(ctx, []ipvs.Key{c.witness})
-	switch {
-	case errors.Is(err, errLoadedAnew):
-		return true, nil
-	case err != nil:
-		return changed, err
-	case len(found) == 0:
-		c.witness, changed = ipvs.Key{}, true
+	if gone {
+		is = ipvs.AllGone
 	}
-	return changed, nil
+	return is, nil
 }

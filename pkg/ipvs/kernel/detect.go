@@ -17,6 +17,9 @@ const procFile = "/proc/thread-self/net/ip_vs"
 // detectBytes is how much text a part of Detect reads.
 const detectBytes = 64 << 10
 
+// detected takes a piece of what there is, and the connections of a virtual server.
+type detected = func(k ipvs.Key, piece *ipvs.Frontend, conns uint32)
+
 // detector remembers where a pass of Detect is.
 type detector struct {
 	fd     int // -1 when closed
@@ -40,7 +43,7 @@ func (d *detector) reset() {
 }
 
 // servers reads a part of the list and says whether it was the last one.
-func (d *detector) servers(f func(ipvs.Key, *ipvs.Frontend), seen func(ipvs.Key)) (done bool, err error) {
+func (d *detector) servers(f detected, seen func(ipvs.Key)) (done bool, err error) {
 	if d.fd < 0 {
 		if d.fd, err = unix.Open(procFile, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			d.fd = -1
@@ -50,9 +53,9 @@ func (d *detector) servers(f func(ipvs.Key, *ipvs.Frontend), seen func(ipvs.Key)
 	if d.buf == nil {
 		d.buf = make([]byte, 16<<10)
 	}
-	d.parser.emit = func(k ipvs.Key, piece *ipvs.Frontend) {
+	d.parser.emit = func(k ipvs.Key, piece *ipvs.Frontend, conns uint32) {
 		seen(k)
-		f(k, piece)
+		f(k, piece, conns)
 	}
 	for read := 0; read < detectBytes; {
 		n, err := unix.Read(d.fd, d.buf)
@@ -86,7 +89,7 @@ func (d *detector) rewind() error {
 
 // Detect delivers the next part: about 64 KB of the list of virtual servers, 1,000 to 2,000 elements of one of
 // our sets, or the addresses of the interface. After an error the next call begins anew.
-func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (done bool, err error) {
 	d := k.detector
 	if err := ctx.Err(); err != nil {
 		d.reset()
@@ -115,7 +118,7 @@ func (k *Kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) (
 
 // detectSet reads on in a set. What is in it is delivered at once, with the last part: what we write ourselves in the
 // middle of it interrupts it, and is not taken for another's work.
-func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f func(ipvs.Key, *ipvs.Frontend)) (done bool, err error) {
+func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f detected) (done bool, err error) {
 	found, done, err := k.detector.walk.part(ctx, k.nft, s)
 	if !done {
 		return false, err
@@ -129,18 +132,18 @@ func (k *Kernel) detectSet(ctx context.Context, s ipvs.Set, f func(ipvs.Key, *ip
 		}
 		piece := &ipvs.Frontend{}
 		piece.Guard.Put(e)
-		f(e.Key, piece)
+		f(e.Key, piece, 0)
 	}
 	return true, nil
 }
 
-func (k *Kernel) detectAddresses(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend)) error {
+func (k *Kernel) detectAddresses(ctx context.Context, f detected) error {
 	as := newAssembly()
 	if err := k.addBindings(ctx, as); err != nil {
 		return err
 	}
 	for key, piece := range as.parts {
-		f(key, piece)
+		f(key, piece, 0)
 	}
 	return nil
 }

@@ -202,6 +202,9 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	}
 	wrote, created, err := k.link.ensure(ctx)
 	r.Wrote, r.LinkCreated = append(r.Wrote, wrote...), created
+	if err == nil && created {
+		r.Standing, err = k.link.bindings(ctx)
+	}
 	if err != nil {
 		return r, err
 	}

@@ -166,7 +166,7 @@ func TestStrayRanges(t *testing.T) {
 		}
 		return len(as.at(vip).Guard.Ranges)
 	}
-	if done, err := k.detectSet(t.Context(), ipvs.SetRanges, func(ipvs.Key, *ipvs.Frontend) {}); err != nil || !done {
+	if done, err := k.detectSet(t.Context(), ipvs.SetRanges, func(ipvs.Key, *ipvs.Frontend, uint32) {}); err != nil || !done {
 		t.Fatal(done, err)
 	}
 	if n := seen(); n != 1 {

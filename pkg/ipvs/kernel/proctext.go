@@ -28,13 +28,14 @@ var errProcText = errors.New("not the format of /proc/net/ip_vs")
 //
 // It shows neither a timeout in seconds nor the flags of schedulers, nor thresholds.
 type procParser struct {
-	emit  func(ipvs.Key, *ipvs.Frontend)
+	emit  detected
 	rest  []byte // of a line that has not ended
 	key   ipvs.Key
 	sched string
 	flags ipvs.Flags
 	open  bool // key is a virtual server whose real servers may still come
 	reals []ipvs.Real
+	conns uint64            // of them
 	names map[string]string // schedulers seen, so that a line costs no string
 }
 
@@ -43,7 +44,7 @@ const maxProcLine = 1024
 
 // reset begins anew.
 func (p *procParser) reset() {
-	p.rest, p.reals, p.open = p.rest[:0], p.reals[:0], false
+	p.rest, p.reals, p.conns, p.open = p.rest[:0], p.reals[:0], 0, false
 }
 
 // feed takes the next piece of text.
@@ -90,8 +91,9 @@ func (p *procParser) flush() {
 	if len(p.reals) > 0 {
 		f.Server.Reals = slices.Clone(ipvs.SortReals(p.reals))
 	}
-	p.reals = p.reals[:0]
-	p.emit(p.key, f)
+	conns := uint32(min(p.conns, math.MaxUint32))
+	p.reals, p.conns = p.reals[:0], 0
+	p.emit(p.key, f, conns)
 }
 
 func (p *procParser) line(line []byte) error {
@@ -137,14 +139,17 @@ func (p *procParser) real(line []byte) error {
 	}
 	method, rest := nextWord(rest)
 	weight, rest := nextWord(rest)
-	_, rest = nextWord(rest) // active
+	active, rest := nextWord(rest)
 	inactive, _ := nextWord(rest)
 	at, ok := procAddrPort(addr)
 	forward, known := procForwards[string(method)]
 	w, number := decimal(weight)
-	if _, more := decimal(inactive); !ok || !known || !number || !more {
+	a, counted := decimal(active)
+	i, more := decimal(inactive)
+	if !ok || !known || !number || !counted || !more {
 		return errProcText
 	}
+	p.conns += a + i
 	// More than 16 bits is not ours and must not look like it (the netlink reader does the same).
 	p.reals = append(p.reals, ipvs.Real{Addr: at, Weight: uint16(min(w, math.MaxUint16)), Forward: forward})
 	return nil

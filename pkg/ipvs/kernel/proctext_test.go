@@ -15,7 +15,7 @@ import (
 // parseProc feeds a text in pieces of some size.
 func parseProc(text []byte, piece int) (map[ipvs.Key]ipvs.Server, error) {
 	found := map[ipvs.Key]ipvs.Server{}
-	p := procParser{emit: func(k ipvs.Key, f *ipvs.Frontend) { found[k] = f.Server }}
+	p := procParser{emit: func(k ipvs.Key, f *ipvs.Frontend, _ uint32) { found[k] = f.Server }}
 	for len(text) > 0 {
 		n := min(piece, len(text))
 		if err := p.feed(text[:n]); err != nil {
@@ -97,7 +97,7 @@ func procOf(servers, reals int) []byte {
 func BenchmarkProcText(b *testing.B) {
 	text := procOf(10_000, 10)
 	n := 0
-	p := procParser{emit: func(ipvs.Key, *ipvs.Frontend) { n++ }}
+	p := procParser{emit: func(ipvs.Key, *ipvs.Frontend, uint32) { n++ }}
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {

@@ -69,7 +69,7 @@ func TestB90SetInParts(t *testing.T) {
 			for done := false; !done; {
 				before := found
 				var err error
-				if done, err = k.detectSet(t.Context(), ipvs.SetOpen, func(ipvs.Key, *ipvs.Frontend) { found++ }); err != nil {
+				if done, err = k.detectSet(t.Context(), ipvs.SetOpen, func(ipvs.Key, *ipvs.Frontend, uint32) { found++ }); err != nil {
 					t.Fatal(err)
 				}
 				if !done && found > before {

@@ -30,6 +30,9 @@ type watcher struct {
 // anything may have been changed: what was heard is lost, or cannot be read.
 var anything = ipvs.Tampering{Base: true, Keys: true}
 
+// overrun is what is heard where the kernel had no room for its notifications.
+var overrun = ipvs.Tampering{Base: true, Keys: true, Lost: true}
+
 // watch begins to listen in this thread's network namespace.
 func watch(binding Binding) (*watcher, error) {
 	w := &watcher{changed: make(chan struct{}, 1), tampering: newTampering()}
@@ -46,14 +49,14 @@ func watch(binding Binding) (*watcher, error) {
 		w.unbinding.clear()
 		w.up.Store(true)
 		signal(w.changed)
-		w.tampering.hear(anything)
+		w.tampering.hear(overrun)
 	})
 	if w.tables, err = openEar(unix.NETLINK_NETFILTER, "nftables", unix.NFNLGRP_NFTABLES); err != nil {
 		w.deaf = err
 		return w, nil
 	}
 	w.nft.ear = w.tables
-	go w.tables.run(w.hearTables, func() { w.tampering.hear(anything) })
+	go w.tables.run(w.hearTables, func() { w.tampering.hear(overrun) })
 	return w, nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -162,32 +163,79 @@ func testHearsLinks(t *testing.T, binding Binding) {
 func TestCanary(t *testing.T) {
 	inNode(t)
 	k, other := openNode(t, BindAddress), openNode(t, BindAddress)
-	wants := func(what string, want bool) {
+	wants := func(what string, want ipvs.Census) {
 		t.Helper()
 		began := time.Now()
 		got, err := k.Canary(context.Background())
 		if took := time.Since(began); err != nil || got != want {
-			t.Errorf("%s: %t, %v; want %t", what, got, err, want)
+			t.Errorf("%s: %s, %v; want %s", what, got, err, want)
 		} else {
 			t.Logf("%s: %s", what, took)
 		}
 	}
 	v4, v6 := key("10.96.0.10", 80), key("fd00:96::10", 80)
-	wants("the first count", false)
+	wants("the first count", ipvs.AsBefore)
 	for _, key := range []ipvs.Key{v4, v6} {
 		try(t, k, ipvs.AddServer{Key: key, Scheduler: "rr"}, nil)
-		wants("our own", false)
+		wants("our own", ipvs.AsBefore)
 		try(t, k, ipvs.DelServer{Key: key}, nil)
-		wants("our own, gone", false)
+		wants("our own, gone", ipvs.AsBefore)
 		try(t, k, ipvs.AddServer{Key: key, Scheduler: "rr"}, nil)
 		try(t, other, ipvs.DelServer{Key: key}, nil)
-		wants("removed by another", true)
-		wants("and nothing more", false)
+		wants("removed by another", ipvs.AllGone)
+		wants("and nothing more", ipvs.AsBefore)
 	}
 	try(t, other, ipvs.AddServer{Key: v4, Scheduler: "rr"}, nil)
-	wants("added by another", true)
+	wants("added by another", ipvs.Changed)
 	try(t, other, ipvs.AddServer{Key: v6, Scheduler: "rr"}, nil)
 	must(t, k.Scan(context.Background(), func(ipvs.Key, ipvs.Observed) {}))
 	try(t, other, ipvs.DelServer{Key: v6}, nil)
-	wants("one of IPv6 that was found, removed by another", true)
+	wants("one of IPv6 that was found, removed by another", ipvs.Changed)
+	try(t, other, ipvs.DelServer{Key: v4}, nil)
+	wants("the last one, removed by another", ipvs.AllGone)
+}
+
+// F28: where there is no room for notifications, that is heard. The control: with the usual room it is not.
+func TestF28Overrun(t *testing.T) {
+	inNode(t)
+	const many = 300
+	for _, room := range []int{earBytes, 1} { // 1: as little as the kernel allows
+		k, other := openNode(t, BindAddress), openNode(t, BindAddress)
+		for _, node := range []*Kernel{k, other} {
+			if _, err := node.Base(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		raw, err := k.watch.links.f.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Tampering()
+		var plan, back ipvs.Plan
+		for i := range many {
+			a := netip.AddrFrom4([4]byte{10, 96, byte(i / 250), byte(1 + i%250)})
+			plan, back = append(plan, ipvs.Step{Op: ipvs.Bind{Addr: a}}), append(back, ipvs.Step{Op: ipvs.Unbind{Addr: a}})
+		}
+		var heard ipvs.Tampering
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && (!heard.Keys || heard.Lost != (room == 1)); {
+			for _, p := range []ipvs.Plan{plan, back} { // what another program takes off is heard of
+				for _, o := range other.Do(context.Background(), p) {
+					if o.Err != nil {
+						t.Fatal(o.Err)
+					}
+				}
+			}
+			select {
+			case <-k.Tampered():
+			case <-time.After(time.Second):
+			}
+			heard = heard.And(k.Tampering())
+		}
+		if !heard.Keys || heard.Lost != (room == 1) {
+			t.Errorf("with room for %d bytes: heard %+v", room, heard)
+		}
+	}
 }

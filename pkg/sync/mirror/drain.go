@@ -56,6 +56,22 @@ func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]
 // Draining counts the real servers that drain.
 func (m *Mirror) Draining() int { return m.draining }
 
+// Deadline is when the first of a Key's real servers that drain has to go; zero: all of them have to, and wait for their
+// place among what the kernel removes.
+func (m *Mirror) Deadline(k ipvs.Key, now time.Time) (at time.Time) {
+	c := m.cells[k]
+	if c == nil {
+		return at
+	}
+	room := m.trash.room(now)
+	for _, d := range c.drains {
+		if (room || !d.deadline.Before(now)) && (at.IsZero() || d.deadline.Before(at)) {
+			at = d.deadline
+		}
+	}
+	return at
+}
+
 // Drain is a real server on its way out.
 type Drain struct {
 	Addr netip.AddrPort

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -130,10 +131,25 @@ func (m *Mirror) LearnLost(op ipvs.Op) {
 	}
 }
 
-// Failed takes that a plan for a Key failed.
-func (m *Mirror) Failed(k ipvs.Key) {
+// triedMost bounds what is kept of plans that failed: beyond it, what an older one may have made counts as another's.
+const triedMost = 5000
+
+// Failed takes that a plan for a Key failed, and what it was for, where that matters; else nil.
+func (m *Mirror) Failed(k ipvs.Key, want *ipvs.Frontend) {
 	c := m.cell(k)
 	c.doubted, c.reaped = true, nil
+	if want == nil {
+		return
+	}
+	if len(c.tried) > triedMost {
+		c.tried = nil
+	}
+	for _, r := range want.Server.Reals {
+		if c.tried == nil {
+			c.tried = map[netip.AddrPort]bool{}
+		}
+		c.tried[r.Addr] = true
+	}
 }
 
 // Advance takes that the beginning of a plan for a Key was carried out, and what the Key has now, shared facts apart.
@@ -157,6 +173,9 @@ type Settled struct {
 func (m *Mirror) Settle(k ipvs.Key, is Settled) (drains bool) {
 	c, want := m.cell(k), is.Want
 	c.met = m.pass.all()
+	if is.Complete { // else some of it may be there still
+		c.tried = nil
+	}
 	switch {
 	case want == nil && !is.Complete && c.have != nil:
 		c.doubted = true // what this process did not know of it stays for now

@@ -32,11 +32,15 @@ type cell struct {
 	doubted bool
 	// wanted is what this process last wanted of the Key and got.
 	wanted *ipvs.Frontend
+	// tried are the real servers of what it wanted since and did not get: a plan that failed may have made some.
+	tried map[netip.AddrPort]bool
 	// drains are the real servers on their way out.
 	drains map[netip.AddrPort]drain
 	// reaped are those that the plan under way removes.
 	reaped map[netip.AddrPort]bool
 	met    meeting
+	// used is how many connections the kernel counted when it was last read as a whole.
+	used uint32
 }
 
 // New makes a Mirror of a kernel of which nothing is known.
@@ -65,7 +69,7 @@ func (m *Mirror) Begin(found map[ipvs.Key]ipvs.Observed, ours func(ipvs.Key, *ip
 		if !k.HasServer() || !ours(k, o.Have) {
 			continue
 		}
-		c := &cell{have: o.Have}
+		c := &cell{have: o.Have, used: ipvs.SumOf(o.Conns)}
 		m.cells[k] = c
 		if before := old[k]; before != nil {
 			m.setDrains(c, before.drains)
@@ -191,7 +195,7 @@ func (m *Mirror) Knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 		return is.Set == ipvs.SetHairpin
 	}
 	had := func(a netip.AddrPort) bool {
-		return c != nil && c.wanted != nil && slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a })
+		return c != nil && (c.tried[a] || c.wanted != nil && slices.ContainsFunc(c.wanted.Server.Reals, func(r ipvs.Real) bool { return r.Addr == a }))
 	}
 	// strangers: something that this process never wanted serves behind the Key.
 	strangers := func() bool {
@@ -206,10 +210,10 @@ func (m *Mirror) Knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 		}
 	}
 	switch {
-	case c == nil || c.wanted == nil:
-		return false
 	case is.Real.IsValid():
 		return had(is.Real)
+	case c == nil || c.wanted == nil:
+		return false
 	case is.Set == ipvs.SetOpen && want != nil:
 		return !strangers()
 	}

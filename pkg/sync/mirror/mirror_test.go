@@ -140,7 +140,7 @@ func TestGiveUp(t *testing.T) {
 		m.Settle(key, Settled{Want: frontend(stay), Complete: true})
 		m.LearnDone(ipvs.Bind{Addr: key.Addr}, time.Time{})
 		m.LearnLost(ipvs.Bind{Addr: key.Addr})
-		m.Failed(key)
+		m.Failed(key, nil)
 		m.GiveUp(key, func(ipvs.FactKind) bool { return needed })
 		if m.Knows(key) || m.MustRead(key, nil) != needed {
 			t.Errorf("others need its address: %t; the Key is known: %t, and must be read: %t", needed, m.Knows(key), m.MustRead(key, nil))
@@ -153,6 +153,22 @@ func TestGiveUp(t *testing.T) {
 		}
 		if got := m.Pass().Meet(key, &ipvs.Frontend{Guard: ipvs.Guard{Owned: true}}, func(ipvs.Fact) {}); got != Other && !needed {
 			t.Errorf("its record is %d, want %d", got, Other)
+		}
+	}
+}
+
+// What a plan that failed may have made is this process's own: it may go while parts of the cluster are missing. What
+// nobody here ever wanted may not.
+func TestKnewWhatFailed(t *testing.T) {
+	m := New()
+	key := ipvs.Key{Addr: netip.MustParseAddr("10.96.0.10"), Port: 80, Proto: ipvs.UDP}
+	own, other := netip.MustParseAddrPort("10.244.1.1:80"), netip.MustParseAddrPort("10.244.1.2:80")
+	m.Failed(key, &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Reals: []ipvs.Real{{Addr: own, Weight: 1}}}})
+	m.Learn(key, &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr", Reals: []ipvs.Real{{Addr: own, Weight: 1}, {Addr: other, Weight: 1}}}}, nil)
+	want := &ipvs.Frontend{Server: ipvs.Server{Scheduler: "rr"}}
+	for real, knew := range map[netip.AddrPort]bool{own: true, other: false} {
+		if got := m.Knew(key, want, ipvs.DelReal{Key: key, Addr: real}); got != knew {
+			t.Errorf("%s: %t, want %t", real, got, knew)
 		}
 	}
 }

@@ -164,7 +164,7 @@ func looksLike(met, have ipvs.Server) bool {
 }
 
 // Missed lists the Keys of which the pass did not meet all that should be there, and those that are doubted anyway; in
-// canonical order, without those that are left out.
+// the order of their use, without those that are left out.
 func (p *Pass) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) {
 	for k, c := range p.mirror.cells {
 		switch {
@@ -175,7 +175,7 @@ func (p *Pass) Missed(leave func(ipvs.Key) bool) (missed, doubted []ipvs.Key) {
 			missed = append(missed, k)
 		}
 	}
-	slices.SortFunc(missed, ipvs.Key.Compare) // few, where all are many
+	slices.SortFunc(missed, p.mirror.ByUse) // few, where all are many
 	slices.SortFunc(doubted, ipvs.Key.Compare)
 	return missed, doubted
 }
