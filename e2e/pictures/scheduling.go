@@ -114,8 +114,8 @@ func (m *measured) clients() (panels []panel) {
 	all := m.of(clientsTest, "clients")
 	for _, p := range []struct{ title, figure string }{
 		{"another endpoint while one of four drains", moves + "one of four leaves"},
-		{"another endpoint when one of four is gone", moves + "one of four is gone"},
-		{"another endpoint when a fourth comes", moves + "a fourth comes"},
+		{"another endpoint when it is back", moves + "a fourth comes"},
+		{"another endpoint when one is gone at once, and its connections", moves + "one of four is gone"},
 		{"another endpoint through another node", throughAnother},
 	} {
 		if _, measured := m.figures["e2e/traffic "+clientsTest]["mh"+p.figure]; !measured && strings.HasSuffix(p.figure, "gone") {
