@@ -45,7 +45,9 @@ func TestB73RehearsalIsTheStart(t *testing.T) {
 			t.Fatalf("seed %d: the start did not take out %q", i, left)
 		}
 		got, want := linesOf(said), lines(did)
-		if len(said.Failing) > 0 { // tries are repeated at random times
+		if len(said.Failing) > 0 { // tries are repeated at random times, and so come the weights that grow meanwhile
+			grows := func(line string) bool { return strings.HasPrefix(line, "ipvsadm -e ") }
+			got, want = slices.DeleteFunc(got, grows), slices.DeleteFunc(want, grows)
 			slices.Sort(got)
 			slices.Sort(want)
 		}
