@@ -278,7 +278,7 @@ func TestF25ForeignStays(t *testing.T) {
 	theirs := func() string {
 		var b strings.Builder
 		for _, line := range []string{"ip -o address show dev foreign0", "ip -o address show dev lo", "nft -s -a list table inet foreign", "nft -s list table ip other",
-			"ipvsadm -S -n -t 192.0.2.77:80", "ipvsadm -S -n -u 192.0.2.78:53", "ipvsadm -S -n -f 7"} {
+			"ipvsadm -L -n -t 192.0.2.77:80", "ipvsadm -L -n -u 192.0.2.78:53", "ipvsadm -L -n -f 7"} {
 			b.WriteString(said(t, n, line))
 		}
 		return b.String()

@@ -240,6 +240,9 @@ func netfilterWrites(typ uint16, body []byte) []string {
 	case typ == unix.NFNL_MSG_BATCH_BEGIN || typ == unix.NFNL_MSG_BATCH_END:
 		return nil
 	case subsystem == unix.NFNL_SUBSYS_NFTABLES && len(body) >= headerOfNetfilter:
+		if ofTrial(body[headerOfNetfilter:]) {
+			return nil
+		}
 		writes := named(nftMessages, n, "nftables message")
 		if len(writes) == 1 && strings.HasSuffix(writes[0], "SETELEM") {
 			return elementWrites(writes[0], body[headerOfNetfilter:])
@@ -253,6 +256,15 @@ func netfilterWrites(typ uint16, body []byte) []string {
 		}
 	}
 	return []string{fmt.Sprintf("netfilter subsystem %d message %d", subsystem, n)}
+}
+
+// ofTrial: the message is of a table that is only tried, in a batch without an end, to see what the kernel can do. The table
+// is the first attribute of each kind of message.
+func ofTrial(attributes []byte) (is bool) {
+	eachAttribute(attributes, func(typ uint16, value []byte) {
+		is = is || typ == unix.NFTA_TABLE_NAME && strings.TrimRight(string(value), "\x00") == "ipvs-proxy-try"
+	})
+	return is
 }
 
 // nftMessages by number (NFT_MSG_*); those that read have no name.
