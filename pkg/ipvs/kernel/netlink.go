@@ -35,6 +35,10 @@ type socket struct {
 
 func newSocket(protocol int) *socket { return &socket{protocol: protocol, dial: dial, fd: -1} }
 
+// answerBytes is the room for answers that were not read yet: for one of each request of a batch, of which batchBytes
+// may hold 400.
+const answerBytes = 1 << 20
+
 // dial opens a netlink socket to the kernel.
 func dial(protocol int) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
@@ -45,6 +49,8 @@ func dial(protocol int) (int, error) {
 		unix.Close(fd)
 		return -1, fmt.Errorf("bind a netlink socket of protocol %d: %w", protocol, err)
 	}
+	// Each answer of a batch has a buffer of its own there; those of 300 requests did not find room.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, answerBytes)
 	// Without it an error comes back with the whole request in it: needless bytes in the receive buffer.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	// rtnetlink filters a dump by device and table only for who asks strictly (5.0).
