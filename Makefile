@@ -49,7 +49,7 @@ push: ## hand the release's image on to its registry, with what is attached; log
 demo: ## show the main job working: Services through a real kernel
 	@echo 'ipvs-proxy demo: three nodes, a client outside and their Services on a kernel with IPVS, in ten scenes.'
 	@echo 'It takes half a minute; the first time some minutes more, for what it needs (Go, and QEMU and a kernel'
-	@echo 'where this machine has no IPVS), and one scene and a minute more where make compare has compiled kube-proxy.'
+	@echo 'where this machine has no IPVS), and one scene and two minutes more where make compare has compiled kube-proxy.'
 	@echo 'Nothing of it stays on this machine but packages and a cache.'
 	$(RUN_LAB) demo
 

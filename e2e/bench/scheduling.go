@@ -88,7 +88,7 @@ func (o options) scheduling(w io.Writer) error {
 		fmt.Fprintf(w, "  %-32s %10.1f   %5.2f of the first   kernel memory %7.1f MB\n", s, million(f.Total), float64(f.Total)/float64(plain.Total), float64(f.KB)/1000)
 	}
 	if ratio := float64(different.Total) / float64(plain.Total); counts() && ratio > maxDifferent {
-		return fmt.Errorf("Services that ask each for something else start in %.2f times what plain ones take, want at most %.1f", ratio, maxDifferent)
+		return fmt.Errorf("a start of Services that ask each for something else takes %.2f times what plain ones take, want at most %.1f", ratio, maxDifferent)
 	}
 	fmt.Fprintf(w, "\n(e) %d endpoints of %d Services start slowly at once\n", growServices*growEndpoints, growServices)
 	var shares [2]float64
