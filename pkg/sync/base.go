@@ -76,13 +76,17 @@ func (b *base) lost(ctx context.Context, r ipvs.BaseReport) {
 	}
 	if r.TableCreated {
 		b.heal.shield.again()
-		b.lostTable()
+		b.mirror.LoseTable()
 	}
 	if r.LinkCreated {
-		b.lostAddresses(r.Standing)
+		b.mirror.LoseAddresses(r.Standing)
 	}
 	if b.heal.counts(ctx) == ipvs.AllGone { // who takes one away takes others
 		b.lostServers()
+	}
+	b.mend()
+	if r.TableCreated && b.stage.complete {
+		b.queue.add(ipvs.Adopted, classBulk)
 	}
 }
 

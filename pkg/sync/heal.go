@@ -122,6 +122,7 @@ func (h *heal) tend(ctx context.Context) (more bool) {
 		case ipvs.AllGone:
 			h.saidLost("all virtual servers")
 			h.lostServers()
+			h.mend()
 		case ipvs.Changed:
 			h.keys.ask(now)
 		}

@@ -1,7 +1,7 @@
 package sync
 
 import (
-	"net/netip"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,26 +14,8 @@ import (
 // known of the rest: reading all of the kernel first takes longer than the repair. The guard comes first, because the loss of
 // the table is heard of at once; then what is urgent, then what is most used. Audits wait for the end of it.
 
-// lostTable queues all that stood in our table, which is a new one.
-func (s shared) lostTable() {
-	s.mirror.LoseTable()
-	s.mend()
-	if s.stage.complete {
-		s.queue.add(ipvs.Adopted, classBulk)
-	}
-}
-
-// lostAddresses queues all that stood on our interface, which is a new one or was down, but for what stands there.
-func (s shared) lostAddresses(stand map[netip.Addr]bool) {
-	s.mirror.LoseAddresses(stand)
-	s.mend()
-}
-
-// lostServers queues all virtual servers: there are none.
-func (s shared) lostServers() {
-	s.opt.Health.Lost(s.mirror.LoseServers())
-	s.mend()
-}
+// lostServers takes that there is no virtual server.
+func (s shared) lostServers() { s.opt.Health.Lost(s.mirror.LoseServers()) }
 
 // mend queues every Key, those that are most used first.
 func (s shared) mend() {
@@ -45,19 +27,9 @@ func (s shared) mend() {
 	for k := range s.mirror.Keys() {
 		known[k] = true
 	}
-	for f := range s.mirror.Facts() {
-		if k := ipvs.AddrKey(f.Addr); !s.want(k).Needs(f.Kind) {
-			known[k] = true
-		}
-	}
-	keys := make([]ipvs.Key, 0, len(known))
-	for k := range known {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, s.mirror.ByUse)
-	now := s.now()
-	for _, k := range keys {
-		s.diary.because(k, cause{WhyTampered, now})
+	maps.Copy(known, s.needless())
+	for _, k := range slices.SortedFunc(maps.Keys(known), s.mirror.ByUse) {
+		s.diary.because(k, cause{WhyTampered, s.stage.mending})
 		s.again(k)
 	}
 }

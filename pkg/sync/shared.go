@@ -79,6 +79,17 @@ func classOf(w desk.Wish) class {
 	return classBulk
 }
 
+// needless are the Keys of addresses of which the kernel holds a shared fact that nobody needs.
+func (s shared) needless() map[ipvs.Key]bool {
+	keys := map[ipvs.Key]bool{}
+	for f := range s.mirror.Facts() {
+		if k := ipvs.AddrKey(f.Addr); !s.want(k).Needs(f.Kind) {
+			keys[k] = true
+		}
+	}
+	return keys
+}
+
 // queueNeeding queues the Keys that need one of some shared facts, which the kernel does not hold, and counts them.
 func (s shared) queueNeeding(gone func(ipvs.Fact) bool) int {
 	var needing []ipvs.Key

@@ -112,13 +112,7 @@ func (s *start) queueDifferences() {
 			s.queue.add(k, classBulk)
 		}
 	}
-	stale := map[ipvs.Key]bool{}
-	for f := range s.mirror.Facts() {
-		if k := ipvs.AddrKey(f.Addr); !s.want(k).Needs(f.Kind) {
-			stale[k] = true
-		}
-	}
-	for _, k := range sorted(stale) {
+	for _, k := range sorted(s.needless()) {
 		s.queue.add(k, classBulk)
 	}
 }
