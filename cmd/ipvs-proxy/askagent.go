@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"slices"
 
@@ -8,23 +9,35 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
 
+// onlyGiven reports whether a command was given no other flags than some.
+func onlyGiven(cmd *cobra.Command, names ...string) bool {
+	only := true
+	cmd.Flags().Visit(func(f *pflag.Flag) { only = only && slices.Contains(names, f.Name) })
+	return only
+}
+
+// agentHere is the agent of this node, to be asked; nil: there is none that answers.
+func (s sources) agentHere(ctx context.Context) (*inspect.Client, error) {
+	agent, _, err := s.ask(ctx)
+	if errors.Is(err, node.ErrNoAgent) || errors.Is(err, node.ErrNotAnswered) {
+		return nil, nil
+	}
+	return agent, err
+}
+
 // byAgent has the agent of this node say what becomes of a Service, or of a packet: it knows at once. Where none answers, or
 // flags say by which objects and which configuration it is to be explained, that is not asked: the answer is nil.
 func (s sources) byAgent(cmd *cobra.Command, args []string, output string) (explained, error) {
-	plain := slices.Contains([]string{"table", "json", "yaml"}, output)
-	cmd.Flags().Visit(func(f *pflag.Flag) { plain = plain && f.Name == "output" })
-	if !plain {
+	if !slices.Contains([]string{"table", "json", "yaml"}, output) || !onlyGiven(cmd, "output") {
 		return nil, nil
 	}
-	agent, _, err := s.ask(cmd.Context())
-	switch {
-	case errors.Is(err, node.ErrNoAgent) || errors.Is(err, node.ErrNotAnswered):
-		return nil, nil
-	case err != nil:
+	agent, err := s.agentHere(cmd.Context())
+	if agent == nil || err != nil {
 		return nil, err
 	}
 	defer agent.Close()

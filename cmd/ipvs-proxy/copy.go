@@ -4,18 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"slices"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
-	"github.com/ipvs-proxy/ipvs-proxy/pkg/node"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 )
 
@@ -49,18 +45,13 @@ func withCopy(mux *http.ServeMux, c *config.Config, name string, model *cluster.
 // byAgentsCopy goes through a start by what the agent of this node goes by. It is nil where no agent answers, or where flags say
 // which configuration and which objects are meant.
 func (s sources) byAgentsCopy(cmd *cobra.Command, l *lookFlags) (in *preview.Input, err error) {
-	plain := true
-	cmd.Flags().Visit(func(f *pflag.Flag) { plain = plain && slices.Contains([]string{"output", "all", "timeout"}, f.Name) })
-	if !plain {
+	if !onlyGiven(cmd, "output", "all", "timeout") {
 		return nil, nil
 	}
 	ctx, stop := context.WithTimeout(cmd.Context(), l.timeout)
 	defer stop()
-	agent, _, err := s.ask(ctx)
-	switch {
-	case errors.Is(err, node.ErrNoAgent) || errors.Is(err, node.ErrNotAnswered):
-		return nil, nil
-	case err != nil:
+	agent, err := s.agentHere(ctx)
+	if agent == nil || err != nil {
 		return nil, err
 	}
 	defer agent.Close()
@@ -83,7 +74,7 @@ func readCopy(r io.Reader) (by goesBy, m *cluster.Model, err error) {
 		return by, nil, err
 	}
 	if by.Config == nil {
-		return by, nil, fmt.Errorf("no configuration: it may be another version")
+		return by, nil, errors.New("no configuration: it may be another version")
 	}
 	m, err = cluster.ReadCopy(io.MultiReader(first.Buffered(), r), cluster.Options{NodeName: by.Node, ServiceProxyName: by.Config.Own.ServiceProxyName})
 	return by, m, err

@@ -111,11 +111,8 @@ func TestRecordKubeProxy(t *testing.T) {
 func (s *stage) startKubeProxy(n *lab.Node, args ...string) *lab.Agent {
 	s.t.Helper()
 	program := filepath.Join(os.Getenv("LAB_DIR"), "kube-proxy")
-	return s.w.StartProgram(s.t, n.Host, append([]string{program, "--proxy-mode=ipvs", "--hostname-override=" + n.Name,
-		"--kubeconfig=" + s.kubeconfig(metav1.NamespaceSystem, "kube-proxy", s.server()),
-		// The table's size is the machine's, and a namespace may not change it.
-		"--conntrack-max-per-core=0", "--conntrack-min=0",
-		fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6)}, args...)...)
+	flags := lab.KubeProxyFlags("ipvs", n, s.kubeconfig(metav1.NamespaceSystem, "kube-proxy", s.server()))
+	return s.w.StartProgram(s.t, n.Host, slices.Concat([]string{program}, flags, args)...)
 }
 
 // clientIn asks over HTTP from a namespace.

@@ -51,8 +51,7 @@ func (s *show) beside() error {
 			if err != nil {
 				return nil, nil, err
 			}
-			a, err := s.w.RunProgram(n.Host, program, "--proxy-mode="+mode, "--hostname-override="+n.Name, "--kubeconfig="+kubeconfig,
-				"--conntrack-max-per-core=0", "--conntrack-min=0", fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6))
+			a, err := s.w.RunProgram(n.Host, append([]string{program}, lab.KubeProxyFlags(mode, n, kubeconfig)...)...)
 			return a, end, err
 		}})
 	}

@@ -48,6 +48,13 @@ current-context: lab
 	return kubeconfig, func() { _ = s.Close() }, nil
 }
 
+// KubeProxyFlags are those with which kube-proxy serves a node of the lab in one of its modes.
+func KubeProxyFlags(mode string, n *Node, kubeconfig string) []string {
+	return []string{"--proxy-mode=" + mode, "--hostname-override=" + n.Name, "--kubeconfig=" + kubeconfig,
+		// The table's size is the machine's, and a namespace may not change it.
+		"--conntrack-max-per-core=0", "--conntrack-min=0", fmt.Sprintf("--cluster-cidr=%s,%s", ClusterCIDR4, ClusterCIDR6)}
+}
+
 // served are the lists that it has, by the end of their path.
 var served = map[string]string{"services": "Service", "endpointslices": "EndpointSlice", "nodes": "Node", "servicecidrs": "ServiceCIDR"}
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,9 +56,7 @@ func kernelBefore(t *testing.T, major, minor int) bool {
 func (k *kubeProxy) start(program, mode string, more ...string) *lab.Agent {
 	k.t.Helper()
 	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, 6443)
-	args := []string{program, "--proxy-mode=" + mode, "--hostname-override=" + k.n.Name, "--kubeconfig=" + kubeconfig,
-		"--conntrack-max-per-core=0", "--conntrack-min=0", fmt.Sprintf("--cluster-cidr=%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6)}
-	return k.s.w.StartProgram(k.t, k.n.Host, append(args, more...)...)
+	return k.s.w.StartProgram(k.t, k.n.Host, slices.Concat([]string{program}, lab.KubeProxyFlags(mode, k.n, kubeconfig), more)...)
 }
 
 // serves waits until the Service's frontends answer everybody.

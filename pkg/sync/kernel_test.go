@@ -28,11 +28,9 @@ var realSequences = flag.Int("real.sequences", 100, "how many histories TestMode
 // The first thread cannot end and would keep its namespace: the main goroutine holds on to it.
 func init() { runtime.LockOSThread() }
 
-// TestModelOnKernel walks random histories on the real kernel: objects come, change and go, another program
-// changes what is ours, writes fail or their acknowledgement gets lost, the process starts anew. At rest the
-// kernel holds exactly what the objects ask for, and the foreign virtual server is as it was. All histories
-// share one kernel, so each begins with what the last one left.
-func TestModelOnKernel(t *testing.T) {
+// inNamespace takes the test into a network namespace of its own, on a kernel with IPVS.
+func inNamespace(t *testing.T) {
+	t.Helper()
 	if os.Getenv("IPVS_PROXY_LAB") == "" {
 		t.Skip("needs a kernel with IPVS: make test runs this in the lab")
 	}
@@ -47,6 +45,14 @@ func TestModelOnKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestModelOnKernel walks random histories on the real kernel: objects come, change and go, another program
+// changes what is ours, writes fail or their acknowledgement gets lost, the process starts anew. At rest the
+// kernel holds exactly what the objects ask for, and the foreign virtual server is as it was. All histories
+// share one kernel, so each begins with what the last one left.
+func TestModelOnKernel(t *testing.T) {
+	inNamespace(t)
 	seed := *modelSeed
 	if seed == 0 {
 		seed = rand.Uint64()

@@ -3,14 +3,9 @@ package sync
 import (
 	"context"
 	"maps"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
@@ -35,20 +30,7 @@ func (h *realNode) doAndDie(ctx context.Context, plan ipvs.Plan) []ipvs.Outcome 
 // write. No state is one that it must not die in, and the next process comes to the same end as one that never died. The
 // control: the write that opens a frontend, alone and first, is such a state.
 func TestF41CrashPointsOnKernel(t *testing.T) {
-	if os.Getenv("IPVS_PROXY_LAB") == "" {
-		t.Skip("needs a kernel with IPVS: make test runs this in the lab")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test, and the namespace with it
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	inNamespace(t)
 	h := newRealNode(t)
 	names := slices.Sorted(maps.Keys(shapes()))
 	var pairs [][2]string

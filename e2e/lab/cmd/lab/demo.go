@@ -38,7 +38,7 @@ status is ours.`,
 				return err
 			}
 			if !shell { // its last scene is beside kube-proxy itself, for whoever has compiled it
-				if err := addKubeProxy(ctx, &job); err != nil {
+				if err := addKubeProxy(ctx, &job, programs.Default); err != nil {
 					return err
 				}
 			}
@@ -72,9 +72,9 @@ func addDemo(ctx context.Context, job *machine.Job, dir string) error {
 	return nil
 }
 
-// addKubeProxy puts kube-proxy into a job, and what it needs, where it is in the cache.
-func addKubeProxy(ctx context.Context, job *machine.Job) error {
-	file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy)
+// addKubeProxy puts a release's kube-proxy into a job, and what it needs, where it is in the cache.
+func addKubeProxy(ctx context.Context, job *machine.Job, release string) error {
+	file, err := programs.Cached(ctx, ".", release, programs.KubeProxy)
 	if err != nil || file == "" {
 		return err
 	}

@@ -66,10 +66,8 @@ func buildKernelTests(ctx context.Context, o testOptions, r *recorder) *kernelWo
 	if err := addAgent(ctx, &k.job, dir); err != nil {
 		r.failed("build of the agent", err.Error())
 	}
-	if file, err := programs.Cached(ctx, ".", cmp.Or(o.kubeProxy, programs.Default), programs.KubeProxy); err != nil {
+	if err := addKubeProxy(ctx, &k.job, cmp.Or(o.kubeProxy, programs.Default)); err != nil { // its tests are for whoever has compiled it
 		r.failed("kube-proxy", err.Error())
-	} else if file != "" { // its tests are for whoever has compiled it
-		k.job.Files[programs.KubeProxy] = file
 	}
 	if err := addImage(ctx, o, &k.job, dir); err != nil {
 		r.failed("build of the image", err.Error())
