@@ -99,6 +99,77 @@ func TestB83BegunBefore(t *testing.T) {
 	}
 }
 
+// B83, at any moment: clients try again all the time while the Service comes, before its virtual server is there, while
+// it is, and until the entries that bypass it are deleted, which is up to 1 s later. Each is served by a connection that lasts.
+// They come from outside, so that they are masqueraded.
+func TestB83BegunMeanwhile(t *testing.T) {
+	const (
+		perFamily = 40
+		apart     = 50 * time.Millisecond // TCP tries again after 1, 3, 7 s: together these have no gap before the tenth second but from 5 to 7
+		lines     = 30
+		port      = 7085
+	)
+	s := newStage(t).start()
+	svc, pod := balanced(web(85), 85), s.w.Pod("pod-c")
+	svc.Ports[0].TargetPort = port
+	if _, err := pod.ServeLines("pod-c", port); err != nil {
+		t.Fatal(err)
+	}
+	s.silent(svc)
+	type outcome struct {
+		to   netip.AddrPort
+		kept *lab.Kept
+		err  error
+	}
+	outcomes := make(chan outcome, 2*perFamily)
+	pace := time.NewTicker(apart)
+	defer pace.Stop()
+	for range perFamily {
+		for _, family := range []int{4, 6} {
+			go func() {
+				to := netip.AddrPortFrom(balancerAddr(svc, family), 80)
+				k, err := s.w.Client.StartKept(to, 100*time.Millisecond)
+				outcomes <- outcome{to, k, err}
+			}()
+		}
+		<-pace.C
+	}
+	for _, family := range []int{4, 6} {
+		lab.Eventually(t, soon, "the connections have begun", func() error {
+			if got := unanswered(t, s.w.Node(1), netip.AddrPortFrom(balancerAddr(svc, family), 80)); got != perFamily {
+				return fmt.Errorf("IPv%d: %d are tracked", family, got)
+			}
+			return nil
+		})
+	}
+	// The look for such entries comes at most once a second: after this Service's, the next one takes its time.
+	other := web(86)
+	s.apply(other, s.w.Pod("pod-b"))
+	lab.Eventually(t, soon, "another Service answers", func() error {
+		if r := s.w.Pod("pod-a").Ask(at(other, 4, 80)); r.Pod != "pod-b" {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+	s.apply(svc, pod)
+	for range 2 * perFamily {
+		is := <-outcomes
+		if is.err != nil {
+			t.Errorf("%s: %v", is.to, is.err)
+			continue
+		}
+		lab.Eventually(t, soon, "the connection goes on", func() error {
+			if r := is.kept.Report(); r.Err == nil && r.Answered < lines {
+				return fmt.Errorf("%s", r)
+			}
+			return nil
+		})
+		if r := is.kept.Stop(); r.Err != nil {
+			t.Errorf("%s: %s", is.to, r)
+		}
+	}
+}
+
 // silent has the network drop what is sent to a Service's addresses, where it would say at times that nobody has them: a
 // client that hears it gives up.
 func (s *stage) silent(svc lab.Service) {

@@ -10,17 +10,31 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// ctOriginal loads a field of the connection's original tuple. The library cannot say it: it sends the
-// direction only for other keys, and the kernel then answers EINVAL.
-type ctOriginal struct{ key, register uint32 }
+// ctOriginal loads a field of the connection's original tuple, ctReply one of the tuple that its answers have. The library
+// cannot say it: it sends the direction only for other keys, and the kernel then answers EINVAL.
+type (
+	ctOriginal struct{ key, register uint32 }
+	ctReply    struct{ key, register uint32 }
+)
 
-func (c ctOriginal) encode() []byte {
+// ctDirection is enum ip_conntrack_dir of include/uapi/linux/netfilter/nf_conntrack_tuple_common.h.
+type ctDirection byte
+
+const (
+	dirOriginal ctDirection = 0
+	dirReply    ctDirection = 1
+)
+
+func (c ctOriginal) encode() []byte { return ctTuple(dirOriginal, c.key, c.register) }
+func (c ctReply) encode() []byte    { return ctTuple(dirReply, c.key, c.register) }
+
+func ctTuple(dir ctDirection, key, register uint32) []byte {
 	var b batch
 	b.attr(unix.NFTA_EXPR_NAME, []byte("ct\x00"))
 	b.nest(unix.NFTA_EXPR_DATA, func() {
-		b.attr(unix.NFTA_CT_KEY, binary.BigEndian.AppendUint32(nil, c.key))
-		b.attr(unix.NFTA_CT_DREG, binary.BigEndian.AppendUint32(nil, c.register))
-		b.attr(unix.NFTA_CT_DIRECTION, []byte{0}) // IP_CT_DIR_ORIGINAL
+		b.attr(unix.NFTA_CT_KEY, binary.BigEndian.AppendUint32(nil, key))
+		b.attr(unix.NFTA_CT_DREG, binary.BigEndian.AppendUint32(nil, register))
+		b.attr(unix.NFTA_CT_DIRECTION, []byte{byte(dir)})
 	})
 	return b.data
 }
@@ -31,14 +45,14 @@ type fam struct {
 	nfproto        byte
 	size           uint32 // of an address in bytes
 	srcOff, dstOff uint32 // in the network header
-	ctDst          uint32 // conntrack key of the original destination
+	ctSrc, ctDst   uint32 // conntrack keys of a tuple's addresses
 	icmp           byte
 	regs           uint32 // 4-byte registers of an address
 }
 
 var families = []fam{
-	{suffix: "4", nfproto: unix.NFPROTO_IPV4, size: 4, srcOff: 12, dstOff: 16, ctDst: unix.NFT_CT_DST_IP, icmp: unix.IPPROTO_ICMP, regs: 1},
-	{suffix: "6", nfproto: unix.NFPROTO_IPV6, size: 16, srcOff: 8, dstOff: 24, ctDst: unix.NFT_CT_DST_IP6, icmp: unix.IPPROTO_ICMPV6, regs: 4},
+	{suffix: "4", nfproto: unix.NFPROTO_IPV4, size: 4, srcOff: 12, dstOff: 16, ctSrc: unix.NFT_CT_SRC_IP, ctDst: unix.NFT_CT_DST_IP, icmp: unix.IPPROTO_ICMP, regs: 1},
+	{suffix: "6", nfproto: unix.NFPROTO_IPV6, size: 16, srcOff: 8, dstOff: 24, ctSrc: unix.NFT_CT_SRC_IP6, ctDst: unix.NFT_CT_DST_IP6, icmp: unix.IPPROTO_ICMPV6, regs: 4},
 }
 
 func familyOf(a netip.Addr) fam {
@@ -132,6 +146,9 @@ func status(mask, are uint32) []any {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: bits(mask), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: bits(are)}}
 }
+
+// repeated matches what a client sends again before anybody answered, where nothing has translated the destination.
+func repeated() []any { return status(statusConfirmed|statusDstNAT, statusConfirmed) }
 
 // arrived matches, in output, the first packet of a connection that came in from elsewhere. IPVS sends what it has translated
 // through output, where the destination is a real server's. That of an arrived packet was settled in prerouting, while that

@@ -20,7 +20,9 @@ import (
 //
 //	chain datagrams { … drop what a traffic policy leaves no endpoint for
 //	               ct state established,related accept }
+//	chain begun  { … drop what a client began before there was the virtual server }
 //	chain check  { meta l4proto udp jump datagrams
+//	               … what is sent again jump begun
 //	               … @open4 … != @limited4 … != @dropped4 … != @inside4 accept
 //	               ip daddr . meta l4proto . th dport @owned4 goto frontend4
 //	               ip daddr @vips4 meta l4proto != icmp counter name "no-port4" goto refuse }
@@ -51,6 +53,7 @@ const (
 	chainInput  = "input"
 	chainOutput = "output"
 	chainUDP    = "datagrams"
+	chainBegun  = "begun"
 	chainRefuse = "refuse"
 	chainPre    = "pre"
 	chainLocal  = "local"
@@ -76,6 +79,7 @@ func chains(t *nftables.Table) []*nftables.Chain {
 	return append(list, []*nftables.Chain{
 		{Name: chainRefuse, Table: t},
 		{Name: chainUDP, Table: t},
+		{Name: chainBegun, Table: t},
 		{Name: chainCheck, Table: t},
 		base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, 0),
 		base(chainOutput, nftables.ChainTypeFilter, nftables.ChainHookOutput, -150),
@@ -116,7 +120,7 @@ func (rb *ruleBuilder) add(chain, why string, exprs ...any) {
 	r := rule{chain: chain, why: why}
 	for _, e := range flatten(exprs) {
 		switch e := e.(type) {
-		case ctOriginal:
+		case interface{ encode() []byte }:
 			r.encoded = append(r.encoded, e.encode())
 		case expr.Any:
 			b, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
@@ -169,7 +173,13 @@ func guardRules(rb *ruleBuilder, cfg Config) {
 		localPolicyRules(rb, f, cfg, chainUDP)
 	}
 	rb.add(chainUDP, why, living(), accept)
+	// UDP has no middle of a connection.
+	rb.add(chainCheck, "sent again before anybody answered", repeated(), notL4proto(unix.IPPROTO_UDP), verdict(expr.VerdictJump, chainBegun))
 	for _, f := range families {
+		// A connection that was begun before there was the virtual server. IPVS would send it on, but cannot change its entry;
+		// with that deleted (ipvs.Forget) it would be masqueraded to another port in its middle, and be reset.
+		rb.add(chainBegun, "only the virtual IP could answer: the client tries again, once the entry is deleted", f.is(),
+			f.destination(), f.lookup(ipvs.SetOwned, false), ctReply{f.ctSrc, reg0}, f.lookup(ipvs.SetVIPs, false), verdict(expr.VerdictDrop, ""))
 		// One key for all four; clients that were sent on are limited by where they wanted to.
 		rb.add(chainCheck, "let in at once: nothing is to be asked of the client", f.is(), status(statusDstNAT, 0), f.destination(),
 			f.lookup(ipvs.SetOpen, false), f.lookup(ipvs.SetLimited, true), f.lookup(ipvs.SetDropped, true), f.lookup(ipvs.SetInside, true), accept)

@@ -190,8 +190,7 @@ func TestOlderTableIsChangedOver(t *testing.T) {
 	olderTable(t, n, nft)
 	ownAddress(t, "203.0.113.10")
 	open, closed := key("203.0.113.10", 80), key("203.0.113.10", 81)
-	all := []ipvs.Element{{Set: ipvs.SetVIPs, Key: ipvs.AddrKey(open.Addr)}, {Set: ipvs.SetOwned, Key: open},
-		{Set: ipvs.SetOpen, Key: open}, {Set: ipvs.SetOwned, Key: closed}}
+	all := []ipvs.Element{{Set: ipvs.SetOwned, Key: open}, {Set: ipvs.SetOpen, Key: open}, {Set: ipvs.SetOwned, Key: closed}}
 	writes(t, n, all)
 	speaks := connection(t, n, key("203.0.113.10", 8080))
 	for _, k := range []ipvs.Key{open, closed} {
