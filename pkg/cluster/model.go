@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"sync"
@@ -139,7 +140,7 @@ func (m *Model) SetNode(obj *corev1.Node) []Problem {
 }
 
 // DeleteNode takes that the Node object is gone; only the own one counts. Its
-// addresses hold until there are others.
+// addresses, ranges of pods and zone hold until there are others.
 func (m *Model) DeleteNode(name string) {
 	if name == m.opt.NodeName {
 		m.setNode(Node{Name: name}, nil)
@@ -264,12 +265,13 @@ func (m *Model) setNode(node Node, probs []Problem) {
 	m.signal()
 }
 
-// lasting is a Node with the addresses and the ranges of pods that it had before where it has none:
+// lasting is a Node with the addresses, the ranges of pods and the zone that it had before where it has none:
 // its object is deleted and registered anew, or registered and not filled in
-// yet (B84).
+// yet (B84). A Node that has addresses has no zone if it says none.
 func lasting(node, before Node) Node {
 	if len(node.Addrs) == 0 {
 		node.Addrs = before.Addrs
+		node.Zone = cmp.Or(node.Zone, before.Zone)
 	}
 	if len(node.PodCIDRs) == 0 {
 		node.PodCIDRs = before.PodCIDRs

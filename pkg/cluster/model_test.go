@@ -193,8 +193,18 @@ func TestModelNodeAndSynced(t *testing.T) {
 	}
 	m.SetSynced()
 	m.DeleteNode("own")
-	if _, changed, synced := m.Take(); !changed || !synced || m.Node().Zone != "" || m.Node().Name != "own" {
-		t.Errorf("Take() = %v, %v; %v", changed, synced, m.Node())
+	if _, changed, synced := m.Take(); !changed || !synced || m.Node().Zone != "z" || m.Node().Name != "own" || m.Node().Known {
+		t.Errorf("Take() = %v, %v; %v; want one that is gone, and its zone held (B84)", changed, synced, m.Node())
+	}
+	node.Labels = nil
+	m.SetNode(node)
+	if m.Take(); m.Node().Zone != "z" {
+		t.Errorf("registered anew, and nothing filled in yet: %v; want the zone held", m.Node())
+	}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
+	m.SetNode(node)
+	if m.Take(); m.Node().Zone != "" {
+		t.Errorf("the label is taken away: %v; want no zone", m.Node())
 	}
 }
 

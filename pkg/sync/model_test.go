@@ -373,13 +373,11 @@ func (w *walker) expected() *expected {
 	return w.want
 }
 
-// present are the objects, and the Node object that was there last: its addresses hold (B84).
+// present are the objects, and the Node object that was there last: its addresses and its zone hold (B84).
 func (w *walker) present() []any {
 	objs := w.objects()
 	if w.node == nil && w.lastNode != nil {
-		last := w.lastNode.DeepCopy()
-		last.Labels = nil
-		objs = append(objs, last)
+		objs = append(objs, w.lastNode)
 	}
 	return objs
 }
@@ -515,8 +513,10 @@ func (w *walker) happen(e event) {
 			w.lastNode = w.node
 		}
 		if w.node == nil {
+			w.say("gone")
 			w.model.DeleteNode(thisNode)
 		} else {
+			w.say("labels %v, addresses %v, pods %v", w.node.Labels, w.node.Status.Addresses, w.node.Spec.PodCIDRs)
 			give(w.model, w.node)
 		}
 	case "addresses":
