@@ -75,7 +75,7 @@ func TestB83BegunBefore(t *testing.T) {
 					})
 				}
 			}
-			s.apply(svc, s.w.Pod("pod-c"))
+			s.applyAtOnce(svc, s.w.Pod("pod-c"))
 			for _, a := range attempts {
 				if r := <-a.reply; r.Pod != "pod-c" {
 					t.Errorf("%s: %s", a.name, r)
@@ -101,7 +101,8 @@ func TestB83BegunBefore(t *testing.T) {
 
 // B83, at any moment: clients try again all the time while the Service comes, before its virtual server is there, while
 // it is, and until the entries that bypass it are deleted, which is up to 1 s later. Each is served by a connection that lasts.
-// They come from outside, so that they are masqueraded.
+// They come from outside, so that they are masqueraded, and to a pod of the node that they come through, so that its answer passes
+// there whether they are or not.
 func TestB83BegunMeanwhile(t *testing.T) {
 	const (
 		perFamily = 40
@@ -110,9 +111,9 @@ func TestB83BegunMeanwhile(t *testing.T) {
 		port      = 7085
 	)
 	s := newStage(t).start()
-	svc, pod := balanced(web(85), 85), s.w.Pod("pod-c")
+	svc, pod := balanced(web(85), 85), s.w.Pod("pod-b")
 	svc.Ports[0].TargetPort = port
-	if _, err := pod.ServeLines("pod-c", port); err != nil {
+	if _, err := pod.ServeLines(pod.Name, port); err != nil {
 		t.Fatal(err)
 	}
 	s.silent(svc)
@@ -142,16 +143,16 @@ func TestB83BegunMeanwhile(t *testing.T) {
 			return nil
 		})
 	}
-	// The look for such entries comes at most once a second: after this Service's, the next one takes its time.
+	// The look for such entries comes at most once a second: after another Service's this one's takes its time.
+	v4, v6 := s.w.SlicesFor(svc, pod)
 	other := web(86)
-	s.apply(other, s.w.Pod("pod-b"))
-	lab.Eventually(t, soon, "another Service answers", func() error {
-		if r := s.w.Pod("pod-a").Ask(at(other, 4, 80)); r.Pod != "pod-b" {
-			return fmt.Errorf("%s", r)
-		}
-		return nil
-	})
-	s.apply(svc, pod)
+	if err := s.cluster.Apply(v4, v6, other); err != nil {
+		t.Fatal(err)
+	}
+	wantHas(t, s.w.Node(1), frontends(other)...)
+	if err := s.cluster.Apply(svc); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 * perFamily {
 		is := <-outcomes
 		if is.err != nil {
@@ -167,6 +168,18 @@ func TestB83BegunMeanwhile(t *testing.T) {
 		if r := is.kept.Stop(); r.Err != nil {
 			t.Errorf("%s: %s", is.to, r)
 		}
+	}
+}
+
+// applyAtOnce has the endpoints there before the Service is: at no moment is it one without endpoints, which is refused.
+func (s *stage) applyAtOnce(svc lab.Service, pods ...*lab.Pod) {
+	s.t.Helper()
+	v4, v6 := s.w.SlicesFor(svc, pods...)
+	if err := s.cluster.Apply(v4, v6); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.cluster.Apply(svc); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
