@@ -70,6 +70,7 @@ type job struct {
 	// partly is what the Key has when its steps are done, where those are not all that it needs.
 	partly *ipvs.Frontend
 	grows  bool // the turn is for the weights of its new endpoints
+	waits  bool // for what another Key of its address has to write first
 }
 
 // act brings some Keys to what is wanted of them.
@@ -128,8 +129,13 @@ func (a *act) record(plan ipvs.Plan, jobs []job, outcomes []ipvs.Outcome) {
 // comes by itself, behind all others.
 func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan, planned []job) {
 	planned = jobs[:0]
+	unrecorded := a.unrecorded()
 	for i, j := range jobs {
-		ops, have := a.steps(j)
+		all, have := a.steps(j)
+		ops := untilRecorded(all, unrecorded)
+		if len(ops) < len(all) {
+			j.partly, j.waits = ipvs.After(have, ops), true
+		}
 		most := sliceSteps
 		if dear(ops) {
 			if j.class != classDear {
@@ -300,6 +306,8 @@ func (a *act) settle(j job, err error) {
 		a.mirror.Advance(k, j.partly)
 		if j.grows {
 			a.growing.add(k, j.class)
+		} else if j.waits {
+			a.queue.addAt(k, a.now().Add(recordAgain), j.class)
 		} else {
 			a.queue.add(k, j.class)
 		}

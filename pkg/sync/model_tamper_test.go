@@ -41,6 +41,7 @@ func (w *walker) tamper(r *rand.Rand) {
 	switch what {
 	case "link":
 		w.allBad = true
+		w.disown(servers...)
 		k.DropLink()
 	case "table":
 		w.allBad = true
@@ -93,6 +94,7 @@ func (w *walker) tamper(r *rand.Rand) {
 		if len(addrs) > 0 {
 			a := pick(r, addrs)
 			w.tampered[a] = true
+			w.disown(slices.DeleteFunc(servers, func(k ipvs.Key) bool { return k.Addr != a })...)
 			delete(k.Addrs, a)
 		}
 	case "extra address":
@@ -104,6 +106,16 @@ func (w *walker) tamper(r *rand.Rand) {
 	default:
 		if len(servers) > 0 {
 			w.tamperServer(r, what, pick(r, servers))
+		}
+	}
+}
+
+// disown notes virtual servers whose address leaves our interface: where there is no record yet that they are ours, nothing
+// says it any more.
+func (w *walker) disown(keys ...ipvs.Key) {
+	for _, k := range keys {
+		if !w.kernel.Sets[ipvs.SetOwned][k] {
+			w.disowned[k] = true
 		}
 	}
 }

@@ -148,6 +148,9 @@ func sequence(seed uint64) (program []event) {
 	for range 5 + r.IntN(8) {
 		program = append(program, event{kind: eventKinds[r.IntN(len(eventKinds))], seed: r.Uint64(), quiet: r.IntN(3) == 0})
 	}
+	if r.IntN(4) == 0 {
+		program = slices.Insert(program, r.IntN(len(program)+1), event{kind: "take over", seed: r.Uint64()})
+	}
 	return program
 }
 
@@ -167,6 +170,7 @@ type walker struct {
 	allBad   bool // interface or table were tampered with
 	moved    bool // the node has other addresses, of which the loop hears a little later: they may make an endpoint one that no host can have
 	foreign  map[ipvs.Key]ipvs.Server
+	right    map[ipvs.Key]bool // virtual servers that another proxy left as they are wanted, until something changes
 	disowned map[ipvs.Key]bool // somebody made them, or removed the record that they are ours: they may stay for good
 	writes   int
 	grown    map[bool]int // writes of real servers, by whether they were to get more weight later
@@ -301,12 +305,16 @@ func (w *walker) wrote(op ipvs.Op) {
 		w.wrong("%s: takes something out of service before all is known", op)
 	}
 	w.checkWeight(op)
+	if is := op.Effect(); is.Table == ipvs.TableIPVS && w.right[is.Key] && w.asSeen() == w.expected() {
+		w.wrong("%s: writes what another proxy left as it is wanted", op)
+	}
 	now := hazards(w.kernel, w.foreign)
 	for h := range now {
 		if h.what == notBound && w.trouble {
 			continue // one Key of an address could not be closed, and another let the address go: unreachable anyway
 		}
-		if _, element := op.(ipvs.Element); element && w.trouble && (h.what == tooFar || w.expected().redirects[h.key].IsValid()) {
+		redirects := w.expected().redirects[h.key].IsValid() || w.asSeen().redirects[h.key].IsValid()
+		if _, element := op.(ipvs.Element); element && w.trouble && (h.what == tooFar || redirects) {
 			continue // a Key's elements of one phase fail together, unlike here
 		}
 		if h.what == tooFar && !w.expected().sets[ipvs.SetKept][h.key] {
@@ -486,7 +494,10 @@ func (w *walker) restartInPeace() {
 // happen makes an event happen.
 func (w *walker) happen(e event) {
 	r := rand.New(rand.NewPCG(e.seed, 1))
+	clear(w.right)
 	switch e.kind {
+	case "take over":
+		w.takeOver(r)
 	case "service":
 		s := w.randomService(r)
 		w.services[s.Name] = s

@@ -212,10 +212,12 @@ func (m *Mirror) Knew(k ipvs.Key, want *ipvs.Frontend, op ipvs.Op) bool {
 	switch {
 	case is.Real.IsValid():
 		return had(is.Real)
-	case c == nil || c.wanted == nil:
+	case c == nil:
 		return false
-	case is.Set == ipvs.SetOpen && want != nil:
-		return !strangers()
+	case is.Set == ipvs.SetOpen && want != nil: // as its real servers: a plan that failed may have opened it
+		return (c.wanted != nil || len(c.tried) > 0) && !strangers()
+	case c.wanted == nil:
+		return false
 	}
 	return want == nil
 }
