@@ -102,7 +102,7 @@ takeover: ## take nodes over from kube-proxy itself and give them back, under lo
 .PHONY: compare
 compare: ## the agent beside each of kube-proxy's modes with a thousand Services: how long until they answer
 	$(RUN_E2E) --build --only kube-proxy
-	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host $(if $(KUBERNETES),--kube-proxy $(KUBERNETES)) --run '^TestCompareWithKubeProxy$$' --verbose
+	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host $(if $(KUBERNETES),--kube-proxy $(KUBERNETES)) --run '^TestCompareWithKubeProxy$$' --verbose --timeout 3h
 
 .PHONY: attacks
 attacks: ## try the table of attacks on kube-proxy itself: what it gets there

@@ -41,6 +41,9 @@ func TestCompareWithKubeProxy(t *testing.T) {
 	}
 }
 
+// raidTime is how long a contender has for finding out what another program took away.
+const raidTime = 5 * time.Minute
+
 func compare(t *testing.T, c contender, program string) {
 	const services = 1000
 	s := newStage(t)
@@ -52,11 +55,10 @@ func compare(t *testing.T, c contender, program string) {
 	} else {
 		(&kubeProxy{t: t, s: s, n: n}).start(program, c.mode)
 	}
-	answered := func(what string) time.Duration {
-		t.Helper()
+	answered := func(within time.Duration) (time.Duration, error) {
 		since := time.Now()
 		left := slices.Clone(sample)
-		lab.Eventually(t, 10*time.Minute, what, func() error {
+		err := lab.Until(within, func() error {
 			for len(left) > 0 {
 				if r := from.Ask(left[0], lab.Timeout(500*time.Millisecond)); r.Verdict != lab.Answered {
 					return fmt.Errorf("%s: %s", left[0], r)
@@ -65,12 +67,14 @@ func compare(t *testing.T, c contender, program string) {
 			}
 			return nil
 		})
-		return time.Since(since)
+		return time.Since(since), err
 	}
-	answered("all of the sample answers")
+	if _, err := answered(10 * time.Minute); err != nil {
+		t.Fatalf("all of the sample answers: %v", err)
+	}
 	t.Logf("%s: %d Services answer after %.1f s", c.name, services, time.Since(began).Seconds())
 	var took []time.Duration
-	for i, to := range sample[:5] {
+	for i, to := range sample[:3] {
 		took = append(took, s.oneMore(to, services/len(sample)*(i+1)-1, from))
 	}
 	slices.Sort(took)
@@ -82,7 +86,15 @@ func compare(t *testing.T, c contender, program string) {
 			break
 		}
 	}
-	t.Logf("%s: after %q there are answers again after %.1f s", c.name, c.raid, answered("all of the sample answers again").Seconds())
+	again, err := answered(raidTime)
+	switch {
+	case err == nil:
+		t.Logf("%s: after %q there are answers again after %.1f s", c.name, c.raid, again.Seconds())
+	case c.mode == "":
+		t.Errorf("%s: after %q: %v", c.name, c.raid, err)
+	default: // kube-proxy has its own reasons, and no duty here
+		t.Logf("%s: after %q there are no answers within %s: %v", c.name, c.raid, raidTime, err)
+	}
 }
 
 // applyMany makes Services with some pods, and gives the frontends of twenty of them.
