@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -129,7 +130,7 @@ func (a *act) record(plan ipvs.Plan, jobs []job, outcomes []ipvs.Outcome) {
 // comes by itself, behind all others.
 func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan, planned []job) {
 	planned = jobs[:0]
-	unrecorded := a.unrecorded()
+	unrecorded := sync.OnceValue(a.unrecorded)
 	for i, j := range jobs {
 		all, have := a.steps(j)
 		ops := untilRecorded(all, unrecorded)

@@ -29,9 +29,10 @@ func (a *act) unrecorded() map[netip.Addr]bool {
 	return addrs
 }
 
-// untilRecorded are the steps before the one that takes such an address off the interface.
-func untilRecorded(ops []ipvs.Op, unrecorded map[netip.Addr]bool) []ipvs.Op {
-	if i := slices.IndexFunc(ops, func(op ipvs.Op) bool { is, off := op.(ipvs.Unbind); return off && unrecorded[is.Addr] }); i >= 0 {
+// untilRecorded are the steps before the one that takes such an address off the interface. Few turns have one: unrecorded, which
+// looks at all Keys, is asked by these alone.
+func untilRecorded(ops []ipvs.Op, unrecorded func() map[netip.Addr]bool) []ipvs.Op {
+	if i := slices.IndexFunc(ops, func(op ipvs.Op) bool { is, off := op.(ipvs.Unbind); return off && unrecorded()[is.Addr] }); i >= 0 {
 		return ops[:i:i]
 	}
 	return ops
