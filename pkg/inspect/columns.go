@@ -173,38 +173,3 @@ func count(n uint64) string {
 	}
 	return fmt.Sprint(n)
 }
-
-// bytes prints an amount with its unit.
-func bytes(n uint64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v := float64(n)
-	for _, u := range []string{"kB", "MB", "GB", "TB", "PB"} {
-		if v /= 1000; v < 999.5 {
-			if v < 99.95 {
-				return fmt.Sprintf("%.1f %s", v, u)
-			}
-			return fmt.Sprintf("%.0f %s", v, u)
-		}
-	}
-	return fmt.Sprintf("%.0f EB", v/1000)
-}
-
-// age prints how long something takes or took, in two units at most.
-func age(d time.Duration) string {
-	d = max(d, 0)
-	switch {
-	case d < time.Second:
-		return fmt.Sprintf("%d ms", d.Milliseconds())
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()))
-	case d < time.Hour && d%time.Minute == 0:
-		return fmt.Sprintf("%dm", int(d.Minutes()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
-	}
-	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
-}

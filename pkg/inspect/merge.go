@@ -157,7 +157,7 @@ func (f Fleet) busy(b *strings.Builder, s Style) {
 		if service == "" {
 			service = "-"
 		}
-		g.add("", r.Node, service, r.port(), r.Frontend, count(r.Connections), count(r.Active), bytes(r.BytesIn), bytes(r.BytesOut))
+		g.add("", r.Node, service, r.port(), r.Frontend, count(r.Connections), count(r.Active), Bytes(r.BytesIn), Bytes(r.BytesOut))
 	}
 	g.write(b, s)
 }

@@ -49,7 +49,7 @@ func frontendOf(served sync.Served, e desk.Explained, is sync.Frontend) Frontend
 			f.Affinity = w.Server.Timeout
 		}
 	}
-	f.Shares = preview.SharesOf(e.Shares)
+	f.Scheduling = preview.SchedulingOf(e.Shares)
 	f.State = stateOf(e, is)
 	switch f.State {
 	case Taken:
@@ -90,10 +90,7 @@ func (f *Frontend) backends(e desk.Explained, is sync.Frontend, here string) {
 	for _, d := range is.Drains {
 		drains[d.Addr] = d
 	}
-	grows := map[netip.AddrPort]desk.Growing{}
-	for _, g := range is.Grows {
-		grows[g.Addr] = g
-	}
+	grows := desk.GrowingByAddr(is.Grows)
 	for _, ep := range e.Endpoints {
 		b := Backend{Address: ep.Addr.String(), Node: ep.Node, State: Ready, Reason: reasonOf(ep.Why)}
 		d, draining := drains[ep.Addr]

@@ -15,7 +15,7 @@ func (h Head) Text(s Style) string {
 	if h.Version != "" {
 		agent := "ipvs-proxy " + h.Version
 		if h.Since != nil {
-			agent += ", up " + age(h.Now.Sub(*h.Since))
+			agent += ", up " + Span(h.Now.Sub(*h.Since))
 		}
 		parts = append(parts, agent+", Linux "+h.Kernel)
 	} else {
@@ -55,7 +55,7 @@ func (h Head) standing() string {
 		state += ", " + preview.Number(h.Draining) + " draining"
 	}
 	if h.LastWrite != nil {
-		state += ", last write " + age(h.Now.Sub(*h.LastWrite)) + " ago"
+		state += ", last write " + Span(h.Now.Sub(*h.LastWrite)) + " ago"
 	}
 	return state
 }
@@ -151,7 +151,7 @@ func (r *Row) backends() string {
 
 // numbers are the cells from ACTIVE on.
 func (r *Row) numbers() []string {
-	cells := []string{count(r.Active), count(r.Inactive), count(r.Conns), bytes(r.In), bytes(r.Out)}
+	cells := []string{count(r.Active), count(r.Inactive), count(r.Conns), Bytes(r.In), Bytes(r.Out)}
 	if r.State == Taken || r.State == Forbidden {
 		cells = []string{"-", "-", "-", "-", "-"}
 	}
@@ -216,12 +216,12 @@ func (f *Frontend) Text(s Style) string {
 		parts = append(parts, f.Scheduler)
 	}
 	if f.Affinity > 0 {
-		parts = append(parts, fmt.Sprintf("affinity %s", age(time.Duration(f.Affinity)*time.Second)))
+		parts = append(parts, fmt.Sprintf("affinity %s", Span(time.Duration(f.Affinity)*time.Second)))
 	}
 	parts = append(parts, string(f.State))
 	b.WriteString(paint(strings.TrimSuffix(wrap("", "  ", strings.Join(parts, "  "), "  "), "\n"), colourOf(f.State), s) + "\n")
 	b.WriteString(f.Reason.text("    "))
-	if shares := f.Shares.Text(); shares != "" {
+	if shares := f.Scheduling.Text(); shares != "" {
 		b.WriteString(wrap("    ", "    ", "scheduler "+shares, " "))
 	}
 	if f.Inside != "" {
@@ -239,7 +239,7 @@ func (f *Frontend) Text(s Style) string {
 			node = "-"
 		}
 		g.add(k.colour(), "  "+k.Address, node, fmt.Sprint(k.Weight), count(k.Active), count(k.Inactive), count(k.Conns),
-			fmt.Sprintf("%.0f %%", 100*k.Share), bytes(k.In), bytes(k.Out), k.state(s.Now))
+			Percent(k.Share), Bytes(k.In), Bytes(k.Out), k.state(s.Now))
 	}
 	g.write(&b, s)
 	return b.String()
@@ -259,7 +259,7 @@ func (b *Backend) colour() string {
 func (b *Backend) state(now time.Time) string {
 	text := string(b.State)
 	if b.State == Draining && b.Since != nil && b.Until != nil {
-		text = fmt.Sprintf("draining %s of %s", age(now.Sub(*b.Since)), age(b.Until.Sub(*b.Since)))
+		text = fmt.Sprintf("draining %s of %s", Span(now.Sub(*b.Since)), Span(b.Until.Sub(*b.Since)))
 	}
 	if b.State == Ready && b.Grows != nil {
 		text = preview.GrowingText(b.Weight, b.Full, *b.Grows)
@@ -284,7 +284,7 @@ func (l Log) Text(s Style) string {
 		}
 		cause := c.Cause
 		if c.Heard != nil {
-			cause += ", " + age(c.At.Sub(*c.Heard)) + " after it was heard"
+			cause += ", " + Span(c.At.Sub(*c.Heard)) + " after it was heard"
 		}
 		b.WriteString(paint(head+"  "+service+"  ("+cause+")", dim, s) + "\n")
 		line := c.Line

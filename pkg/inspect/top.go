@@ -105,7 +105,7 @@ func (t Top) Text(s Style) string {
 	var b strings.Builder
 	if !s.NoHeaders {
 		b.WriteString(t.Head.Text(s))
-		b.WriteString("now: " + count(t.All.Connections) + " new connections/s, " + bytes(t.All.BytesIn) + "/s in, " + bytes(t.All.BytesOut) + "/s out\n\n")
+		b.WriteString("now: " + count(t.All.Connections) + " new connections/s, " + Bytes(t.All.BytesIn) + "/s in, " + Bytes(t.All.BytesOut) + "/s out\n\n")
 	}
 	g := grid{columns: []column{{name: "SERVICE", least: 16}, {name: "PORT", least: 9}, {name: "FRONTEND", breaks: 21}, {name: "NEW/s", right: true}, {name: "ACTIVE", right: true},
 		{name: "CONNS", right: true}, {name: "PKT/s", right: true, wide: true}, {name: "IN/s", right: true}, {name: "OUT/s", right: true}, {name: "STATE", wide: true}}}
@@ -114,7 +114,7 @@ func (t Top) Text(s Style) string {
 		if service == "" {
 			service = "-"
 		}
-		g.add("", service, r.port(), r.Frontend, count(r.Connections), count(r.Active), count(r.Conns), count(r.PacketsIn), bytes(r.BytesIn), bytes(r.BytesOut), string(r.State))
+		g.add("", service, r.port(), r.Frontend, count(r.Connections), count(r.Active), count(r.Conns), count(r.PacketsIn), Bytes(r.BytesIn), Bytes(r.BytesOut), string(r.State))
 	}
 	g.write(&b, s)
 	if !s.NoHeaders && t.Quiet > 0 {

@@ -105,14 +105,14 @@ type Frontend struct {
 	Row
 	// Affinity is for how many seconds a client keeps its backend; 0: it does not.
 	Affinity uint32 `json:"affinitySeconds,omitempty"`
-	Shares
+	Scheduling
 	// Inside is where clients inside the cluster are sent in its place; "": nowhere.
 	Inside string    `json:"redirectsInside,omitempty"`
 	Of     []Backend `json:"of"`
 }
 
-// Shares is how a frontend's connections are shared out, where a Service asks for something.
-type Shares = preview.Shares
+// Scheduling is what a Service asks for in how a frontend's connections are shared out.
+type Scheduling = preview.Scheduling
 
 // BackendState is how a backend stands.
 type BackendState string

@@ -54,7 +54,7 @@ var templates = sync.OnceValues(func() (*template.Template, error) {
 			}
 			return "?"
 		},
-		"size": size, "span": span, "percent": percent, "plural": preview.Plural, "kind": kind, "todo": todo,
+		"size": inspect.Bytes, "span": inspect.Span, "percent": inspect.Percent, "plural": preview.Plural, "kind": kind, "todo": todo,
 		"path": path, "packetTo": packetTo, "namespace": namespace,
 		"name":  func(id string) string { return strings.TrimPrefix(id, namespace(id)) },
 		"inc":   func(i int) int { return i + 1 },
@@ -101,16 +101,16 @@ func (f frame) Ago(t *time.Time) string {
 	if t == nil {
 		return "never"
 	}
-	return span(f.Now.Sub(*t)) + " ago"
+	return inspect.Span(f.Now.Sub(*t)) + " ago"
 }
 
 // At is when something was.
-func (f frame) At(t time.Time) string { return span(f.Now.Sub(t)) + " ago" }
+func (f frame) At(t time.Time) string { return inspect.Span(f.Now.Sub(t)) + " ago" }
 
 // Backend is how a backend stands, in words.
 func (f frame) Backend(b inspect.Backend) string {
 	if b.State == inspect.Draining && b.Since != nil && b.Until != nil {
-		return fmt.Sprintf("draining %s of %s", span(f.Now.Sub(*b.Since)), span(b.Until.Sub(*b.Since)))
+		return fmt.Sprintf("draining %s of %s", inspect.Span(f.Now.Sub(*b.Since)), inspect.Span(b.Until.Sub(*b.Since)))
 	}
 	return string(b.State)
 }

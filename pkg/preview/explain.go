@@ -3,7 +3,6 @@ package preview
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +35,7 @@ type Frontend struct {
 	By string `json:"by"`
 	// Inside is where clients inside the cluster are sent in its place; "": nowhere.
 	Inside string `json:"redirectsInside,omitempty"`
-	Shares
+	Scheduling
 	Endpoints []Endpoint `json:"endpoints"`
 	// Reason is why it does not serve, or not everybody.
 	Reason
@@ -115,11 +114,8 @@ func explained(node string, id cluster.ID, s desk.Snapshot, e desk.Explanation, 
 }
 
 func frontendOf(f desk.Explained, growing []desk.Growing) Frontend {
-	is := Frontend{Key: f.Key.String(), By: f.Rank.String(), Shares: SharesOf(f.Shares), Endpoints: []Endpoint{}, Reason: Coded(f.Why)}
-	grows := map[netip.AddrPort]desk.Growing{}
-	for _, g := range growing {
-		grows[g.Addr] = g
-	}
+	is := Frontend{Key: f.Key.String(), By: f.Rank.String(), Scheduling: SchedulingOf(f.Shares), Endpoints: []Endpoint{}, Reason: Coded(f.Why)}
+	grows := desk.GrowingByAddr(growing)
 	if f.Owner != (cluster.ID{}) {
 		is.Why = "It is " + f.Owner.String() + "'s. " + is.Why
 	}
@@ -225,7 +221,7 @@ func (x *Explained) Text() string {
 func (t *table) frontend(f Frontend) {
 	t.line("\n%s  %s", f.Key, f.By)
 	t.reason("    ", f.Reason)
-	if shares := f.Shares.Text(); shares != "" {
+	if shares := f.Scheduling.Text(); shares != "" {
 		t.wrap("  scheduler ", "    ", shares)
 	}
 	if f.Inside != "" {

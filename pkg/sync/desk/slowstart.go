@@ -296,6 +296,15 @@ type Growing struct {
 	Until time.Time
 }
 
+// GrowingByAddr has them by their addresses.
+func GrowingByAddr(list []Growing) map[netip.AddrPort]Growing {
+	all := make(map[netip.AddrPort]Growing, len(list))
+	for _, g := range list {
+		all[g.Addr] = g
+	}
+	return all
+}
+
 // Grown reports whether what was wanted of a Key once is what is wanted in the end, but for weights on their way there.
 func (c Claim) Grown(was *ipvs.Frontend) bool {
 	if c.SlowStart == 0 || was == nil || len(was.Server.Reals) != len(c.Want.Server.Reals) {

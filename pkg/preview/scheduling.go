@@ -9,8 +9,8 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
-// Shares is how a frontend's connections are shared out, where a Service asks for something.
-type Shares struct {
+// Scheduling is what a Service asks for in how a frontend's connections are shared out; its zero value: nothing.
+type Scheduling struct {
 	// Wanted is the scheduler that is wanted; "": nobody asks for any, and it is the node's.
 	Wanted string `json:"wantedScheduler,omitempty"`
 	// WhyWanted says why it is that one.
@@ -21,12 +21,12 @@ type Shares struct {
 	SlowStart float64 `json:"slowStartSeconds,omitempty"`
 }
 
-// SharesOf says what the desk says of it.
-func SharesOf(s desk.Shares) (is Shares) {
+// SchedulingOf says what the desk says of it.
+func SchedulingOf(s desk.Shares) (is Scheduling) {
 	if s.Why == "" && s.SlowStart == 0 && s.Flags&^ipvs.Persistent == 0 {
 		return is
 	}
-	is = Shares{Wanted: s.Scheduler, WhyWanted: s.Why, SlowStart: s.SlowStart.Seconds()}
+	is = Scheduling{Wanted: s.Scheduler, WhyWanted: s.Why, SlowStart: s.SlowStart.Seconds()}
 	for _, f := range []struct {
 		flag ipvs.Flags
 		name string
@@ -39,7 +39,7 @@ func SharesOf(s desk.Shares) (is Shares) {
 }
 
 // Text says it in a line; "": there is nothing to say.
-func (s Shares) Text() string {
+func (s Scheduling) Text() string {
 	if s.Wanted == "" {
 		return ""
 	}
