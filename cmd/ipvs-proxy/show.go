@@ -45,7 +45,8 @@ CAP_NET_ADMIN, without which IPVS cannot be read, and the agent answers user 0 a
 
 STATE is open; no-endpoints: new connections are refused; no-local: a Local policy leaves some clients no endpoint here;
 taken: another Service has it; forbidden: no Service may have it; failing: the kernel refuses it; waiting: the kernel does
-not have it yet; foreign: no Service has it.
+not have it yet; foreign: no Service has it. Of one Service it also says what is still to be written, and for how long that
+waits.
 
 The exit status is 0 where all that is shown is as its Service wants it, 1 where something is taken, forbidden, failing
 or waiting, 2 where that cannot be said: there is no such Service, for one.`,

@@ -217,6 +217,29 @@ func TestLooks(t *testing.T) {
 	}
 }
 
+// A Service for which the kernel takes no more shows what is still to be written, and for how long, in light and in dark.
+func TestStillToBeWritten(t *testing.T) {
+	at, done, err := Serve(20, "--full")
+	must(t, err)
+	defer done()
+	for name, look := range map[string]Look{"desktop": desktop, "night": night, "small": small5} {
+		t.Run(name, func(t *testing.T) {
+			tab, done, err := Open(t.Context(), at, look)
+			must(t, err)
+			defer done()
+			must(t, tab.Go("/"))
+			says(t, tab, "2 frontends failing")
+			must(t, tab.Go("/services/shop/cart"))
+			says(t, tab, "Still to be written, for ", "ipvsadm -a -t 10.96.0.81:80 -r 10.244.3.94:8080 -m -w 1", "failing")
+			for _, kind := range []string{faint, wide} {
+				for _, line := range eval[[]string](t, tab, kind) {
+					t.Errorf("hard to read, or sticks out: %s", line)
+				}
+			}
+		})
+	}
+}
+
 // What a screen reader gets: names and roles as the browser computes them.
 func TestAccessibilityTree(t *testing.T) {
 	tab := open(t, desktop)

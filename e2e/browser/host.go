@@ -13,9 +13,9 @@ import (
 )
 
 // Serve starts e2e/pagehost, a node's agent on a kernel in memory, and gives where its page is. It ends with done, and when this
-// process ends: it reads a pipe of ours.
-func Serve(services int) (base string, done func(), err error) {
-	if at := os.Getenv("PAGE"); at != "" {
+// process ends: it reads a pipe of ours. More are its flags beside the number of Services.
+func Serve(services int, more ...string) (base string, done func(), err error) {
+	if at := os.Getenv("PAGE"); at != "" && len(more) == 0 {
 		return at, func() {}, nil
 	}
 	dir, err := os.MkdirTemp("", "pagehost-")
@@ -28,7 +28,7 @@ func Serve(services int) (base string, done func(), err error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", nil, errors.Join(fmt.Errorf("build e2e/pagehost: %w\n%s", err, out), os.RemoveAll(dir))
 	}
-	cmd := exec.Command(program, "--services", strconv.Itoa(services))
+	cmd := exec.Command(program, append([]string{"--services", strconv.Itoa(services)}, more...)...)
 	cmd.Stderr = os.Stderr
 	in, err1 := cmd.StdinPipe()
 	out, err2 := cmd.StdoutPipe()

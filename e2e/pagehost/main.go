@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -31,14 +33,15 @@ import (
 func main() {
 	services := flag.Int("services", 10000, "how many Services the node serves")
 	listen := flag.String("listen", "127.0.0.1:0", "where the page is")
+	full := flag.Bool("full", false, "the kernel has no room for another real server, once all is programmed: what changes waits")
 	flag.Parse()
-	if err := run(*services, *listen); err != nil {
+	if err := run(*services, *listen, *full); err != nil {
 		fmt.Fprintln(os.Stderr, "pagehost:", err)
 		os.Exit(1)
 	}
 }
 
-func run(services int, listen string) error {
+func run(services int, listen string, full bool) error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	go func() {
@@ -49,6 +52,7 @@ func run(services int, listen string) error {
 	world := newWorld(model, services)
 	health := healthz.New(healthz.Options{Registry: metrics.NewKubeRegistry()})
 	k := &kernel{Kernel: fake.New()}
+	k.Fail = k.takes
 	k.SetNode(ipvs.Local{Addrs: []netip.Addr{nodeAddr}, Own: []netip.Addr{nodeAddr}, Subnets: []netip.Prefix{netip.PrefixFrom(nodeAddr, 24).Masked()}})
 	for _, key := range []ipvs.Key{cartKey, cartNodePort} {
 		k.Conns[key] = map[netip.AddrPort]ipvs.Conns{cartLeaves: {Active: 2}}
@@ -56,11 +60,16 @@ func run(services int, listen string) error {
 	loop := sync.New(k, model, zap.NewNop(), sync.Options{Health: health})
 	ended := make(chan error, 1)
 	go func() { ended <- loop.Run(ctx) }()
-	if err := settled(ctx, loop); err != nil {
+	if err := settled(ctx, loop, programmed); err != nil {
 		return err
 	}
+	until := programmed
+	if full {
+		k.full.Store(true)
+		until = failing
+	}
 	world.roll(model) // so that something has changed
-	if err := settled(ctx, loop); err != nil {
+	if err := settled(ctx, loop, until); err != nil {
 		return err
 	}
 	handler, err := health.MetricsHandler(healthz.Pages{Version: "v0.2.0", Statusz: true})
@@ -86,11 +95,15 @@ func run(services int, listen string) error {
 	return <-ended
 }
 
-// settled waits until the kernel holds what is wanted.
-func settled(ctx context.Context, loop *sync.Loop) error {
+func programmed(s sync.Standing) bool { return s.Programmed }
+
+func failing(s sync.Standing) bool { return s.Failing > 0 }
+
+// settled waits until the loop stands so.
+func settled(ctx context.Context, loop *sync.Loop, so func(sync.Standing) bool) error {
 	for ctx.Err() == nil {
 		done := false
-		if err := loop.Ask(ctx, func(v *sync.View) { done = v.Standing().Programmed }); err != nil {
+		if err := loop.Ask(ctx, func(v *sync.View) { done = so(v.Standing()) }); err != nil {
 			return err
 		}
 		if done {
@@ -102,7 +115,18 @@ func settled(ctx context.Context, loop *sync.Loop) error {
 }
 
 // kernel is one in memory that reads all of itself at once, as it costs the same.
-type kernel struct{ *fake.Kernel }
+type kernel struct {
+	*fake.Kernel
+	full atomic.Bool // there is no room for another real server
+}
+
+// takes is an error where there is no room for what a write adds.
+func (k *kernel) takes(op ipvs.Op) error {
+	if _, adds := op.(ipvs.AddReal); adds && k.full.Load() {
+		return syscall.ENOMEM
+	}
+	return nil
+}
 
 // Detect reads everything.
 func (k *kernel) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (done bool, err error) {

@@ -27,7 +27,8 @@ func (n *Node) Explain(ctx context.Context, id cluster.ID) (*preview.Explained, 
 	var pending ipvs.Plan
 	var grows map[ipvs.Key][]desk.Growing
 	err := n.loop.Ask(ctx, func(v *sync.View) {
-		s, pending = v.Snapshot(id), v.PendingOf(id)
+		s = v.Snapshot(id)
+		pending, _ = v.PendingOf(id)
 		grows = v.Growing(id)
 	})
 	if err != nil {

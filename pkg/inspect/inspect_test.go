@@ -177,6 +177,48 @@ func TestB73States(t *testing.T) {
 	}
 }
 
+// What is still to be written for a Service stands below it, and since when it waits, as a person would type it; nothing where all is
+// written.
+func TestB73StillToBeWritten(t *testing.T) {
+	web := service("default/web", "10.96.0.10", 80)
+	n := newNode(t, web, slice(web, "10.244.1.5@node1"))
+	id := cluster.ID{Namespace: "default", Name: "web"}
+	look := func(head Head) (*Service, string) {
+		t.Helper()
+		s, err := n.Service(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, s.Text(head, Style{Now: head.Now})
+	}
+	if s, text := look(Head{Now: time.Now()}); s.Pending != nil || s.Since != nil || strings.Contains(text, "written") {
+		t.Errorf("all is written, and it says %q since %v:\n%s", s.Pending, s.Since, text)
+	}
+	n.kernel.Fail = func(op ipvs.Op) error {
+		if _, is := op.(ipvs.AddReal); is {
+			return errors.New("no room")
+		}
+		return nil
+	}
+	before := time.Now()
+	var eps []string
+	for i := range 25 {
+		eps = append(eps, fmt.Sprintf("10.244.2.%d@node2", i+1))
+	}
+	n.give(slice(web, append(eps, "10.244.1.5@node1")...))
+	n.until(t, func(h Head) bool { return h.Failing > 0 })
+	s, _ := look(Head{})
+	if len(s.Pending) != 25 || s.Pending[0] != "ipvsadm -a -t 10.96.0.10:80 -r 10.244.2.1:8080 -m -w 1" || s.Since == nil || s.Since.Before(before) || s.Since.After(time.Now()) {
+		t.Fatalf("%q since %v", s.Pending, s.Since)
+	}
+	_, text := look(Head{Now: s.Since.Add(90 * time.Second)})
+	for _, want := range []string{"\nstill to be written: 25 changes, for 1m30s\n  ipvsadm -a -t 10.96.0.10:80 -r 10.244.2.1:8080 -m -w 1\n", "\n  and 5 more: -o json has all\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it does not say %q:\n%s", want, text)
+		}
+	}
+}
+
 // A Service's backends stand with their nodes, their share, and why some are left out or drain.
 func TestB73Backends(t *testing.T) {
 	web := service("default/web", "10.96.0.10", 80)

@@ -68,13 +68,23 @@ func (n *Node) head(s sync.Standing) Head {
 // Service says what the loop knows of one. The error is a preview.UnknownServiceError where there is none.
 func (n *Node) Service(ctx context.Context, id cluster.ID) (*Service, error) {
 	var served sync.Served
-	if err := n.loop.Ask(ctx, func(v *sync.View) { served = v.Service(id) }); err != nil {
+	var pending ipvs.Plan
+	var since time.Time
+	if err := n.loop.Ask(ctx, func(v *sync.View) {
+		served = v.Service(id)
+		pending, since = v.PendingOf(id)
+	}); err != nil {
 		return nil, err
 	}
-	if s := ServiceOf(served); s != nil {
-		return s, nil
+	s := ServiceOf(served)
+	if s == nil {
+		return nil, n.unknown(ctx, id)
 	}
-	return nil, n.unknown(ctx, id)
+	for _, step := range pending {
+		s.Pending = append(s.Pending, step.Op.String())
+	}
+	s.Since = when(since)
+	return s, nil
 }
 
 // names are those of all Services, a page at a time.

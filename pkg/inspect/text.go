@@ -177,7 +177,30 @@ func (s *Service) Text(head Head, style Style) string {
 	for _, p := range s.Problems {
 		b.WriteString("\n" + paint("refused: "+p.What, red, style) + "\n" + p.Reason.text("    "))
 	}
+	b.WriteString(s.pending(style))
 	return b.String()
+}
+
+// printedWrites is how many of the writes that are still to be done are printed.
+const printedWrites = 20
+
+// pending says what is still to be written, and for how long that waits.
+func (s *Service) pending(style Style) string {
+	if len(s.Pending) == 0 {
+		return ""
+	}
+	text := "still to be written: " + preview.Plural(len(s.Pending), "change")
+	if s.Since != nil {
+		text += ", for " + Span(style.Now.Sub(*s.Since))
+	}
+	text = "\n" + paint(text, yellow, style) + "\n"
+	for _, line := range s.Pending[:min(len(s.Pending), printedWrites)] {
+		text += wrapped(line) + "\n"
+	}
+	if left := len(s.Pending) - printedWrites; left > 0 {
+		text += "  and " + preview.Number(left) + " more: -o json has all\n"
+	}
+	return text
 }
 
 func paint(text, colour string, s Style) string {

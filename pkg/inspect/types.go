@@ -159,6 +159,10 @@ type Service struct {
 	Frontends      []Frontend `json:"frontends"`
 	// Problems are what it may not have.
 	Problems []Problem `json:"problems"`
+	// Pending are the writes that are still to be done for it, as a person would type them, a slice of the loop's work at most; Since is
+	// since when the first of them waits; nil: none does, or nobody knows.
+	Pending []string   `json:"pending,omitempty"`
+	Since   *time.Time `json:"pendingSince,omitempty"`
 }
 
 // Problem is an address or a field of a Service that is not served.

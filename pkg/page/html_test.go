@@ -170,7 +170,7 @@ func TestB73PageHostileNames(t *testing.T) {
 	f := &s.Frontends[0]
 	f.Service, f.Frontend, f.Port, f.Protocol, f.By, f.Scheduler, f.State, f.Reason, f.Inside = s.Service, evil, evil, evil, evil, evil, evil, reason, evil
 	f.Of = []inspect.Backend{{Address: evil, Node: evil, State: evil, Reason: reason}, {Address: evil, Node: evil, State: inspect.LeftOut, Reason: reason}}
-	s.Problems = []inspect.Problem{{What: evil, Reason: reason}}
+	s.Problems, s.Pending = []inspect.Problem{{What: evil, Reason: reason}}, []string{evil}
 	w.changes = []inspect.Change{{At: now, Service: s.Service, Line: evil, Cause: evil, Error: evil}}
 	w.health.Problems, w.head.Note, w.head.Version, w.head.Kernel, w.mute = []string{evil}, evil, evil, evil, errors.New(evil)
 	h := over(w, func(o *Options) { o.Node, o.Links = evil, []Link{{evil, evil}} })
@@ -215,11 +215,14 @@ func TestB73PageBounds(t *testing.T) {
 		}
 		s.Frontends = append(s.Frontends, f)
 	}
+	for i := range 512 {
+		s.Pending = append(s.Pending, fmt.Sprintf("ipvsadm -a -t 10.97.0.1:80 -r 10.245.0.1:%d -m -w 1", i+1))
+	}
 	page := serve(over(w), asked(http.MethodGet, "/services/team-00/service-00000"))
 	if n := page.Body.Len(); n > 600_000 {
 		t.Errorf("a Service of 300 frontends with 300 endpoints each: %d bytes", n)
 	}
-	for _, want := range []string{"and 200 endpoints more", "and 280 frontends more"} {
+	for _, want := range []string{"and 200 endpoints more", "and 280 frontends more", "and 492 changes more"} {
 		if !strings.Contains(page.Body.String(), want) {
 			t.Errorf("it does not say %q", want)
 		}
@@ -308,6 +311,8 @@ func TestB73PageSays(t *testing.T) {
 	w := newWorld(5)
 	w.head.Draining, w.head.Failing, w.head.Waiting, w.head.Programmed = 3, 2, 1, false
 	w.health = Health{OK: false, APIAge: 90 * time.Second, Problems: []string{"net.ipv4.vs.conntrack is 0: write 1 to it"}}
+	w.services[4].Pending, w.services[4].Since = []string{"ipvsadm -a -t 10.96.0.5:80 -r 10.244.1.6:8080 -m -w 1"}, before(90*time.Second)
+	w.services[3].Pending = []string{"ipvsadm -D -t 10.96.0.9:80"} // nobody knows since when
 	h := over(w)
 	for path, wants := range map[string][]string{
 		"/": {"What node1 serves", "Unhealthy.", "1 problem of this node", "net.ipv4.vs.conntrack is 0: write 1 to it", "5 Services, 6 frontends",
@@ -315,8 +320,10 @@ func TestB73PageSays(t *testing.T) {
 			"team-04/service-00004 http/TCP 10.96.0.5:80 rr 2 4 100 open", "172.28.128.11:30004 rr 0 0 1,100 no-local"},
 		"/services/team-04/service-00004": {"Type NodePort", "External policy Local", "2 backends; scheduler rr; 1 endpoint left out", "10.96.0.5:80 http/TCP, ClusterIP open",
 			"10.244.1.5:8080 node1", "60 60 % 60 kB 6.0 MB ready", "10.244.3.5:8080 on node3: The endpoint is not ready. See why its pod is not. IPX0101",
-			"A Local policy leaves no endpoint for the client. IPX0303", "It leads to no endpoint."},
-		"/changes": {"Because of 12 s ago", "ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1", "object", "13 s ago"},
+			"A Local policy leaves no endpoint for the client. IPX0303", "It leads to no endpoint.",
+			"Still to be written, for 1m30s ipvsadm -a -t 10.96.0.5:80 -r 10.244.1.6:8080 -m -w 1"},
+		"/services/team-03/service-00003": {"Still to be written ipvsadm -D -t 10.96.0.9:80"},
+		"/changes":                        {"Because of 12 s ago", "ipvsadm -a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1", "object", "13 s ago"},
 		"/packet?client=198.51.100.7&to=10.96.0.1:80/udp": {"198.51.100.7 to 10.96.0.1:80/udp", "served by", "The kernel differs: by what it holds now, the packet is refused. It lacks ipvsadm -A -u 10.96.0.1", "1 address 10.96.0.1 is a ClusterIP of team-00/service-00000",
 			"10.244.1.0:8080 node1 <1 % 198.51.100.7", "and 50 backends more", "10.244.3.1:8080 on node3: The endpoint is not ready. IPX0101"},
 		"/reasons": {"IPX0101 The endpoint is not ready. See why its pod is not: kubectl describe pod."},

@@ -42,14 +42,14 @@ func (p *pages) packet(r *http.Request) (v view, err error) {
 	if is.Answer, err = p.Answers.Packet(r.Context(), q); err != nil {
 		return v, err
 	}
-	is.Backends, is.MoreBackends = some(is.Answer.Backends)
-	is.LeftOut, is.MoreOut = some(is.Answer.LeftOut)
+	is.Backends, is.MoreBackends = firstOf(is.Answer.Backends, pageBackends)
+	is.LeftOut, is.MoreOut = firstOf(is.Answer.LeftOut, pageBackends)
 	v.Body, v.live = is, true
 	return v, nil
 }
 
-// some are as many of a list as a page has, and how many are left.
-func some[T any](list []T) (first []T, left int) {
-	n := min(len(list), pageBackends)
+// firstOf are as many of a list as a page has, and how many are left.
+func firstOf[T any](list []T, most int) (first []T, left int) {
+	n := min(len(list), most)
 	return list[:n], len(list) - n
 }

@@ -104,6 +104,9 @@ func (f frame) Ago(t *time.Time) string {
 	return inspect.Span(f.Now.Sub(*t)) + " ago"
 }
 
+// For is how long something waits that began then.
+func (f frame) For(t *time.Time) string { return inspect.Span(f.Now.Sub(*t)) }
+
 // At is when something was.
 func (f frame) At(t time.Time) string { return inspect.Span(f.Now.Sub(t)) + " ago" }
 

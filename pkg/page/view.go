@@ -39,6 +39,7 @@ const (
 	pageBackends  = 100 // of a frontend
 	pageFrontends = 20  // of a Service
 	pageProblems  = 10  // of the node
+	pagePending   = 20  // writes still to be done for a Service
 	questionLimit = 200 // characters of a question
 	refreshPeriod = 5   // seconds
 )
@@ -67,8 +68,9 @@ type serviceRow struct {
 type serviceView struct {
 	Service   *inspect.Service
 	Frontends []frontendView
-	// Left counts the frontends that are left out.
-	Left       int
+	// Left counts the frontends that are left out, LeftPending the writes still to be done.
+	Left, LeftPending int
+
 	Changes    []inspect.Change
 	AllChanges string
 	NoCounts   string
@@ -252,6 +254,7 @@ func (p *pages) service(r *http.Request) (v view, err error) {
 		return v, err
 	}
 	is := serviceView{Service: s, AllChanges: "/changes?" + url.Values{"service": {id.String()}}.Encode()}
+	s.Pending, is.LeftPending = firstOf(s.Pending, pagePending)
 	is.Left = max(len(s.Frontends)-pageFrontends, 0)
 	s.Frontends = s.Frontends[:len(s.Frontends)-is.Left]
 	if counts, err := p.counts(r, s.Keys()); err != nil {

@@ -77,6 +77,53 @@ func TestB73Ask(t *testing.T) {
 	})
 }
 
+// What is still to be written for a Service is told with the time since which the first of it waits.
+func TestB73Pending(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web, other := service("web", "10.96.0.10", 80), service("other", "10.96.0.11", 80)
+		r.set(web, slice(web, "10.244.2.10"), other)
+		r.synced()
+		r.start()
+		pending := func(name string) (lines []string, since time.Time) {
+			t.Helper()
+			synctest.Wait()
+			r.ask(func(v *View) {
+				plan, began := v.PendingOf(idOf(name))
+				since = began
+				for _, step := range plan {
+					lines = append(lines, step.Op.String())
+				}
+			})
+			return lines, since
+		}
+		if lines, since := pending("web"); len(lines) > 0 || !since.IsZero() {
+			t.Errorf("all is written, and there is %q since %s", lines, since)
+		}
+		r.kernel.Fail = func(op ipvs.Op) error {
+			if _, is := op.(ipvs.AddReal); is {
+				return errors.New("no room")
+			}
+			return nil
+		}
+		began := time.Now()
+		r.set(slice(web, "10.244.2.10", "10.244.2.11"))
+		time.Sleep(10 * time.Second)
+		r.set(slice(web, "10.244.2.10", "10.244.2.11", "10.244.2.12"))
+		want := []string{"ipvsadm -a -t 10.96.0.10:80 -r 10.244.2.11:8080 -m -w 1", "ipvsadm -a -t 10.96.0.10:80 -r 10.244.2.12:8080 -m -w 1"}
+		if lines, since := pending("web"); !slices.Equal(lines, want) || !since.Equal(began) {
+			t.Errorf("%q since %s, want %q since %s", lines, since, want, began)
+		}
+		if lines, _ := pending("other"); len(lines) > 0 {
+			t.Errorf("for another Service: %q", lines)
+		}
+		r.tamper(func() { r.kernel.Fail = nil })
+		time.Sleep(5 * time.Second)
+		if lines, since := pending("web"); len(lines) > 0 || !since.IsZero() {
+			t.Errorf("all is written again, and there is %q since %s", lines, since)
+		}
+	})
+}
+
 // Services come in their order, however they came and went, page by page.
 func TestPagesOfServices(t *testing.T) {
 	s := newStepper()

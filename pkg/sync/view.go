@@ -239,13 +239,30 @@ func (v *View) grows(k ipvs.Key) bool {
 	return held && claim.SlowStart > 0 && v.loop.queue.waits(k)
 }
 
-// PendingOf gives what is still to be written for a Service.
-func (v *View) PendingOf(id cluster.ID) ipvs.Plan {
+// PendingOf gives what is still to be written for a Service, and since when something of that waits; zero: nothing does, or nobody
+// knows.
+func (v *View) PendingOf(id cluster.ID) (plan ipvs.Plan, since time.Time) {
 	var keys []ipvs.Key
 	for _, k := range v.loop.desk.KeysOf(id) {
 		if claim, held := v.loop.desk.Held(k); held && claim.Service == id {
 			keys = append(keys, k)
 		}
 	}
-	return v.Pending(keys...)
+	plan = v.Pending(keys...)
+	for _, step := range plan {
+		since = sooner(since, v.heard(step.Key))
+	}
+	return plan, since
+}
+
+// heard is when it was heard of that a Key is to change; zero: it is not to, or nobody knows.
+func (v *View) heard(k ipvs.Key) time.Time {
+	l := v.loop
+	if why := l.diary.causes[k]; !why.heard.IsZero() {
+		return why.heard
+	}
+	if l.stage.announce {
+		return l.stage.began
+	}
+	return time.Time{}
 }
