@@ -1,6 +1,6 @@
 // Command release writes everything that a release needs into a directory: the image for all platforms with what it is
-// made of attached, programs, what is installed, the chart, the changes since the last release, and checksums of all.
-// The same commit, version and Go give the same bytes.
+// made of attached, programs, their man pages and completions, what is installed, the chart, the changes since the last
+// release, and checksums of all. The same commit, version and Go give the same bytes.
 package main
 
 import (
@@ -87,6 +87,7 @@ func release(ctx context.Context, o options, out io.Writer) error {
 	for _, write := range []func() error{
 		func() error { return d.image(b, o.source.Version, filepath.Join(tmp, "layout")) },
 		func() error { return d.programs(b, o) },
+		func() error { return d.manuals(ctx, b, o, tmp) },
 		func() error { return d.installs(o, image) },
 		func() error { return d.chart(o, image) },
 		func() error { return d.write("image.txt", []byte(image.String()+"\n")) },

@@ -29,7 +29,7 @@ const (
 // revision and digest as they are.
 func TestRelease(t *testing.T) {
 	copied := t.TempDir()
-	for _, name := range []string{"cmd", "pkg", "manifests", "go.mod", "go.sum", "LICENSE"} {
+	for _, name := range []string{"cmd", "pkg", "manifests", "go.mod", "go.sum", "LICENSE", "docs/man"} {
 		copyTree(t, filepath.Join(root, name), filepath.Join(copied, name))
 	}
 	dist := filepath.Join(t.TempDir(), "dist") // the second replaces the first
@@ -55,7 +55,7 @@ func TestRelease(t *testing.T) {
 		return list
 	}
 	want := []string{"NOTICES.txt", "SHA256SUMS", "changes.md", "image.txt", "install-fresh.yaml", "install-replace-kube-proxy.yaml", "ipvs-proxy-1.2.3.tgz",
-		"ipvs-proxy-v1.2.3-image.tar", "ipvs-proxy-v1.2.3-linux-" + runtime.GOARCH + ".tar.gz", "ipvs-proxy-v1.2.3.cdx.json", "job-check-fresh.yaml",
+		"ipvs-proxy-v1.2.3-image.tar", "ipvs-proxy-v1.2.3-linux-" + runtime.GOARCH + ".tar.gz", "ipvs-proxy-v1.2.3-man-completions.tar.gz", "ipvs-proxy-v1.2.3.cdx.json", "job-check-fresh.yaml",
 		"job-check-replace-kube-proxy.yaml", "job-cleanup.yaml", "job-diff-fresh.yaml", "job-diff-replace-kube-proxy.yaml", "job-way-back.yaml", "kubeproxydaemonset.yaml", "monitoring.yaml"}
 	if got := names(all[0]); !slices.Equal(got, want) {
 		t.Errorf("a release has\n%q, want\n%q", got, want)
@@ -72,6 +72,7 @@ func TestRelease(t *testing.T) {
 	}
 	named(t, all[0], image)
 	program(t, all[0]["ipvs-proxy-v1.2.3-linux-"+runtime.GOARCH+".tar.gz"])
+	manuals(t, all[0]["ipvs-proxy-v1.2.3-man-completions.tar.gz"], all[0]["ipvs-proxy-v1.2.3-linux-"+runtime.GOARCH+".tar.gz"])
 	for _, want := range []string{`"purl": "pkg:golang/github.com/spf13/cobra@v`, `"purl": "pkg:golang/std@go1.`, `"specVersion": "1.6"`, `"id": "Apache-2.0"`, `"expression": "Apache-2.0 AND BSD-3-Clause"`} {
 		if !strings.Contains(string(all[0]["ipvs-proxy-v1.2.3.cdx.json"]), want) {
 			t.Errorf("the list of what is in it has no %s", want)
