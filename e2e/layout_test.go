@@ -39,7 +39,7 @@ var rooms = map[string][]string{
 	"pkg/sync/desk": {module + "/pkg/cluster", module + "/pkg/ipvs"},
 	// Metrics and pages as all of Kubernetes has them.
 	"pkg/healthz": {"k8s.io/component-base/metrics", "k8s.io/component-base/configz", "k8s.io/component-base/version", "k8s.io/apimachinery/", "github.com/prometheus/client_golang/prometheus",
-		"go.uber.org/zap", "golang.org/x/sys/unix"},
+		"github.com/prometheus/client_model/go", "go.uber.org/zap", "golang.org/x/sys/unix"},
 	"pkg/ipvs":           {},
 	"pkg/ipvs/kubeproxy": {},
 	"pkg/ipvs/legacy":    {module + "/pkg/ipvs/kubeproxy", "golang.org/x/sys/unix"},

@@ -73,6 +73,8 @@ type trafficMeters struct {
 	read  time.Time // when it was last read
 	last  []prometheus.Metric
 	fails [2]bool // refusals, Services
+	// labels are those of the ports that were there at the last reading.
+	labels map[measuredPort]portLabels
 }
 
 // trafficDescs are the metrics that it makes.
@@ -167,18 +169,7 @@ func (t *trafficMeters) readServices(ctx context.Context) {
 		return
 	}
 	t.add(t.without, prometheus.GaugeValue, float64(all.Left))
-	for _, s := range all.List {
-		ns, name, port := s.Namespace, s.Service, s.Port
-		t.add(t.conns, prometheus.CounterValue, float64(s.Conns), ns, name, port)
-		t.add(t.packets, prometheus.CounterValue, float64(s.In.Packets), "in", ns, name, port)
-		t.add(t.packets, prometheus.CounterValue, float64(s.Out.Packets), "out", ns, name, port)
-		t.add(t.bytes, prometheus.CounterValue, float64(s.In.Bytes), "in", ns, name, port)
-		t.add(t.bytes, prometheus.CounterValue, float64(s.Out.Bytes), "out", ns, name, port)
-		t.add(t.activeConns, prometheus.GaugeValue, float64(s.Active), ns, name, port)
-		t.add(t.inactiveConns, prometheus.GaugeValue, float64(s.Inactive), ns, name, port)
-		t.add(t.backends, prometheus.GaugeValue, float64(s.Ready), "ready", ns, name, port)
-		t.add(t.backends, prometheus.GaugeValue, float64(s.Draining), "draining", ns, name, port)
-	}
+	t.addServices(all.List)
 }
 
 // add adds a metric. One whose labels are no text is left out: the others count.
