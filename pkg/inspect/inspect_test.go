@@ -296,6 +296,16 @@ func TestB73Pages(t *testing.T) {
 			}
 		}
 	}
+	for _, c := range []struct {
+		walk walk
+		want int
+	}{{walk{want: 28}, 28}, {walk{want: 500}, sync.PageServices}, {walk{want: 1, query: Query{State: Waiting}}, sync.PageServices}} {
+		w := c.walk
+		w.node = n.Node
+		if _, some, err := w.next(t.Context()); !some || err != nil || len(w.page) != c.want-1 {
+			t.Errorf("%d rows are wanted, of state %q, and the loop is asked for %d Services, %v", w.want, w.query.State, len(w.page)+1, err)
+		}
+	}
 	rows, pages := all(Query{})
 	if len(rows) != 2300 || pages != 5 || !slices.IsSortedFunc(rows, func(a, b Row) int { return strings.Compare(a.Service, b.Service) }) {
 		t.Errorf("%d rows in %d pages", len(rows), pages)

@@ -47,6 +47,7 @@ func (n *Node) List(ctx context.Context, q Query) (l List, err error) {
 	}
 	w := walk{node: n, query: q, after: q.begin()}
 	for looks := 0; ; {
+		w.want = most - len(l.Rows)
 		s, some, err := w.next(ctx)
 		if err != nil {
 			return l, err
@@ -108,6 +109,15 @@ type walk struct {
 	names []cluster.ID
 	last  bool // there are no more names
 	page  []sync.Served
+	want  int // how many rows are still wanted
+}
+
+// together are the names of which is taken together what the loop knows: no more than may be wanted, for it costs the loop.
+func (w *walk) together() []cluster.ID {
+	if w.query.State != "" {
+		return w.names // few of them may be so
+	}
+	return w.names[:min(len(w.names), max(w.want, 1))]
 }
 
 func (w *walk) ended() bool { return w.last && len(w.names) == 0 && len(w.page) == 0 }
@@ -125,7 +135,7 @@ func (w *walk) next(ctx context.Context) (s *Service, some bool, err error) {
 		}
 		switch {
 		case len(w.names) > 0:
-			err = w.node.loop.Ask(ctx, func(v *sync.View) { w.page = v.Some(w.names) })
+			err = w.node.loop.Ask(ctx, func(v *sync.View) { w.page = v.Some(w.together()) })
 			w.names = w.names[len(w.page):]
 		case w.last:
 			return nil, false, nil

@@ -12,14 +12,14 @@ type KeyOf struct {
 	Port    cluster.Port
 }
 
-// Keys gives the Keys that Services have, one Service after the other, until there are PageNames of them. Looked says how
+// Keys gives the Keys that Services have, one Service after the other, until there are PageKeys of them. Looked says how
 // many Services were looked at: who wants more asks again for the others. Where another Service has a Key, that one counts.
 func (v *View) Keys(services []cluster.ID) (keys []KeyOf, looked int) {
 	for _, id := range services {
 		for k, p := range v.loop.desk.Owned(id) {
 			keys = append(keys, KeyOf{Key: k, Service: id, Port: p})
 		}
-		if looked++; len(keys) >= PageNames {
+		if looked++; len(keys) >= PageKeys {
 			break
 		}
 	}

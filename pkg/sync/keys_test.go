@@ -36,11 +36,11 @@ func TestKeysOfServices(t *testing.T) {
 		t.Errorf("of nobody: looked at %d", looked)
 	}
 	// Many Keys end a question early, and the next one goes on.
-	ids := make([]cluster.ID, PageNames)
+	ids := make([]cluster.ID, PageKeys)
 	for i := range ids {
 		ids[i] = idOf("web")
 	}
-	if keys, looked := s.loop.view().Keys(ids); len(keys) != PageNames || looked != PageNames/2 {
-		t.Errorf("%d Keys of %d Services, want %d of %d", len(keys), looked, PageNames, PageNames/2)
+	if keys, looked := s.loop.view().Keys(ids); len(keys) != PageKeys || looked != PageKeys/2 {
+		t.Errorf("%d Keys of %d Services, want %d of %d", len(keys), looked, PageKeys, PageKeys/2)
 	}
 }

@@ -23,6 +23,8 @@ const (
 	PageEndpoints = 1000
 	// PageNames is how many names, or Keys, are given at a time.
 	PageNames = 2000
+	// PageKeys is how many Keys are given at a time with the ports that they are for, which are looked up one by one.
+	PageKeys = 250
 )
 
 // Standing is how the loop stands.
