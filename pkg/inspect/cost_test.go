@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -14,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/preview"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
 )
 
@@ -57,14 +60,18 @@ func served(t testing.TB, n *node) *Client {
 	return NewClient(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) })
 }
 
-// What an answer costs at 10,000 Services, at both ends of the socket, the kernel apart: one Service and the first page of
-// the list below 50 ms of processor time, and the loop for no question longer than a slice of its own work.
+// What an answer costs at 10,000 Services, at both ends of the socket, the kernel apart: one Service, what becomes of it and of a packet,
+// and the first page of the list below 50 ms of processor time, and the loop for no question longer than a slice of its own work.
 func TestB73Costs(t *testing.T) {
 	n := thousands(t)
 	c := served(t, n)
 	id := cluster.ID{Namespace: "ns07", Name: "service-05007"}
 	for what, do := range map[string]func() (any, error){
-		"one Service":           func() (any, error) { return c.Service(t.Context(), id) },
+		"one Service":       func() (any, error) { return c.Service(t.Context(), id) },
+		"explain a Service": func() (any, error) { return c.Explain(t.Context(), id) },
+		"explain a packet": func() (any, error) {
+			return c.Packet(t.Context(), preview.Question{Client: netip.MustParseAddr("10.244.1.9"), To: ipvs.Key{Addr: netip.MustParseAddr("10.96.20.8"), Port: 80, Proto: ipvs.TCP}})
+		},
 		"first page":            func() (any, error) { return c.List(t.Context(), Query{}) },
 		"first page, one state": func() (any, error) { return c.List(t.Context(), Query{State: Open}) },
 		"a namespace":           func() (any, error) { return c.List(t.Context(), Query{Namespace: "ns49"}) },

@@ -319,7 +319,7 @@ func TestDiaryIsBounded(t *testing.T) {
 			took := int64(after.HeapAlloc) - int64(before.HeapAlloc)
 			list, more := d.last(Selection{Last: 1})
 			t.Logf("%d writes kept in %d bytes, %d by its own account", d.kept, took, d.bytes)
-			if took > 4<<20 || d.bytes > diaryBytes {
+			if took >= 4_000_000 || d.bytes > diaryBytes {
 				t.Errorf("it takes %d bytes, %d by its own account", took, d.bytes)
 			}
 			if err == nil && d.kept != diaryMost || d.kept < diaryMost/2 {
