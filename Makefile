@@ -146,6 +146,11 @@ performance: ## count what packets cost, and write docs/performance.md from it
 	$(RUN_LAB) bench --results e2e/bench/result.json -- --only packets --sizes 1,1000,5000
 	$(WITH_GO) run ./e2e/bench --page e2e/bench/result.json >docs/performance.md.new && mv docs/performance.md.new docs/performance.md
 
+.PHONY: asking
+asking: ## count what questions to an agent with 10,000 Services cost, and write docs/performance.md from it
+	$(RUN_LAB) bench --timeout 90m --results e2e/bench/result.json -- --only asking
+	$(WITH_GO) run ./e2e/bench --page e2e/bench/result.json >docs/performance.md.new && mv docs/performance.md.new docs/performance.md
+
 FUZZ = ipvs.FuzzDiff sync.FuzzCompile cluster.FuzzDirectoryFile config.FuzzFile ipvs/kernel.FuzzProcIPVS ipvs/kernel.FuzzNetlinkMessages
 
 # Minimising may take a minute for each input that finds something new, which is the minute that there is.

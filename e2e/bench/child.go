@@ -57,6 +57,12 @@ func runChild(name string, o options) (err error) {
 		result, err = runSettings(o)
 	case "grown", "growing":
 		result, err = runGrowing(o, name == "growing")
+	case "asking":
+		result, err = runAsking(o)
+	case "crowd":
+		result, err = runCrowd(o)
+	case "askers":
+		result, err = runAskers(o)
 	case "direct", "tracked":
 		result, err = runDirect(name == "tracked")
 	case "agent":

@@ -22,6 +22,7 @@ type options struct {
 	asks                string // what they ask for
 	sizes               []int  // numbers of Services with which packets are counted
 	only                string
+	asked               int // Services of the agent that is asked
 	peerAt              int // the number of Services with which kube-proxy's modes are counted; 0: they are not
 }
 
@@ -34,11 +35,12 @@ func main() {
 	flag.IntVar(&o.endpoints, "endpoints", 10, "endpoints of each")
 	flag.IntVar(&o.changes, "changes", 20, "endpoints added one by one")
 	flag.IntVar(&o.settings, "settings", 1000, "Services of the starts that are compared by what they ask for")
-	flag.StringVar(&o.asks, "asks", "", "what they ask for (for the bench itself)")
+	flag.StringVar(&o.asks, "asks", "", "what they ask for; of a crowd, where the pages are (for the bench itself)")
+	flag.IntVar(&o.asked, "asked", 10000, "Services of the agent that is asked")
 	flag.StringVar(&o.binding, "binding", "address", "how virtual IPs stand on the interface: address or route (of the packets' way both are counted)")
 	sizes := flag.String("sizes", "1,1000,5000", "numbers of Services with which the packets' way is counted")
 	flag.IntVar(&o.peerAt, "peer-services", 0, "count the packets' way with kube-proxy as well, in three of its modes with so many Services, where it has been compiled (lab e2e --build); 0: it is not")
-	flag.StringVar(&o.only, "only", "", "measure this alone: agent, packets or scheduling")
+	flag.StringVar(&o.only, "only", "", "measure this alone: agent, packets, scheduling, asking or crowd")
 	flag.StringVar(&child, "child", "", "do one measurement, in this process and namespace (for the bench itself)")
 	flag.StringVar(&keep, "keep", "", "put the result that a run printed, on standard input, into this file, and measure nothing")
 	flag.StringVar(&write, "page", "", "write the page of this result's file, and measure nothing")
@@ -94,6 +96,12 @@ func (o options) all(w io.Writer) error {
 			return broken
 		}
 	}
+	if o.only == "asking" {
+		return o.recordAsking(w)
+	}
+	if o.only == "crowd" {
+		return o.recordCrowd(w)
+	}
 	ratio, err := o.table(w)
 	if err != nil {
 		return err
@@ -106,6 +114,7 @@ func (o options) all(w io.Writer) error {
 		if err := o.scheduling(w); err != nil {
 			return err
 		}
+		broken = errors.Join(broken, o.recordAsking(w))
 	}
 	return errors.Join(broken, limits(w, ratio, urgent))
 }

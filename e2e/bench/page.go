@@ -2,10 +2,8 @@ package main
 
 import (
 	_ "embed"
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"text/template"
@@ -18,15 +16,12 @@ var pageText string
 
 // page writes docs/performance.md from a result's file.
 func page(w io.Writer, file string) error {
-	b, err := os.ReadFile(file)
+	r, err := readResult(file)
 	if err != nil {
 		return err
 	}
-	var r result
-	if err := json.Unmarshal(b, &r); err != nil {
-		return fmt.Errorf("result %s: %w", file, err)
-	}
-	t, err := template.New("page").Funcs(template.FuncMap{"table": r.table, "more": r.more, "count": func() int { return count }}).Parse(pageText)
+	t, err := template.New("page").Funcs(template.FuncMap{"table": r.table, "more": r.more, "count": func() int { return count }, "asks": func() int { return askRounds },
+		"million": func(n int64) string { return fmt.Sprintf("%.1f", perMillion(n)) }}).Parse(pageText)
 	if err != nil {
 		return err
 	}

@@ -2,19 +2,34 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// result is what a run of the bench recorded of the packets' way, for docs/performance.md.
+// result is what runs of the bench recorded, for docs/performance.md.
 type result struct {
-	Kernel  string // uname -r
-	Packets []way
+	Kernel  string        `json:",omitempty"` // uname -r, of the packets' way
+	Packets []way         `json:",omitempty"`
+	Asking  *asking       `json:",omitempty"`
+	Crowd   *crowdFigures `json:",omitempty"`
+}
+
+// with is a result with the parts of another one, which ran later, in their places.
+func (r result) with(later result) result {
+	if later.Packets != nil {
+		r.Kernel, r.Packets = later.Kernel, later.Packets
+	}
+	if later.Asking != nil {
+		r.Asking = later.Asking
+	}
+	if later.Crowd != nil {
+		r.Crowd = later.Crowd
+	}
+	return r
 }
 
 // way are the counts of one contender at one size.
@@ -55,11 +70,7 @@ func (o options) contenders() []way {
 
 // packets counts the packets' way of all contenders.
 func (o options) packets(w io.Writer) (r result, err error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return r, err
-	}
-	r.Kernel = unix.ByteSliceToString(u.Release[:])
+	r.Kernel = kernelRelease()
 	for _, c := range o.contenders() {
 		one, t := o, taken{}
 		one.services, one.binding = c.Services, c.Binding
@@ -94,28 +105,47 @@ func (r result) print(w io.Writer) error {
 	return err
 }
 
-// writeResult takes the result out of what a run printed, and puts it into a file.
+// writeResult takes the results out of what a run printed, and puts them into a file, in the place of those of the same.
 func writeResult(from io.Reader, file string) error {
 	text, err := io.ReadAll(from)
 	if err != nil {
 		return err
 	}
+	r, err := readResult(file)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	found := false
 	for line := range strings.Lines(string(text)) {
-		raw, ok := strings.CutPrefix(line, resultWord)
-		if !ok {
+		raw, is := strings.CutPrefix(line, resultWord)
+		if !is {
 			continue
 		}
-		var r result
-		if err := json.Unmarshal([]byte(raw), &r); err != nil {
+		var later result
+		if err := json.Unmarshal([]byte(raw), &later); err != nil {
 			return err
 		}
-		b, err := json.MarshalIndent(r, "", "\t")
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(file, append(b, '\n'), 0o644)
+		r, found = r.with(later), true
 	}
-	return fmt.Errorf("no line begins with %q", resultWord)
+	if !found {
+		return fmt.Errorf("no line begins with %q", resultWord)
+	}
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}
+
+func readResult(file string) (r result, err error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("result %s: %w", file, err)
+	}
+	return r, nil
 }
 
 // dearest is what a case may cost more than the same without a proxy, in instructions.

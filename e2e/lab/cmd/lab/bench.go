@@ -18,7 +18,8 @@ import (
 
 func benchCommand() *cobra.Command {
 	var results string
-	job := machine.Job{Files: map[string]string{}, Icount: true}
+	var byTime bool
+	job := machine.Job{Files: map[string]string{}}
 	cmd := &cobra.Command{
 		Use:   "bench [flags] [-- ARGS...]",
 		Short: "Count the instructions that the agent's work costs",
@@ -36,6 +37,9 @@ when a limit is broken. "lab bench -- --help" lists the sizes.`,
 				return err
 			}
 			job.Files["bench"] = out
+			if err := addAgent(ctx, &job, dir); err != nil {
+				return err
+			}
 			file, err := programs.Cached(ctx, ".", programs.Default, programs.KubeProxy)
 			if err != nil {
 				return err
@@ -43,9 +47,11 @@ when a limit is broken. "lab bench -- --help" lists the sizes.`,
 			if file != "" { // it is counted beside the agent by whoever has compiled it
 				job.Files[programs.KubeProxy], job.KubeProxy = file, true
 			}
-			job.Commands = []machine.Command{{
-				Name: "bench", Args: append([]string{"bench"}, args...), Env: []string{"LAB_ICOUNT=1"},
-			}}
+			bench := machine.Command{Name: "bench", Args: append([]string{"bench"}, args...)}
+			if job.Icount = !byTime; job.Icount {
+				bench.Env = []string{"LAB_ICOUNT=1"}
+			}
+			job.Commands = []machine.Command{bench}
 			var said bytes.Buffer
 			job.Output = io.MultiWriter(os.Stdout, &said)
 			err = runJob(ctx, job, os.Stderr)
@@ -58,6 +64,7 @@ when a limit is broken. "lab bench -- --help" lists the sizes.`,
 		},
 	}
 	cmd.Flags().StringVar(&results, "results", "", "put what it came to into this file, for docs/performance.md")
+	cmd.Flags().BoolVar(&byTime, "time", false, "measure time, on as many processors as there are, and count nothing: for what happens at once")
 	cmd.Flags().DurationVar(&job.Timeout, "timeout", 30*time.Minute, "end the machine after this time")
 	cmd.Flags().StringVar(&job.Kernel, "kernel", "", "boot the kernel of this Debian suite")
 	return cmd
