@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 )
 
@@ -56,7 +57,7 @@ func merges(name string, args []string) bool {
 		if a == "-o" || strings.HasPrefix(a, "--output") || strings.HasPrefix(a, "-o") || a == "-w" || a == "--watch" {
 			return false
 		}
-		if _, err := inspect.ParseID(a); err == nil && i == 0 {
+		if _, err := cluster.ParseID(a); err == nil && i == 0 {
 			return false
 		}
 	}
