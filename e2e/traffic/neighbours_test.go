@@ -127,7 +127,7 @@ func managerSocket(t *testing.T, n *lab.Node) {
 }
 
 // B87: what a flow table does to a Service: the client's connection to an endpoint on another node hangs once it is in there.
-// The control is the same connection without the flow table.
+// The control is the same connection without the flow table. On Linux 7.2 it lives, on 6.12 it does not; between these nobody looked.
 func TestB87FlowTable(t *testing.T) {
 	s := newStage(t).start()
 	c := s.w.Pod("pod-c")
@@ -168,8 +168,9 @@ func TestB87FlowTable(t *testing.T) {
 					time.Sleep(5 * time.Second) // for what does not come nobody can wait; the control gets 20 answers in 2 s
 				}
 				r := kept.Stop()
-				if hangs := r.Err != nil || r.Answered < 20; hangs != with {
-					t.Errorf("with a flow table %t: %s", with, r)
+				hangs, want := r.Err != nil || r.Answered < 20, with && kernelBefore(t, 7, 2)
+				if hangs != want {
+					t.Errorf("with a flow table %t: %s; want it to hang: %t", with, r, want)
 				}
 				t.Log(r)
 			})
