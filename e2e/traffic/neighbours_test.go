@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -124,6 +126,20 @@ func managerSocket(t *testing.T, n *lab.Node) {
 		l.Close() // which removes the path
 		os.Remove(filepath.Dir(path))
 	})
+}
+
+// kernelBefore compares with the running kernel's version.
+func kernelBefore(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var have [2]int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1]); err != nil {
+		t.Fatal(err)
+	}
+	return have[0] < major || have[0] == major && have[1] < minor
 }
 
 // B87: what a flow table does to a Service: the client's connection to an endpoint on another node hangs once it is in there.

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
@@ -36,20 +34,6 @@ func hasMode(t *testing.T, mode string) bool {
 		return false
 	}
 	return true
-}
-
-// kernelBefore compares with the running kernel's version.
-func kernelBefore(t *testing.T, major, minor int) bool {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var have [2]int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1]); err != nil {
-		t.Fatal(err)
-	}
-	return have[0] < major || have[0] == major && have[1] < minor
 }
 
 // start runs kube-proxy on the node, beside a server of the cluster's objects.
