@@ -154,7 +154,7 @@ func failedText(op ipvs.Op, err error) string {
 
 // size is what one takes, at most. A name is shared with the model while there is such a Service.
 func (w *written) size() int {
-	return writtenBytes + len(w.service.Namespace) + len(w.service.Name) + len(w.text) + len(w.err) + len(w.err)/4
+	return writtenBytes + len(w.service.Namespace) + len(w.service.Name) + len(w.text) + len(w.err) + len(w.err)/3
 }
 
 // add puts one into the place of the oldest. Where those that are left take too much room, more of these go.
