@@ -134,9 +134,7 @@ func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan,
 	for i, j := range jobs {
 		all, have := a.steps(j)
 		ops := untilRecorded(all, unrecorded)
-		if len(ops) < len(all) {
-			j.partly, j.waits = ipvs.After(have, ops), true
-		}
+		j.waits = len(ops) < len(all)
 		most := sliceSteps
 		if dear(ops) {
 			if j.class != classDear {
@@ -155,6 +153,8 @@ func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan,
 		}
 		if len(ops) > most {
 			ops = firstOf(ops, most)
+		}
+		if len(ops) < len(all) {
 			j.partly = ipvs.After(have, ops)
 		} else {
 			ops = append(ops, a.reap(j, read, most-len(plan)-len(ops))...)
