@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/config"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/healthz"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/inspect"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/servicemetrics"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync"
@@ -92,24 +92,11 @@ func (t *traffic) Services(ctx context.Context) (healthz.ServicesTraffic, error)
 // keyOwners asks the loop.
 type keyOwners struct{ loop *sync.Loop }
 
-// Owned says which Keys Services have, in as many questions as it takes.
+// Owned says which Keys Services have.
 func (o keyOwners) Owned(ctx context.Context, services []cluster.ID) (list []servicemetrics.Owned, err error) {
-	for len(services) > 0 {
-		looked := 0
-		err := o.loop.Ask(ctx, func(v *sync.View) {
-			var keys []sync.KeyOf
-			keys, looked = v.Keys(services)
-			for _, k := range keys {
-				list = append(list, servicemetrics.Owned(k))
-			}
-		})
-		if err == nil && looked == 0 {
-			err = errors.New("the loop looks at none")
-		}
-		if err != nil {
-			return nil, err
-		}
-		services = services[looked:]
+	keys, err := inspect.KeysOf(ctx, o.loop, services)
+	for _, k := range keys {
+		list = append(list, servicemetrics.Owned(k))
 	}
-	return list, nil
+	return list, err
 }

@@ -163,21 +163,11 @@ type owners struct{ loop inspect.Asker }
 
 // Owned says which Keys Services have.
 func (o owners) Owned(ctx context.Context, services []cluster.ID) (list []servicemetrics.Owned, err error) {
-	for len(services) > 0 {
-		looked := 0
-		err := o.loop.Ask(ctx, func(v *sync.View) {
-			var keys []sync.KeyOf
-			keys, looked = v.Keys(services)
-			for _, k := range keys {
-				list = append(list, servicemetrics.Owned(k))
-			}
-		})
-		if err != nil || looked == 0 {
-			return nil, errors.Join(err, errors.New("whose the virtual servers are is not known"))
-		}
-		services = services[looked:]
+	keys, err := inspect.KeysOf(ctx, o.loop, services)
+	for _, k := range keys {
+		list = append(list, servicemetrics.Owned(k))
 	}
-	return list, nil
+	return list, err
 }
 
 // realDoors are those on the real kernel, with the socket at which commands ask.

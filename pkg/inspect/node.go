@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -85,6 +86,26 @@ func (n *Node) Service(ctx context.Context, id cluster.ID) (*Service, error) {
 	}
 	s.Since = when(since)
 	return s, nil
+}
+
+// KeysOf gives the Keys that Services have, in as many questions to the loop as it takes.
+func KeysOf(ctx context.Context, loop Asker, services []cluster.ID) (all []sync.KeyOf, err error) {
+	for len(services) > 0 {
+		looked := 0
+		err := loop.Ask(ctx, func(v *sync.View) {
+			var keys []sync.KeyOf
+			keys, looked = v.Keys(services)
+			all = append(all, keys...)
+		})
+		if err == nil && looked == 0 {
+			err = errors.New("the loop looks at none")
+		}
+		if err != nil {
+			return nil, err
+		}
+		services = services[looked:]
+	}
+	return all, nil
 }
 
 // names are those of all Services, a page at a time.

@@ -255,8 +255,7 @@ func (p *pages) service(r *http.Request) (v view, err error) {
 	}
 	is := serviceView{Service: s, AllChanges: "/changes?" + url.Values{"service": {id.String()}}.Encode()}
 	s.Pending, is.LeftPending = firstOf(s.Pending, pagePending)
-	is.Left = max(len(s.Frontends)-pageFrontends, 0)
-	s.Frontends = s.Frontends[:len(s.Frontends)-is.Left]
+	s.Frontends, is.Left = firstOf(s.Frontends, pageFrontends)
 	if counts, err := p.counts(r, s.Keys()); err != nil {
 		is.NoCounts = err.Error()
 	} else {
