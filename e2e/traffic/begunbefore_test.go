@@ -100,10 +100,22 @@ func TestB83BegunBefore(t *testing.T) {
 }
 
 // B83, at any moment: clients try again all the time while the Service comes, before its virtual server is there, while
-// it is, and until the entries that bypass it are deleted, which is up to 1 s later. Each is served by a connection that lasts.
-// They come from outside, so that they are masqueraded, and to a pod of the node that they come through, so that its answer passes
-// there whether they are or not.
+// it is, and until the entries that bypass it are deleted, which is up to 1 s later. Each is served by a connection that lasts,
+// at the ClusterIP and at a load balancer's address: one after the other, for a client's port at both would be a limit (B88).
 func TestB83BegunMeanwhile(t *testing.T) {
+	t.Run("ClusterIP", func(t *testing.T) {
+		begunMeanwhile(t, func(svc lab.Service, family int) netip.AddrPort { return at(svc, family, 80) })
+	})
+	t.Run("load balancer", func(t *testing.T) {
+		begunMeanwhile(t, func(svc lab.Service, family int) netip.AddrPort {
+			return netip.AddrPortFrom(balancerAddr(svc, family), 80)
+		})
+	})
+}
+
+// begunMeanwhile has clients begin before there is the Service. They come from outside, so that they are masqueraded, and to
+// a pod of the node that they come through, so that its answer passes there whether they are or not.
+func begunMeanwhile(t *testing.T, frontend func(lab.Service, int) netip.AddrPort) {
 	const (
 		perFamily = 40
 		apart     = 50 * time.Millisecond // TCP tries again after 1, 3, 7 s: together these have no gap before the tenth second but from 5 to 7
@@ -128,7 +140,7 @@ func TestB83BegunMeanwhile(t *testing.T) {
 	for range perFamily {
 		for _, family := range []int{4, 6} {
 			go func() {
-				to := netip.AddrPortFrom(balancerAddr(svc, family), 80)
+				to := frontend(svc, family)
 				k, err := s.w.Client.StartKept(to, 100*time.Millisecond)
 				outcomes <- outcome{to, k, err}
 			}()
@@ -137,7 +149,7 @@ func TestB83BegunMeanwhile(t *testing.T) {
 	}
 	for _, family := range []int{4, 6} {
 		lab.Eventually(t, soon, "the connections have begun", func() error {
-			if got := unanswered(t, s.w.Node(1), netip.AddrPortFrom(balancerAddr(svc, family), 80)); got != perFamily {
+			if got := unanswered(t, s.w.Node(1), frontend(svc, family)); got != perFamily {
 				return fmt.Errorf("IPv%d: %d are tracked", family, got)
 			}
 			return nil

@@ -92,6 +92,8 @@ func (g *Guard) drop(s Set) {
 		g.Owned = false
 	case SetOpen:
 		g.Open = false
+	case SetAnswered:
+		g.Answered = false
 	case SetMasqueraded:
 		g.Sources &^= SourcesMasqueraded
 	case SetKept:

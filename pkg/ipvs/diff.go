@@ -51,7 +51,7 @@ func diffGuard(ops []Op, k Key, have, want Guard, serves bool) []Op {
 	element(SetOwned, k, have.Owned, want.Owned)
 	element(SetVIPs, AddrKey(k.Addr), have.VIP, want.VIP)
 	diffSources(put, k, have, want)
-	for _, s := range []Set{SetMasqueraded, SetKept, SetInside, SetDropped} {
+	for _, s := range []Set{SetAnswered, SetMasqueraded, SetKept, SetInside, SetDropped} {
 		element(s, k, have.Has(s), want.Has(s))
 	}
 	if have.Redirect != want.Redirect {

@@ -73,6 +73,8 @@ const (
 	SetOpen    Set = "open"
 	SetVIPs    Set = "vips"
 	SetHairpin Set = "hairpin"
+	// SetAnswered are the frontends that a process of this node answers, without a virtual server.
+	SetAnswered Set = "answered"
 	// SetMasqueraded and SetKept are the frontends whose Sources are those.
 	SetMasqueraded Set = "masqueraded"
 	SetKept        Set = "kept"
@@ -87,10 +89,10 @@ const (
 )
 
 // Sets are all of them.
-var Sets = append(slices.Clone(KeySets), SetVIPs, SetHairpin, SetRanges)
+var Sets = append(slices.Clone(KeySets[:]), SetVIPs, SetHairpin, SetRanges)
 
 // KeySets are those that have at most one element of a Key.
-var KeySets = []Set{SetOwned, SetOpen, SetMasqueraded, SetKept, SetInside, SetDropped, SetRedirect, SetLimited}
+var KeySets = [...]Set{SetOwned, SetOpen, SetAnswered, SetMasqueraded, SetKept, SetInside, SetDropped, SetRedirect, SetLimited}
 
 // OfAddr reports whether the set's elements are bare addresses.
 func (s Set) OfAddr() bool { return s == SetVIPs || s == SetHairpin }

@@ -142,6 +142,8 @@ type Guard struct {
 	Owned bool
 	// Open lets new connections through to the virtual server: it has endpoints.
 	Open bool
+	// Answered: no virtual server is behind it, a process of this node answers at the address itself.
+	Answered bool
 	// VIP refuses every port of the address that is not open. Shared by the Keys of one address. Without it
 	// only the Key itself is refused while it is not open: the address is the node's own, or another
 	// program's.
@@ -260,6 +262,8 @@ func (g *Guard) Has(s Set) bool {
 		return g.Owned
 	case SetOpen:
 		return g.Open
+	case SetAnswered:
+		return g.Answered
 	case SetMasqueraded:
 		return g.Sources&SourcesMasqueraded != 0
 	case SetKept:
@@ -283,6 +287,8 @@ func (g *Guard) Put(e Element) {
 		g.Owned = true
 	case SetOpen:
 		g.Open = true
+	case SetAnswered:
+		g.Answered = true
 	case SetVIPs:
 		g.VIP = true
 	case SetHairpin:
@@ -313,7 +319,7 @@ func (g Guard) Own() Guard {
 
 // Equal compares everything.
 func (g *Guard) Equal(o *Guard) bool {
-	return g.Owned == o.Owned && g.Open == o.Open && g.VIP == o.VIP && g.Sources == o.Sources && g.Barred == o.Barred &&
+	return g.Owned == o.Owned && g.Open == o.Open && g.Answered == o.Answered && g.VIP == o.VIP && g.Sources == o.Sources && g.Barred == o.Barred &&
 		g.Redirect == o.Redirect && g.Limited == o.Limited && slices.Equal(g.Ranges, o.Ranges) && slices.Equal(g.Hairpin, o.Hairpin)
 }
 

@@ -54,6 +54,9 @@ func TestTableListsWithNft(t *testing.T) {
 		}
 		ops = append(ops, ipvs.Element{Set: ipvs.SetRedirect, Key: k, To: clusterIP}, ipvs.Element{Set: ipvs.SetRanges, Key: k, From: ipvs.RangeOf(from)})
 	}
+	for _, k := range []ipvs.Key{key("203.0.113.10", 32000), key("fd20:113::10", 32000)} {
+		ops = append(ops, ipvs.Element{Set: ipvs.SetOwned, Key: k}, ipvs.Element{Set: ipvs.SetOpen, Key: k}, ipvs.Element{Set: ipvs.SetAnswered, Key: k})
+	}
 	for _, pod := range []string{"10.244.1.10", "fd10:244:1::10"} {
 		ops = append(ops, ipvs.Element{Set: ipvs.SetHairpin, Key: ipvs.AddrKey(netip.MustParseAddr(pod))})
 	}

@@ -177,14 +177,12 @@ func guardRules(rb *ruleBuilder, cfg Config) {
 	rb.add(chainCheck, "sent again before anybody answered", repeated(), notL4proto(unix.IPPROTO_UDP), verdict(expr.VerdictJump, chainBegun))
 	for _, f := range families {
 		// A connection that was begun before there was the virtual server. IPVS would send it on, but cannot change its entry;
-		// with that deleted (ipvs.Forget) it would be masqueraded to another port in its middle, and be reset. Not what is owned:
-		// at a load balancer's address the agent answers health checks itself, and there the virtual IP is who answers.
-		bypasses := []any{ctReply{f.ctSrc, reg0}, f.lookup(ipvs.SetVIPs, false), verdict(expr.VerdictDrop, "")}
+		// with that deleted (ipvs.Forget) a client that is masqueraded would get another port in its middle, and be reset. A reset
+		// would be the end of it as well where the frontend opens in a moment. A frontend that a process of this node answers
+		// has no such entry deleted: there the virtual IP is who answers.
 		rb.add(chainBegun, "only the virtual IP could answer: the client tries again, once the entry is deleted", f.is(),
-			f.destination(), f.lookup(ipvs.SetMasqueraded, false), bypasses)
-		// A reset would be the end of it, and in a moment the frontend opens.
-		rb.add(chainBegun, "the same, until the frontend opens or is said to have no endpoints", f.is(),
-			f.destination(), f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetOpen, true), bypasses)
+			f.destination(), f.lookup(ipvs.SetOwned, false), f.lookup(ipvs.SetAnswered, true),
+			ctReply{f.ctSrc, reg0}, f.lookup(ipvs.SetVIPs, false), verdict(expr.VerdictDrop, ""))
 		// One key for all four; clients that were sent on are limited by where they wanted to.
 		rb.add(chainCheck, "let in at once: nothing is to be asked of the client", f.is(), status(statusDstNAT, 0), f.destination(),
 			f.lookup(ipvs.SetOpen, false), f.lookup(ipvs.SetLimited, true), f.lookup(ipvs.SetDropped, true), f.lookup(ipvs.SetInside, true), accept)

@@ -176,7 +176,7 @@ func (c *compiler) claimChecks(addrs []netip.Addr) {
 		c.f.Claims = append(c.f.Claims, KeyClaim{
 			Key: ipvs.Key{Addr: a, Port: port, Proto: ipvs.TCP},
 			Claim: Claim{Rank: RankHealthCheck, Created: c.svc.Created, Service: c.svc.ID,
-				Want: &ipvs.Frontend{Guard: ipvs.Guard{Owned: true, Open: true, VIP: true}, Bind: true}},
+				Want: &ipvs.Frontend{Guard: ipvs.Guard{Owned: true, Open: true, Answered: true, VIP: true}, Bind: true}},
 		})
 	}
 }

@@ -71,7 +71,7 @@ func TestB82CheckAtBalancer(t *testing.T) {
 	if !slices.Equal(is.Check.At, addrsOf("203.0.113.1")) {
 		t.Errorf("answered at %v", is.Check.At)
 	}
-	want := &ipvs.Frontend{Guard: ipvs.Guard{Owned: true, Open: true, VIP: true}, Bind: true}
+	want := &ipvs.Frontend{Guard: ipvs.Guard{Owned: true, Open: true, Answered: true, VIP: true}, Bind: true}
 	if got := d.Want(check, time.Time{}).Frontend; !got.Equal(want) {
 		t.Errorf("wants %+v", got)
 	}

@@ -22,7 +22,7 @@ type Pass struct {
 // meeting says in which pass the parts of a Key were last met as they should be, or written by us.
 type meeting struct {
 	server uint32
-	sets   [8]uint32 // of ipvs.KeySets
+	sets   [len(ipvs.KeySets)]uint32 // of ipvs.KeySets
 	// ranges are how many of the source ranges were met in the pass; -1: all of them.
 	ranges     int
 	rangesPass uint32
