@@ -105,12 +105,21 @@ func (k *Kernel) Canary(ctx context.Context) (is ipvs.Census, err error) {
 			return is, err
 		case len(found) > 0:
 			gone = false
-		default: // others of IPv6 may be there, which nobody counts: who writes them anew is told
+		default:
 			c.witness, is, gone = ipvs.Key{}, ipvs.Changed, n == 0
 		}
 	}
-	if gone {
-		is = ipvs.AllGone
+	if gone { // of IPv4; of IPv6 there may be others, which nobody counts
+		left, err := k.ipvs.allServices(ctx)
+		if err != nil {
+			return is, err
+		}
+		for key := range left {
+			c.saw(key)
+		}
+		if len(left) == 0 {
+			is = ipvs.AllGone
+		}
 	}
 	return is, nil
 }

@@ -193,6 +193,16 @@ func TestCanary(t *testing.T) {
 	wants("one of IPv6 that was found, removed by another", ipvs.Changed)
 	try(t, other, ipvs.DelServer{Key: v4}, nil)
 	wants("the last one, removed by another", ipvs.AllGone)
+	// One of IPv6 that is not the one that is asked for is no less there.
+	first, second := key("fd00:96::11", 80), key("fd00:96::12", 80)
+	for _, key := range []ipvs.Key{v4, first, second} {
+		try(t, k, ipvs.AddServer{Key: key, Scheduler: "rr"}, nil)
+	}
+	try(t, k, ipvs.DelServer{Key: first}, nil)
+	try(t, other, ipvs.DelServer{Key: v4}, nil)
+	wants("the last one of IPv4, removed by another, while there is one of IPv6", ipvs.Changed)
+	try(t, other, ipvs.DelServer{Key: second}, nil)
+	wants("that one, removed by another", ipvs.AllGone)
 }
 
 // F28: where there is no room for notifications, that is heard. The control: with the usual room it is not.
