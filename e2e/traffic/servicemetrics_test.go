@@ -285,6 +285,7 @@ func TestB72RefusedAndDropped(t *testing.T) {
 		}
 		udp := func(svc lab.Service) netip.AddrPort { return at(svc, family, 53) }
 		balancer := netip.AddrPortFrom(balancerAddr(closed, family), 53)
+		before := refusals(t, node)
 		for i, c := range []struct {
 			name, counter string
 			to            netip.AddrPort
@@ -297,7 +298,6 @@ func TestB72RefusedAndDropped(t *testing.T) {
 			{"served", "", udp(served), false},
 		} {
 			for _, from := range s.clients() {
-				before := refusals(t, node)
 				times := uint64(i%3 + 2)
 				for range times {
 					r := from.AskUDP(c.to, lab.Timeout(300*time.Millisecond))
@@ -309,13 +309,14 @@ func TestB72RefusedAndDropped(t *testing.T) {
 				if c.counter != "" {
 					want[c.counter] = times
 				}
-				if got := grown(before, refusals(t, node)); !maps.Equal(got, want) {
+				after := refusals(t, node)
+				if got := grown(before, after); !maps.Equal(got, want) {
 					t.Errorf("%s asks %s %d times, %s: counters grew by %v, want %v", from.name, c.to, times, c.name, got, want)
 				}
+				before = after
 			}
 		}
 		// TCP is counted as well: a refused connection is one packet.
-		before := refusals(t, node)
 		wantRefused(t, s.clients()[0], at(empty, family, 80))
 		if got := grown(before, refusals(t, node)); got[counter("refused", "IPX0302")] == 0 || len(got) != 1 {
 			t.Errorf("a TCP connection without endpoints: counters grew by %v", got)
