@@ -77,7 +77,7 @@ func TestSurvey(t *testing.T) {
 func TestQemuArgs(t *testing.T) {
 	k := Kernel{SMP: 1}
 	args := qemuArgs(Job{Memory: 512}, k, unpacked{Vmlinuz: "/k"}, "/i", "/c", false)
-	if i := slices.Index(args, "-cpu"); i < 0 || args[i+1] != "Haswell,-cx16" {
+	if i := slices.Index(args, "-cpu"); i < 0 || args[i+1] != "Haswell,-cx16,-erms" {
 		t.Errorf("software emulation without its processor: %q", args)
 	}
 	args = qemuArgs(Job{Memory: 512, CPUs: 3}, k, unpacked{Vmlinuz: "/k"}, "/i", "/c", true)
@@ -85,7 +85,7 @@ func TestQemuArgs(t *testing.T) {
 		t.Errorf("job's processors ignored: %q", args)
 	}
 	args = qemuArgs(Job{Memory: 512, CPUs: 3, Icount: true}, k, unpacked{Vmlinuz: "/k"}, "/i", "/c", true)
-	if line := strings.Join(args, " "); !strings.Contains(line, "-smp 1 ") || !strings.Contains(line, "-accel tcg,thread=single -icount shift=0,sleep=off") {
+	if line := strings.Join(args, " "); !strings.Contains(line, "-smp 1 ") || !strings.Contains(line, "-accel tcg,thread=single -icount shift=0,sleep=off -cpu Haswell,-cx16") || strings.Contains(line, "erms") {
 		t.Errorf("does not count instructions: %s", line)
 	}
 }

@@ -35,6 +35,22 @@ func room(ctx context.Context, next <-chan int) bool {
 	return false
 }
 
+// eachTakes is what a machine takes of this one's memory, in bytes: its own and what emulating it takes.
+const eachTakes = 5 << 29
+
+// fitting is for how many machines there is memory. One that does not tell has enough.
+func fitting() int {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return mostMachines
+	}
+	m, err := fs.Meminfo()
+	if err != nil || m.MemAvailableBytes == nil {
+		return mostMachines
+	}
+	return int(*m.MemAvailableBytes / eachTakes)
+}
+
 // idle is how many seconds the processors have had nothing to do, together and since boot.
 func idle() (float64, error) {
 	fs, err := procfs.NewDefaultFS()

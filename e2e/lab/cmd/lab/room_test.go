@@ -17,6 +17,9 @@ func TestRoom(t *testing.T) {
 	if room(over, next) {
 		t.Error("there is room after the end")
 	}
+	if n := fitting(); n < 1 {
+		t.Errorf("memory for %d machines", n)
+	}
 	before, err := idle()
 	if err != nil || before <= 0 {
 		t.Errorf("idle for %v s since boot: %v", before, err)

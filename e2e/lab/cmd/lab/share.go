@@ -23,9 +23,12 @@ type program struct {
 	run  string // only tests that match; empty: all that were asked for
 }
 
-// machines says how many run the tests at a time. An emulated processor is idle half of the time, while tests wait for
-// what takes its time, so there is one more than this machine has processors, up to what has been tried, while there is
-// something left for it (room). A kernel that is at hand is one.
+// mostMachines is what has been tried on two processors.
+const mostMachines = 6
+
+// machines says how many run the tests at a time. An emulated processor is idle for two thirds of the time, while tests wait
+// for what takes its time, so there are more than this machine has processors, as long as these have something left for another
+// one (room) and there is memory for it. A kernel that is at hand is one.
 func machines(ctx context.Context, o testOptions) (int, error) {
 	if o.run != "" || runtime.NumCPU() < 2 {
 		return 1, nil
@@ -36,7 +39,7 @@ func machines(ctx context.Context, o testOptions) (int, error) {
 			return 1, err
 		}
 	}
-	return 3, nil
+	return max(2, min(mostMachines, fitting())), nil
 }
 
 // load is what one boot runs.
@@ -107,6 +110,7 @@ func testNames(ctx context.Context, p program) ([]string, error) {
 func side(ctx context.Context, r *recorder, at int, loads []load, run func(*recorder, load) machine.Report) machine.Report {
 	var wg sync.WaitGroup
 	parts, reports := make([]*recorder, len(loads)), make([]machine.Report, len(loads))
+	var turn sync.Mutex // one at a time: what is left for another machine is left for one
 	next := make(chan int, len(loads))
 	for i := range loads {
 		parts[i] = newRecorder(r.w, r.where)
@@ -117,10 +121,7 @@ func side(ctx context.Context, r *recorder, at int, loads []load, run func(*reco
 	for m := range min(at, len(loads)) {
 		wg.Go(func() {
 			for {
-				if m >= max(2, runtime.NumCPU()) && !room(ctx, next) {
-					return
-				}
-				i, more := <-next
+				i, more := take(ctx, next, m >= max(2, runtime.NumCPU()), &turn)
 				if !more {
 					return
 				}
@@ -134,6 +135,19 @@ func side(ctx context.Context, r *recorder, at int, loads []load, run func(*reco
 	}
 	had := slices.IndexFunc(reports, func(rep machine.Report) bool { return rep.Kernel != "" })
 	return reports[max(had, 0)]
+}
+
+// take takes a load; a machine beyond the processors waits for room.
+func take(ctx context.Context, next <-chan int, beyond bool, turn *sync.Mutex) (i int, more bool) {
+	if beyond {
+		turn.Lock()
+		defer turn.Unlock()
+		if !room(ctx, next) {
+			return 0, false
+		}
+	}
+	i, more = <-next
+	return i, more
 }
 
 // lineWriter lets several write, each call whole.

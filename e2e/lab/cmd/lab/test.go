@@ -35,7 +35,7 @@ const trafficPackage = "e2e/traffic"
 
 var kernelPackages = []kernelPackage{
 	{dir: "./e2e/lab", host: true},
-	{dir: "./" + trafficPackage, pieces: 8},
+	{dir: "./" + trafficPackage, pieces: 16},
 	{dir: "./pkg/ipvs/kernel", host: true, pieces: 3},
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
 	{dir: "./" + nativePackage},
@@ -65,8 +65,8 @@ func testCommand() *cobra.Command {
 		Use:   "test",
 		Short: "Run all tests: on the host what needs no kernel, on the lab the rest",
 		Long: `Run all tests from the root of the repository: gofmt, go vet, go test -race on
-the host, and the tests that need IPVS on the lab: shared between two virtual
-machines where it is emulated and this machine has two processors.
+the host, and the tests that need IPVS on the lab: shared between up to six
+virtual machines where this machine has two processors and more.
 
 The last line counts tests. A test with subtests counts as its subtests, and
 once more only if it failed although none of them did. A test that runs on the
