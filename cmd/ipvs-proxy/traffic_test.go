@@ -68,7 +68,7 @@ type counting struct{ *fake.Kernel }
 
 func (c counting) Servers(context.Context, func(ipvs.Counted) error) error { return nil }
 
-func (c counting) Of(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
+func (c counting) Brief(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
 	for _, k := range keys {
 		s := c.Kernel.Servers[k]
 		counted := ipvs.Counted{Key: k, Counters: ipvs.Counters{Conns: 7, In: ipvs.Volume{Packets: 8, Bytes: 9}}}

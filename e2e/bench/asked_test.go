@@ -30,6 +30,11 @@ func (zero) Of(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) erro
 	return nil
 }
 
+// Brief is the same.
+func (z zero) Brief(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
+	return z.Of(ctx, keys, visit)
+}
+
 // Servers finds none.
 func (zero) Servers(context.Context, func(ipvs.Counted) error) error { return nil }
 

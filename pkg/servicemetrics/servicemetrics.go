@@ -42,8 +42,9 @@ type Owned struct {
 type Kernel interface {
 	// Servers visits every virtual server, without its real servers.
 	Servers(ctx context.Context, visit func(ipvs.Counted) error) error
-	// Of visits some virtual servers with their real servers. One that is not there is left out.
-	Of(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error
+	// Brief visits some virtual servers with their real servers, of which nothing is counted but connections. One that is not
+	// there is left out.
+	Brief(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error
 }
 
 // Options say of which Services there are metrics.
@@ -144,7 +145,7 @@ func (r *Reader) Read(ctx context.Context) (all healthz.ServicesTraffic, err err
 		clear(t.backends)
 	}
 	there := make(map[ipvs.Key]ipvs.Counters, len(keys))
-	err = r.kernel.Of(ctx, keys, func(c ipvs.Counted) error {
+	err = r.kernel.Brief(ctx, keys, func(c ipvs.Counted) error {
 		if t := owners[c.Key]; t != nil {
 			t.add(c)
 			there[c.Key] = c.Counters

@@ -54,7 +54,7 @@ func (w *world) Servers(_ context.Context, visit func(ipvs.Counted) error) error
 	return w.err
 }
 
-func (w *world) Of(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
+func (w *world) Brief(_ context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
 	for i, k := range keys {
 		if w.err != nil && i == len(keys)/2 {
 			return w.err

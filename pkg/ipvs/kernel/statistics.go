@@ -35,6 +35,7 @@ type Statistics struct {
 	turn    chan struct{} // has a token while somebody reads
 	servers *socket
 	reals   *socket // while the list of virtual servers is under way
+	dests   getDests
 	family  uint16
 	b       batch
 }
@@ -51,7 +52,10 @@ func OpenStatistics(ctx context.Context) (*Statistics, error) {
 func openStatistics(ctx context.Context, familyName string) (*Statistics, error) {
 	s := &Statistics{turn: make(chan struct{}, 1), servers: newSocket(unix.NETLINK_GENERIC), reals: newSocket(unix.NETLINK_GENERIC)}
 	// Both are bound to the network namespace of whoever opens the door, wherever the goroutines run that use it.
-	err := s.reals.open()
+	err := s.dests.open()
+	if err == nil {
+		err = s.reals.open()
+	}
 	if err == nil {
 		s.family, err = resolveFamily(ctx, s.servers, familyName)
 	}
@@ -69,6 +73,7 @@ func openStatistics(ctx context.Context, familyName string) (*Statistics, error)
 func (s *Statistics) Close() {
 	s.servers.close()
 	s.reals.close()
+	s.dests.close()
 }
 
 // take waits for its turn.
@@ -127,6 +132,15 @@ func (s *Statistics) all(ctx context.Context, visit func(*ipvs.Counted) error) e
 
 // Of gives some virtual servers with their real servers, in the order of the Keys. One that is not there is left out.
 func (s *Statistics) Of(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
+	return s.of(ctx, keys, visit, func(c *ipvs.Counted) error { return s.readReals(ctx, s.servers, c) })
+}
+
+// Brief is Of without what is counted of real servers, their connections apart: of IPv4 at a fortieth of the cost.
+func (s *Statistics) Brief(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
+	return s.of(ctx, keys, visit, func(c *ipvs.Counted) error { return s.readBrief(ctx, c) })
+}
+
+func (s *Statistics) of(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error, reals func(*ipvs.Counted) error) error {
 	done, err := s.take(ctx)
 	if err != nil {
 		return err
@@ -142,7 +156,7 @@ func (s *Statistics) Of(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Co
 		})
 		for i := range found {
 			if err == nil {
-				err = s.readReals(ctx, s.servers, &found[i])
+				err = reals(&found[i])
 			}
 			if err == nil {
 				err = visit(found[i])
@@ -201,6 +215,18 @@ func (s *Statistics) readReals(ctx context.Context, sock *socket, c *ipvs.Counte
 			return err
 		})
 	})
+	if err != nil {
+		return fmt.Errorf("real servers of %s: %w", c.Key, err)
+	}
+	return nil
+}
+
+// readBrief is readReals without counters.
+func (s *Statistics) readBrief(ctx context.Context, c *ipvs.Counted) (err error) {
+	if c.Key.Addr.Is6() {
+		return s.readReals(ctx, s.servers, c)
+	}
+	c.Reals, err = s.dests.read(c.Key, c.Reals[:0])
 	if err != nil {
 		return fmt.Errorf("real servers of %s: %w", c.Key, err)
 	}

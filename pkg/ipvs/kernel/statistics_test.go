@@ -60,6 +60,7 @@ func TestB73StatisticsAgreeWithMoby(t *testing.T) {
 	servers := countAll(t, s.Servers)
 	keys := append(keysOf(want), key("10.96.0.99", 80))
 	some := countAll(t, func(ctx context.Context, visit func(ipvs.Counted) error) error { return s.Of(ctx, keys, visit) })
+	brief := countAll(t, func(ctx context.Context, visit func(ipvs.Counted) error) error { return s.Brief(ctx, keys, visit) })
 	for key, server := range want {
 		c := all[key]
 		reals := server.Reals
@@ -77,14 +78,52 @@ func TestB73StatisticsAgreeWithMoby(t *testing.T) {
 		if a, b := fmt.Sprint(some[key]), fmt.Sprint(c); a != b {
 			t.Errorf("%s: asked for alone %s, among all %s", key, a, b)
 		}
+		if a, b := fmt.Sprint(brief[key]), fmt.Sprint(c); a != b { // nothing has been counted yet
+			t.Errorf("%s: asked for in brief %s, among all %s", key, a, b)
+		}
 	}
-	if len(all) != len(want) || len(servers) != len(want) || len(some) != len(want) {
-		t.Errorf("%d, %d and %d virtual servers, want %d", len(all), len(servers), len(some), len(want))
+	if len(all) != len(want) || len(servers) != len(want) || len(some) != len(want) || len(brief) != len(want) {
+		t.Errorf("%d, %d, %d and %d virtual servers, want %d", len(all), len(servers), len(some), len(brief), len(want))
 	}
 }
 
 func same(a, b ipvs.Server) bool {
 	return a.Scheduler == b.Scheduler && a.Flags == b.Flags && a.Timeout == b.Timeout && len(a.Reals) == len(b.Reals)
+}
+
+// TestB73StatisticsInBrief: a virtual server has as many real servers in brief as it has, however many fit at first, and none
+// where it is not there.
+func TestB73StatisticsInBrief(t *testing.T) {
+	needsIPVS(t)
+	k, s := openHere(t, BindAddress), openCounts(t)
+	for _, n := range []int{0, 1, destsAtFirst - 1, destsAtFirst, destsAtFirst + 1, 4*destsAtFirst + 7, 3} {
+		key := key(fmt.Sprintf("10.96.1.%d", n%250+1), 80)
+		plan := ipvs.Plan{{Key: key, Op: ipvs.AddServer{Key: key, Scheduler: "rr"}}}
+		var want []ipvs.Real
+		for i := range n {
+			want = append(want, ipvs.Real{Addr: netip.AddrPortFrom(netip.MustParseAddr("10.244.1.1"), uint16(i+1)), Weight: uint16(i)})
+			plan = append(plan, ipvs.Step{Key: key, Op: ipvs.AddReal{Key: key, Real: want[i]}})
+		}
+		for i, o := range k.Do(context.Background(), plan) {
+			if o.Err != nil {
+				t.Fatalf("%s: %v", plan[i].Op, o.Err)
+			}
+		}
+		found := countAll(t, func(ctx context.Context, visit func(ipvs.Counted) error) error {
+			return s.Brief(ctx, []ipvs.Key{key}, visit)
+		})
+		var got []ipvs.Real
+		for _, r := range found[key].Reals {
+			got = append(got, r.Real)
+		}
+		if got = ipvs.SortReals(got); len(found) != 1 || !slices.Equal(got, want) {
+			t.Errorf("%d real servers: found %d, %v", n, len(got), got)
+		}
+	}
+	nobody := ipvs.Key{Addr: netip.MustParseAddr("10.96.9.9"), Port: 80, Proto: ipvs.TCP}
+	if got, err := s.dests.read(nobody, nil); err != nil || len(got) > 0 {
+		t.Errorf("of a virtual server that is not there: %v, %v", got, err)
+	}
 }
 
 // TestB73StatisticsCount: connections, packets and bytes are counted of the virtual and of the real server, the same as
@@ -133,6 +172,12 @@ func TestB73StatisticsCount(t *testing.T) {
 				t.Errorf("of its real server: %+v, want what the virtual server has: %+v", r, c.Counters)
 			}
 			agreesWithMoby(t, c)
+			brief := countAll(t, func(ctx context.Context, visit func(ipvs.Counted) error) error {
+				return s.Brief(ctx, []ipvs.Key{key}, visit)
+			})[key]
+			if len(brief.Reals) != 1 || brief.Reals[0].Real != c.Reals[0].Real || brief.Reals[0].Conns != c.Reals[0].Conns || brief.Counters.Conns != n {
+				t.Errorf("in brief %+v, want %+v", brief, c)
+			}
 		})
 	}
 }
