@@ -42,8 +42,6 @@ const (
 	// largeSteps is how many operations a change may need that others wait for: a Service of a hundred ports with a thousand
 	// endpoints each has its turns behind changes that came later.
 	largeSteps = 128
-	// drainAgain is the least time until what drains is looked at: a deadline may be none at all.
-	drainAgain = 100 * time.Millisecond
 	// dearSteps is how many of a Key whose source ranges change: they belong in one transaction, as far as that has room.
 	dearSteps = 1024
 	// hungTime is for how long reads that fail may hold up a slice. One that hangs takes longer, and is the last.
@@ -84,12 +82,12 @@ func (a *act) act(ctx context.Context, turns []turn) {
 		jobs = append(jobs, j)
 	}
 	a.jobs = jobs
-	read, unread := a.observe(ctx, jobs)
+	unread := a.observe(ctx, jobs)
 	if ctx.Err() != nil {
 		return
 	}
 	jobs = slices.DeleteFunc(jobs, func(j job) bool { return unread[j.key] })
-	plan, jobs := a.plan(jobs, read)
+	plan, jobs := a.plan(jobs)
 	outcomes := a.writer.Do(ctx, plan)
 	failed := a.learn(plan, outcomes)
 	a.record(plan, jobs, outcomes)
@@ -128,7 +126,7 @@ func (a *act) record(plan ipvs.Plan, jobs []job, outcomes []ipvs.Outcome) {
 // plan takes the steps of jobs until they are a slice, and gives the jobs that it has steps of. The others go back into
 // the queue, and so does later what is left of a Key that needs more steps than a slice has. What is dear in the kernel
 // comes by itself, behind all others.
-func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan, planned []job) {
+func (a *act) plan(jobs []job) (plan ipvs.Plan, planned []job) {
 	planned = jobs[:0]
 	unrecorded := sync.OnceValue(a.unrecorded)
 	for i, j := range jobs {
@@ -157,7 +155,7 @@ func (a *act) plan(jobs []job, read map[ipvs.Key]ipvs.Observed) (plan ipvs.Plan,
 		if len(ops) < len(all) {
 			j.partly = ipvs.After(have, ops)
 		} else {
-			ops = append(ops, a.reap(j, read, most-len(plan)-len(ops))...)
+			ops = append(ops, a.reap(j, most-len(plan)-len(ops))...)
 		}
 		for _, op := range ops {
 			plan = append(plan, ipvs.Step{Key: j.key, Op: op})
@@ -190,13 +188,12 @@ func firstOf(ops []ipvs.Op, n int) []ipvs.Op {
 	return ops[:n:n]
 }
 
-// reap are the removals of a Key's real servers that have drained, by what was read now.
-func (a *act) reap(j job, read map[ipvs.Key]ipvs.Observed, most int) []ipvs.Op {
-	o, ok := read[j.key]
-	if !ok || j.wish.Frontend == nil || !a.stage.complete {
+// reap are the removals of a Key's real servers that have drained.
+func (a *act) reap(j job, most int) []ipvs.Op {
+	if j.wish.Frontend == nil || !a.stage.complete {
 		return nil
 	}
-	return a.mirror.Reap(j.key, j.wish.Frontend, o.Conns, a.now(), most, func(r netip.AddrPort) bool { return !a.desk.Lists(j.wish.Service, r) })
+	return a.mirror.Reap(j.key, j.wish.Frontend, a.now(), most)
 }
 
 // steps are the operations that a Key needs now, but for what has drained, and what it has without them.
@@ -329,7 +326,9 @@ func (a *act) settle(j job, err error) {
 	}
 	drains := a.mirror.Settle(k, mirror.Settled{Want: want, Complete: a.stage.complete, Spared: j.wish.Spared, Patience: a.now().Add(patience)})
 	if drains {
-		a.queue.addAt(k, a.drainDue(k), classBulk)
+		a.drainLater(k)
+	} else {
+		a.draining.drop(k)
 	}
 	if k == ipvs.Adopted && !a.mirror.Adopted() {
 		a.queue.addAt(k, a.now().Add(time.Second), classBulk)
@@ -340,19 +339,6 @@ func (a *act) settle(j job, err error) {
 	if !j.wish.Grows.IsZero() {
 		a.growing.addAt(k, j.wish.Grows, classBulk)
 	}
-}
-
-// drainDue is when a Key that drains is looked at next.
-func (a *act) drainDue(k ipvs.Key) time.Time {
-	now := a.now()
-	at := now.Add(a.opt.DrainPoll)
-	if last := a.mirror.Deadline(k, now); !last.IsZero() && last.Before(at) {
-		at = last
-	}
-	if soon := now.Add(drainAgain); at.Before(soon) {
-		at = soon
-	}
-	return at
 }
 
 // retry puts a Key back with its own backoff, and counts the tries that failed.

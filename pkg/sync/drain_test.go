@@ -1,6 +1,8 @@
 package sync
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -248,6 +250,90 @@ func TestDrainDeadlineBecomesShorter(t *testing.T) {
 		}
 		if left, looks := leave(0, 0, time.Minute); left != before+after-900 || looks > 14 {
 			t.Errorf("without room for them: %d are there, looked %d times in a minute", left, looks)
+		}
+	})
+}
+
+// asked counts the Keys that are asked for, by their connections and in full.
+type asked struct {
+	Kernel
+	connections, all int
+}
+
+func (a *asked) Connections(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	a.connections += len(keys)
+	return a.Kernel.Connections(ctx, keys)
+}
+
+func (a *asked) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	a.all += len(keys)
+	return a.Kernel.Observe(ctx, keys)
+}
+
+// replaced is a node with so many Services, of each of which an endpoint is replaced within a minute. Those that go have so
+// many connections.
+func replaced(n int, conns ipvs.Conns) (s *stepper, a *asked) {
+	s = crowded(n + 1)
+	a = &asked{Kernel: s.door}
+	for _, t := range s.loop.rounds {
+		switch t := t.(type) {
+		case *act:
+			t.reader = a
+		case *drain:
+			t.reader = a
+		}
+	}
+	for key := range s.kernel.Servers {
+		of := map[netip.AddrPort]ipvs.Conns{}
+		for _, r := range s.kernel.Servers[key].Reals {
+			of[r.Addr] = conns
+		}
+		if (conns != ipvs.Conns{}) {
+			s.kernel.Conns[key] = of
+		}
+	}
+	for i := range n {
+		svc := service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.%d.%d", i/250, i%250+1), 80)
+		give(s.model, slice(svc, fmt.Sprintf("10.244.%d.%d", 10+i/250, i%250+1), fmt.Sprintf("10.246.%d.%d", i/250, i%250+1)))
+		if i%(n/60) == 0 {
+			s.pass(time.Second)
+		}
+	}
+	s.pass(time.Second)
+	return s, a
+}
+
+// TestDrainAsksForWhatMayGo: how often real servers that drain are asked for goes by how many may go, not by how many drain
+// and for how long. Those of which each has to wait for its place among what the kernel removes are asked for once or twice;
+// of those whose connections live there are so many a second, however many there are; and nothing else is read for them.
+func TestDrainAsksForWhatMayGo(t *testing.T) {
+	const n, begun = 3000, 2 * time.Minute
+	left := func(s *stepper) (n int) {
+		for _, server := range s.kernel.Servers {
+			n += len(server.Reals) - 2
+		}
+		return n
+	}
+	t.Run("without connections", func(t *testing.T) {
+		s, a := replaced(n, ipvs.Conns{})
+		waiting := left(s)
+		s.pass(time.Duration(n/900) * 140 * time.Second)
+		if is := left(s); waiting < n-900 || is > 0 || a.connections > 2*n || a.all > 0 {
+			t.Errorf("of %d that waited %d are there; %d Keys asked for, want %d at most; %d read", waiting, is, a.connections, 2*n, a.all)
+		}
+	})
+	t.Run("with connections", func(t *testing.T) {
+		s, a := replaced(n, ipvs.Conns{Active: 1})
+		s.pass(begun)
+		a.connections = 0
+		s.pass(5 * time.Minute)
+		if is, most := left(s), 5*60*drainRate+n; is != n || a.connections < n || a.connections > most || a.all > 0 {
+			t.Errorf("in 5 min %d Keys asked for, want %d at most; %d read; %d of %d drain", a.connections, most, a.all, is, n)
+		}
+		clear(s.kernel.Conns)
+		s.pass(n*time.Second/drainRate + 10*time.Second)
+		if is := left(s); is != n-900 {
+			t.Errorf("all connections have ended: %d are there, want %d", is, n-900)
 		}
 	})
 }

@@ -83,7 +83,7 @@ func (a *act) grow(ctx context.Context, turns []turn) {
 			continue
 		}
 		ops, have := a.steps(j)
-		if a.mirror.MustRead(j.key, j.wish.Frontend) && a.mirror.Doubted(j.key) || slices.ContainsFunc(ops, func(op ipvs.Op) bool { return !growth(op) }) {
+		if a.mirror.MustRead(j.key, j.wish.Frontend) || slices.ContainsFunc(ops, func(op ipvs.Op) bool { return !growth(op) }) {
 			a.queue.add(j.key, classOf(j.wish))
 			continue
 		}

@@ -30,6 +30,8 @@ type Reader interface {
 	// the kernel. What Keys of one address share comes under the address's Key, where that is asked for. An
 	// error means that nothing is known of any of them.
 	Observe(context.Context, []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error)
+	// Connections counts those of the Keys' real servers, as few of them as have any. A Key that is not there has none.
+	Connections(context.Context, []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error)
 	// Scan reads everything: all virtual servers, owned or not, all our set elements, all addresses of our
 	// interface. Facts that belong to no virtual server come under an address's Key.
 	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error

@@ -131,6 +131,10 @@ func (h *realNode) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]i
 	return h.real.Observe(ctx, keys)
 }
 
+func (h *realNode) Connections(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	return h.real.Connections(ctx, keys)
+}
+
 func (h *realNode) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error {
 	return h.real.Scan(ctx, f)
 }

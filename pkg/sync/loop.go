@@ -24,7 +24,7 @@ type Options struct {
 	NodePods bool
 	// DrainDeadline is how long a draining real server may keep its connections; 15 min by default.
 	DrainDeadline time.Duration
-	// DrainPoll is how often a draining real server is looked at; 5 s by default.
+	// DrainPoll is how often the connections of a draining real server are counted at most; 5 s by default.
 	DrainPoll time.Duration
 	// AuditPeriod is the least time between two looks at what others may have changed; 10 s by default.
 	AuditPeriod time.Duration
@@ -91,7 +91,7 @@ type Loop struct {
 // New makes a Loop. Nothing is read or written before Run.
 func New(kernel Kernel, model Model, log *zap.Logger, opt Options) *Loop {
 	opt = opt.withDefaults()
-	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), growing: newQueue(), dirty: &dirty{}, stage: &stage{},
+	s := shared{desk: desk.New(model, opt.Desk), mirror: mirror.New(), queue: newQueue(), growing: newQueue(), draining: newQueue(), dirty: &dirty{}, stage: &stage{},
 		tell: newTeller(log, opt), fare: newFare(opt), diary: newDiary(), opt: opt}
 	s.dirty.now = opt.Now
 	s.want, s.dirty.urgent = s.ask, s.desk.Urgent
@@ -113,7 +113,7 @@ func newLoop(s shared, kernel Kernel, model Model) *Loop {
 	before := &before{shared: s, proxies: s.opt.Proxies}
 	return &Loop{shared: s, feed: model, signs: kernel, site: site, askers: newAskers(),
 		ground: agenda{site, ear, &report{shared: s}, &schedulers{shared: s, of: s.opt.Schedulers}, heal, rival, base, &start{shared: s, reader: kernel, base: base, heal: heal, forget: forget, site: site, proxies: s.opt.Proxies}, shield},
-		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, act, &grow{shared: s, act: act}, &probe{shared: s, writer: kernel},
+		rounds: agenda{&reserve{shared: s, ports: s.opt.Ports}, act, &grow{shared: s, act: act}, &drain{shared: s, reader: kernel}, &probe{shared: s, writer: kernel},
 			forget, &audit{shared: s, reader: kernel, base: base, heal: heal, pass: s.mirror.Pass()},
 			&takeover{shared: s, proxies: s.opt.Proxies, forget: forget, rival: rival, before: before}, before}}
 }

@@ -26,10 +26,19 @@ func (s *scans) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error
 }
 
 func (s *scans) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error) {
+	s.reads()
+	return s.Kernel.Observe(ctx, keys)
+}
+
+func (s *scans) Connections(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	s.reads()
+	return s.Kernel.Connections(ctx, keys)
+}
+
+func (s *scans) reads() {
 	if s.some++; s.some > 1000 {
 		time.Sleep(time.Second) // time stands still in a bubble where somebody is busy without end
 	}
-	return s.Kernel.Observe(ctx, keys)
 }
 
 // losses are what another program takes away as a whole, with what is the first write for a Key that puts it back.

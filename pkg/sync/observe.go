@@ -2,7 +2,6 @@ package sync
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"time"
 
@@ -11,10 +10,10 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// observe asks the kernel about those Keys of which the mirror may be wrong, and about connections of
-// draining real servers. Keys that could not be read go back into the queue. Reads that hang do not add up: after one
-// the rest is for another slice, and fewer are read together, until it is known which Key it is.
-func (a *act) observe(ctx context.Context, jobs []job) (read map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool) {
+// observe asks the kernel about those Keys of which the mirror may be wrong. Keys that could not be read go back into the
+// queue. Reads that hang do not add up: after one the rest is for another slice, and fewer are read together, until it is
+// known which Key it is.
+func (a *act) observe(ctx context.Context, jobs []job) (unread map[ipvs.Key]bool) {
 	var doubted []job
 	for _, j := range jobs {
 		if a.mirror.MustRead(j.key, j.wish.Frontend) {
@@ -22,15 +21,15 @@ func (a *act) observe(ctx context.Context, jobs []job) (read map[ipvs.Key]ipvs.O
 		}
 	}
 	if len(doubted) == 0 {
-		return nil, nil
+		return nil
 	}
 	began := a.now()
 	done := doubted[:min(len(doubted), a.together)]
-	read, err := a.read(ctx, done)
+	err := a.read(ctx, done)
 	if err == nil {
 		a.together = min(2*a.together, sliceKeys)
 	} else {
-		read, unread, done = a.readEach(ctx, done, began, err)
+		unread, done = a.readEach(ctx, done, began, err)
 	}
 	if len(done) < len(doubted) && unread == nil {
 		unread = map[ipvs.Key]bool{}
@@ -39,13 +38,13 @@ func (a *act) observe(ctx context.Context, jobs []job) (read map[ipvs.Key]ipvs.O
 		unread[j.key] = true
 		a.queue.add(j.key, j.class)
 	}
-	return read, unread
+	return unread
 }
 
 // readEach reads one by one what could not be read together: one Key that cannot be read must not hold up the others.
 // It gives those that had their turn so. Where reading them together hung, that is none of several.
-func (a *act) readEach(ctx context.Context, jobs []job, began time.Time, err error) (read map[ipvs.Key]ipvs.Observed, unread map[ipvs.Key]bool, done []job) {
-	read, unread = map[ipvs.Key]ipvs.Observed{}, map[ipvs.Key]bool{}
+func (a *act) readEach(ctx context.Context, jobs []job, began time.Time, err error) (unread map[ipvs.Key]bool, done []job) {
+	unread = map[ipvs.Key]bool{}
 	hung := func() bool { return a.now().Sub(began) >= hungTime }
 	fail := func(j job) {
 		unread[j.key] = true
@@ -61,22 +60,19 @@ func (a *act) readEach(ctx context.Context, jobs []job, began time.Time, err err
 		for len(done) < len(jobs) && ctx.Err() == nil && !hung() {
 			j := jobs[len(done)]
 			done = jobs[:len(done)+1]
-			found, readErr := a.read(ctx, done[len(done)-1:])
-			if readErr != nil {
+			if a.read(ctx, done[len(done)-1:]) != nil {
 				fail(j)
-				continue
 			}
-			maps.Copy(read, found)
 		}
 	}
 	if ctx.Err() == nil {
 		a.tell.log.Warn("reading frontends failed, trying again", zap.Int("frontends", len(jobs)-len(done)+len(unread)), zap.Error(err))
 	}
-	return read, unread, done
+	return unread, done
 }
 
 // read asks the kernel about Keys and has the mirror learn what it says.
-func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed, error) {
+func (a *act) read(ctx context.Context, jobs []job) error {
 	var ask []ipvs.Key
 	for _, j := range jobs {
 		ask = a.mirror.Ask(ask, j.key, j.wish.Frontend)
@@ -85,7 +81,10 @@ func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed,
 	ask = slices.Compact(ask)
 	found, err := a.reader.Observe(ctx, ask)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	for _, j := range jobs {
+		a.mirror.Count(j.key, found[j.key].Conns, a.now(), a.leftOf(j.wish))
 	}
 	gone := map[ipvs.Fact]bool{}
 	for _, k := range ask {
@@ -101,5 +100,5 @@ func (a *act) read(ctx context.Context, jobs []job) (map[ipvs.Key]ipvs.Observed,
 	if len(gone) > 0 {
 		a.queueNeeding(func(f ipvs.Fact) bool { return gone[f] }) // other Keys may rely on them
 	}
-	return found, nil
+	return nil
 }

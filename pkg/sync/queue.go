@@ -118,6 +118,15 @@ func (q *queue) addAt(k ipvs.Key, due time.Time, c class) {
 	heap.Push(&q.waiting, waitingKey{entry{k, q.last}, due})
 }
 
+// drop takes a Key out.
+func (q *queue) drop(k ipvs.Key) {
+	p, queued := q.where[k]
+	if queued && p.due.IsZero() {
+		q.due[healthz.FamilyOf(k.Addr)]--
+	}
+	delete(q.where, k)
+}
+
 // good reports whether an entry is its Key's place.
 func (q *queue) good(e entry) bool { return q.where[e.key].number == e.number }
 

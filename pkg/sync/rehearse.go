@@ -124,7 +124,7 @@ func Rehearse(ctx context.Context, kernel Looker, model Model, opt Options) (*Re
 func ofStart(rounds agenda) agenda {
 	return slices.DeleteFunc(slices.Clone(rounds), func(t tender) bool {
 		switch t.(type) {
-		case *act, *takeover:
+		case *act, *drain, *takeover:
 			return false
 		}
 		return true
@@ -240,6 +240,15 @@ func (s *rehearsalStage) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observe
 		}
 		f(k, o)
 	}))
+}
+
+// Connections counts those that the kernel has.
+func (s *rehearsalStage) Connections(_ context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	conns := map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{}
+	for _, k := range keys {
+		conns[k] = s.found[k].Conns
+	}
+	return conns, nil
 }
 
 // Observe gives what the kernel would hold.

@@ -57,6 +57,12 @@ func (l *locked) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipv
 	return l.k.Observe(ctx, keys)
 }
 
+func (l *locked) Connections(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.k.Connections(ctx, keys)
+}
+
 func (l *locked) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

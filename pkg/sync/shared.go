@@ -20,10 +20,12 @@ type shared struct {
 	queue *queue
 	// growing are the Keys with endpoints whose weight grows.
 	growing *queue
-	dirty   *dirty
-	stage   *stage
-	tell    *teller
-	fare    *fare
+	// draining are the Keys with real servers that drain.
+	draining *queue
+	dirty    *dirty
+	stage    *stage
+	tell     *teller
+	fare     *fare
 	// diary has the last writes.
 	diary *diary
 	opt   Options

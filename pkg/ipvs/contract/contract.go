@@ -23,6 +23,7 @@ type Kernel interface {
 type Tables interface {
 	Do(context.Context, ipvs.Plan) []ipvs.Outcome
 	Observe(context.Context, []ipvs.Key) (map[ipvs.Key]ipvs.Observed, error)
+	Connections(context.Context, []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error)
 	Scan(context.Context, func(ipvs.Key, ipvs.Observed)) error
 	Detect(context.Context, func(ipvs.Key, *ipvs.Frontend, uint32)) (done bool, err error)
 }
@@ -127,6 +128,13 @@ func observes(t *testing.T, k Kernel, key ipvs.Key, want *ipvs.Frontend) {
 		t.Fatalf("observe: %v", err)
 	}
 	same(t, key, "observed", want, got[key].Have)
+	conns, err := k.Connections(ctxOf(t), []ipvs.Key{key})
+	if err != nil {
+		t.Fatalf("count connections: %v", err)
+	}
+	if len(conns) > 0 {
+		t.Errorf("connections of what has none: %v", conns)
+	}
 }
 
 // mask takes out what Detect does not see.

@@ -30,6 +30,20 @@ func (k *Kernel) Observe(_ context.Context, keys []ipvs.Key) (map[ipvs.Key]ipvs.
 	return out, nil
 }
 
+// Connections counts those of some Keys.
+func (k *Kernel) Connections(_ context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	if err := k.readable(); err != nil {
+		return nil, err
+	}
+	out := map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{}
+	for _, key := range keys {
+		if len(k.Conns[key]) > 0 {
+			out[key] = maps.Clone(k.Conns[key])
+		}
+	}
+	return out, nil
+}
+
 // Scan reads everything.
 func (k *Kernel) Scan(_ context.Context, f func(ipvs.Key, ipvs.Observed)) error {
 	if err := k.readable(); err != nil {

@@ -54,6 +54,21 @@ func (k *Kernel) Observe(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]ipv
 	return as.forKeys(keys), nil
 }
 
+// Connections counts those of some Keys.
+func (k *Kernel) Connections(ctx context.Context, keys []ipvs.Key) (map[ipvs.Key]map[netip.AddrPort]ipvs.Conns, error) {
+	found := map[ipvs.Key]map[netip.AddrPort]ipvs.Conns{}
+	for _, key := range keys {
+		_, conns, err := k.ipvs.reals(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if conns != nil {
+			found[key] = conns
+		}
+	}
+	return found, nil
+}
+
 // Scan reads everything.
 func (k *Kernel) Scan(ctx context.Context, f func(ipvs.Key, ipvs.Observed)) error {
 	as := newAssembly()

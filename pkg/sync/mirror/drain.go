@@ -12,36 +12,46 @@ import (
 type drain struct {
 	deadline time.Time // when patience ends
 	quiet    time.Time // since when it was read without an active connection; zero: it has some
+	over     bool      // it may go, by the connections that were read since the Key's last turn
 }
 
 // quietTime is how long a real server that has left the cluster must be without active connections before
 // its inactive ones (half closed, or closed and remembered by the kernel for 2 min) are given up.
 const quietTime = 10 * time.Second
 
-// Reap lists the removals of a Key's real servers whose drain is over, by the connections that were read now. Left says
-// whether a real server has left the cluster altogether: while it has not, its pod may still be finishing what it has
-// half closed. It lists so many at most.
-func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]ipvs.Conns, now time.Time, most int, left func(netip.AddrPort) bool) (ops []ipvs.Op) {
+// Count takes the connections of a Key's real servers, as they were read now, and reports whether some of those that
+// drain may go by them, in the Key's next turn. Left says whether a real server has left the cluster altogether: while it
+// has not, its pod may still be finishing what it has half closed.
+func (m *Mirror) Count(k ipvs.Key, conns map[netip.AddrPort]ipvs.Conns, now time.Time, left func(netip.AddrPort) bool) (some bool) {
 	c := m.cells[k]
 	if c == nil {
-		return nil
+		return false
 	}
-	for _, r := range extraReals(c.have, want) {
-		d, draining := c.drains[r.Addr]
-		if !draining || r.Weight != 0 {
-			continue
-		}
-		conns := conns[r.Addr]
+	for a, d := range c.drains {
+		conns := conns[a]
 		switch {
 		case conns.Active > 0:
 			d.quiet = time.Time{}
 		case d.quiet.IsZero():
 			d.quiet = now
 		}
-		c.drains[r.Addr] = d
 		quiet := !d.quiet.IsZero() && now.Sub(d.quiet) >= quietTime
-		over := conns == ipvs.Conns{} || !now.Before(d.deadline) || quiet && left(r.Addr)
-		if !over || len(ops) >= most || !m.trash.take(now) {
+		d.over = conns == ipvs.Conns{} || !now.Before(d.deadline) || quiet && left(a)
+		c.drains[a] = d
+		some = some || d.over
+	}
+	return some
+}
+
+// Reap lists the removals of a Key's real servers whose drain is over, so many at most, and as far as there is room among
+// what the kernel removes.
+func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, now time.Time, most int) (ops []ipvs.Op) {
+	c := m.cells[k]
+	if c == nil || len(c.drains) == 0 {
+		return nil
+	}
+	for _, r := range extraReals(c.have, want) {
+		if !c.drains[r.Addr].over || r.Weight != 0 || len(ops) >= most || !m.trash.take(now) {
 			continue
 		}
 		ops = append(ops, ipvs.DelReal{Key: k, Addr: r.Addr})
@@ -56,16 +66,29 @@ func (m *Mirror) Reap(k ipvs.Key, want *ipvs.Frontend, conns map[netip.AddrPort]
 // Draining counts the real servers that drain.
 func (m *Mirror) Draining() int { return m.draining }
 
-// Deadline is when the first of a Key's real servers that drain has to go; zero: all of them have to, and wait for their
-// place among what the kernel removes.
-func (m *Mirror) Deadline(k ipvs.Key, now time.Time) (at time.Time) {
+// Drains reports whether a Key has some.
+func (m *Mirror) Drains(k ipvs.Key) bool {
+	c := m.cells[k]
+	return c != nil && len(c.drains) > 0
+}
+
+// Room is how many real servers that drain may go now, by what the kernel still has of those that went; where none may, at
+// is when the next may.
+func (m *Mirror) Room(now time.Time) (n int, at time.Time) {
+	if n = m.trash.room(now); n == 0 {
+		at = m.trash.removed[0].Add(trashTime)
+	}
+	return n, at
+}
+
+// Deadline is when the first of a Key's real servers that drain has to go; zero: none drains.
+func (m *Mirror) Deadline(k ipvs.Key) (at time.Time) {
 	c := m.cells[k]
 	if c == nil {
 		return at
 	}
-	room := m.trash.room(now)
 	for _, d := range c.drains {
-		if (room || !d.deadline.Before(now)) && (at.IsZero() || d.deadline.Before(at)) {
+		if at.IsZero() || d.deadline.Before(at) {
 			at = d.deadline
 		}
 	}
@@ -122,6 +145,7 @@ func (m *Mirror) settleDrains(k ipvs.Key, c *cell, want *ipvs.Frontend, deadline
 		if !ok {
 			d = drain{deadline: deadline}
 		}
+		d.over = false
 		drains[r.Addr] = d
 	}
 	fe.Server.Reals = ipvs.SortReals(fe.Server.Reals)

@@ -18,7 +18,7 @@ func (m *Mirror) Doubted(k ipvs.Key) bool {
 }
 
 // MustRead reports whether the kernel has to be asked about a Key before its turn: what is known of it, or of the shared
-// facts that it stands on, may be wrong, or it has real servers that drain, whose connections count.
+// facts that it stands on, may be wrong.
 func (m *Mirror) MustRead(k ipvs.Key, want *ipvs.Frontend) bool {
 	if len(m.doubted) > 0 {
 		doubted := m.doubted[k.Addr]
@@ -27,17 +27,13 @@ func (m *Mirror) MustRead(k ipvs.Key, want *ipvs.Frontend) bool {
 			m.Doubt(k)
 		}
 	}
-	c := m.cells[k]
-	return c != nil && (c.doubted || len(c.drains) > 0)
+	return m.Doubted(k)
 }
 
-// Ask adds the Keys that have to be read for one. Of a Key that is only draining that is no more than itself.
+// Ask adds the Keys that have to be read for one.
 func (m *Mirror) Ask(ask []ipvs.Key, k ipvs.Key, want *ipvs.Frontend) []ipvs.Key {
-	ask = append(ask, k)
-	if m.Doubted(k) {
-		ask = append(ask, ipvs.AddrKey(k.Addr))
-		ipvs.FactsOf(k, want, func(f ipvs.Fact) { ask = append(ask, ipvs.AddrKey(f.Addr)) })
-	}
+	ask = append(ask, k, ipvs.AddrKey(k.Addr))
+	ipvs.FactsOf(k, want, func(f ipvs.Fact) { ask = append(ask, ipvs.AddrKey(f.Addr)) })
 	return ask
 }
 

@@ -38,7 +38,7 @@ func TestDrainsAreCounted(t *testing.T) {
 		"the Service is gone": func(m *Mirror) { m.Settle(key, Settled{Complete: true}) },
 		"and it is spared":    func(m *Mirror) { m.Settle(key, Settled{Complete: true, Spared: true}) },
 		"it was removed": func(m *Mirror) {
-			if ops := m.Reap(key, frontend(stay), nil, noon, 9, nil); len(ops) != 1 {
+			if ops := reap(m, ipvs.Conns{}, noon, true); len(ops) != 1 {
 				t.Fatalf("without connections: %v", ops)
 			}
 			m.Settle(key, Settled{Want: frontend(stay), Complete: true})
@@ -49,6 +49,28 @@ func TestDrainsAreCounted(t *testing.T) {
 		if end(m); m.Draining() != 0 {
 			t.Errorf("%s: %d drain", name, m.Draining())
 		}
+	}
+}
+
+// reap gives what is removed of the Key by the connections of what drains.
+func reap(m *Mirror, conns ipvs.Conns, now time.Time, left bool) []ipvs.Op {
+	m.Count(key, map[netip.AddrPort]ipvs.Conns{goes.Addr: conns}, now, func(netip.AddrPort) bool { return left })
+	return m.Reap(key, frontend(stay), now, 9)
+}
+
+// TestCountIsForATurn: what was counted before a Key's last turn is no reason to remove anything: a client may have come back.
+func TestCountIsForATurn(t *testing.T) {
+	m := drained(t)
+	none := func(netip.AddrPort) bool { return false }
+	if !m.Count(key, nil, noon, none) {
+		t.Fatal("without connections: it may not go")
+	}
+	m.Settle(key, Settled{Want: frontend(stay), Complete: true, Patience: noon.Add(time.Minute)})
+	if ops := m.Reap(key, frontend(stay), noon, 9); len(ops) > 0 {
+		t.Errorf("by what was counted before its last turn: %v", ops)
+	}
+	if m.Count(key, nil, noon, none); len(m.Reap(key, frontend(stay), noon, 9)) != 1 {
+		t.Error("counted again: it is not removed")
 	}
 }
 
@@ -71,12 +93,10 @@ func TestReap(t *testing.T) {
 		{"quiet, and still named", quiet, quietTime, false, false},
 	} {
 		m := drained(t)
-		read := map[netip.AddrPort]ipvs.Conns{goes.Addr: c.conns}
-		left := func(netip.AddrPort) bool { return c.left }
 		if c.conns != (ipvs.Conns{}) {
-			m.Reap(key, frontend(stay), read, noon, 9, left)
+			reap(m, c.conns, noon, c.left)
 		}
-		if ops := m.Reap(key, frontend(stay), read, noon.Add(c.after), 9, left); (len(ops) == 1) != c.gone {
+		if ops := reap(m, c.conns, noon.Add(c.after), c.left); (len(ops) == 1) != c.gone {
 			t.Errorf("%s: %v, want it removed: %t", c.name, ops, c.gone)
 		}
 	}

@@ -14,19 +14,19 @@ const (
 
 // take takes a place in the list for a removal that can wait; false: there is none.
 func (t *trash) take(now time.Time) bool {
-	if !t.room(now) {
+	if t.room(now) == 0 {
 		return false
 	}
 	t.removed = append(t.removed, now)
 	return true
 }
 
-// room reports whether there is a place in the list.
-func (t *trash) room(now time.Time) bool {
+// room counts the places in the list that are free.
+func (t *trash) room(now time.Time) int {
 	for len(t.removed) > 0 && now.Sub(t.removed[0]) > trashTime {
 		t.removed = t.removed[1:]
 	}
-	return len(t.removed) < trashRoom
+	return trashRoom - len(t.removed)
 }
 
 // put counts what went into the list without asking: a Service and a UDP endpoint go at once, however full it is.
