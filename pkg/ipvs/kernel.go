@@ -52,6 +52,9 @@ type BaseReport struct {
 	Standing map[netip.Addr]bool
 	// TableCreated: the nftables table is new, so whatever was known of its elements is void.
 	TableCreated bool
+	// Moved: what Local gives may be something new, of which nobody was told: IPv6 was switched, the interface is another
+	// one, or the node's own connections leave with another address.
+	Moved bool
 	// Warnings are things that could not be set up and without which the rest still works in part.
 	Warnings []error
 }

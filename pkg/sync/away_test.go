@@ -62,6 +62,9 @@ func TestB84AddressAway(t *testing.T) {
 		if served() || s.kernel.Sets[ipvs.SetOwned][key] {
 			t.Error("still there after 10.2 s")
 		}
+		if slices.Contains(s.loop.desk.Site().NodePorts, key.Addr) {
+			t.Error("its address still counts as one of node ports after 10.2 s")
+		}
 		s.kernel.SetNode(both)
 		s.pass(time.Second)
 		if !served() {

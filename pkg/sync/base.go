@@ -44,11 +44,11 @@ func (b *base) tend(ctx context.Context) (more bool) {
 			b.heal.shield.doubt()
 		}
 	}
-	b.site.news = true // IPv6 may have been switched without a word
 	r, err := b.node.Base(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
+	b.site.news = b.site.news || err != nil || r.LinkCreated || r.Moved || b.site.old(now)
 	b.lost(ctx, r)
 	if err != nil {
 		b.failed(b.tries)

@@ -22,6 +22,7 @@ type site struct {
 	news  bool // they may have changed
 	tries uint8
 	next  time.Time
+	read  time.Time      // when they last were
 	pods  []netip.Prefix // that the kernel was last told of
 	// renamed is an interface that was ours, as last said.
 	renamed string
@@ -30,14 +31,22 @@ type site struct {
 // localPeriod is the least time between two looks at the node's addresses: they come and go in bursts.
 const localPeriod = 100 * time.Millisecond
 
+// localAtLeast is how often they are read though nobody says that they changed. They are all of the node's, virtual IPs
+// among them.
+const localAtLeast = 10 * time.Minute
+
+// old reports whether the node's addresses are to be read though nothing was heard. While an interface is there that was
+// ours, that it goes is not heard in every form that addresses have.
+func (s *site) old(now time.Time) bool { return s.renamed != "" || now.Sub(s.read) >= localAtLeast }
+
 func (s *site) due(now time.Time) time.Time {
-	if !s.news {
-		return time.Time{}
-	}
-	if s.next.IsZero() {
+	switch {
+	case !s.news:
+		return s.desk.AwayEnds()
+	case s.next.IsZero():
 		return now
 	}
-	return s.next
+	return sooner(s.next, s.desk.AwayEnds())
 }
 
 // tend reads what the node itself is, when something may have changed.
@@ -48,6 +57,9 @@ func (s *site) tend(ctx context.Context) (more bool) {
 	default:
 	}
 	now := s.now()
+	if ends := s.desk.AwayEnds(); !ends.IsZero() && !now.Before(ends) {
+		s.move(s.desk.Site().Local)
+	}
 	if !s.news || now.Before(s.next) {
 		return false
 	}
@@ -68,7 +80,7 @@ func (s *site) tend(ctx context.Context) (more bool) {
 	if local.Renamed != s.renamed {
 		s.sayRenamed(local.Renamed)
 	}
-	s.known, s.news, s.tries, s.next = true, false, 0, now.Add(localPeriod)
+	s.known, s.news, s.tries, s.next, s.read = true, false, 0, now.Add(localPeriod), now
 	s.move(local)
 	return false
 }

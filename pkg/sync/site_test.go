@@ -1,8 +1,10 @@
 package sync
 
 import (
+	"context"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/cluster"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
+	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/fake"
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/sync/desk"
 )
 
@@ -335,4 +338,52 @@ func TestPodRangesHold(t *testing.T) {
 		r.model.SetNode(nodeNamed("192.0.2.7"))
 		check("and back, not filled in yet")
 	})
+}
+
+// locals counts how often the node's addresses are read.
+type locals struct {
+	Kernel
+	n int
+}
+
+func (l *locals) Local(ctx context.Context) (ipvs.Local, error) {
+	l.n++
+	return l.Kernel.Local(ctx)
+}
+
+// The node's addresses are read when something is heard of them, when what every Key stands on shows that they may be
+// others, and now and then: on a node at rest they are not what the agent is busy with.
+func TestLocalIsReadOnNews(t *testing.T) {
+	for name, c := range map[string]struct {
+		happens  func(*fake.Kernel)
+		in       time.Duration
+		from, to int
+	}{
+		"nothing":                          {func(*fake.Kernel) {}, time.Hour, 5, 7},
+		"an address":                       {func(k *fake.Kernel) { k.SetNode(ipvs.Local{Addrs: addrsOf("192.0.2.9")}) }, time.Second, 1, 1},
+		"IPv6 is off, of which none tells": {func(k *fake.Kernel) { k.Node.NoIPv6 = true }, time.Minute, 1, 1},
+		"another interface":                {func(k *fake.Kernel) { k.DropLink(); k.Hear(ipvs.Tampering{Base: true}) }, time.Second, 1, 1},
+		"another, of which none tells":     {func(k *fake.Kernel) { k.DropLink() }, time.Minute, 1, 1},
+		"the base cannot be read": {func(k *fake.Kernel) {
+			k.FailRead = func() error { return syscall.EIO }
+		}, time.Minute, 1, 100},
+		"ours has another name": {func(k *fake.Kernel) { k.SetNode(ipvs.Local{Renamed: "was-ours"}) }, 10 * time.Minute, 10, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, r *rig) {
+				r.opt.AuditPeriod = 1000 * time.Hour
+				r.synced()
+				l := &locals{Kernel: &locked{&r.mu, r.kernel}}
+				r.startOn(l)
+				time.Sleep(90 * time.Second)
+				r.tamper(func() { l.n = 0; c.happens(r.kernel) })
+				time.Sleep(c.in)
+				r.tamper(func() {
+					if l.n < c.from || l.n > c.to {
+						t.Errorf("the node's addresses are read %d times in %v, want %d to %d", l.n, c.in, c.from, c.to)
+					}
+				})
+			})
+		})
+	}
 }

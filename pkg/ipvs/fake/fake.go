@@ -53,6 +53,7 @@ type Kernel struct {
 	counting bool // Canary was called
 	counted  int  // virtual servers then, and what was written since
 	down     bool // the interface was set down
+	noIPv6   bool // that IPv6 was switched off when Base last looked
 }
 
 // New makes an empty kernel: no interface, no table.
@@ -185,6 +186,7 @@ func (k *Kernel) Base(context.Context) (r ipvs.BaseReport, err error) {
 }
 
 func (k *Kernel) base() (r ipvs.BaseReport) {
+	r.Moved, k.noIPv6 = k.noIPv6 != k.Node.NoIPv6, k.Node.NoIPv6
 	if !k.Link {
 		k.Link, r.LinkCreated = true, true
 		r.Wrote = append(r.Wrote, "ip link add kube-ipvs0 type dummy")

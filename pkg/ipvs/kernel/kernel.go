@@ -62,6 +62,7 @@ type Kernel struct {
 	// ranged are Keys that may have source ranges though they are in no set that says so.
 	ranged   map[ipvs.Key]bool
 	reserved reservation
+	whereabouts
 }
 
 // ErrNotRoot: the process may not change the network.
@@ -208,6 +209,7 @@ func (k *Kernel) Base(ctx context.Context) (r ipvs.BaseReport, err error) {
 	if err != nil {
 		return r, err
 	}
+	r.Moved = k.moved(ctx)
 	if k.watch.deaf != nil {
 		r.Warnings = append(r.Warnings, fmt.Errorf("changes by other programs are found by looking for them alone: %w", k.watch.deaf))
 	}

@@ -80,6 +80,31 @@ func (l *linkDoor) sort(all []standing, ours int, local *ipvs.Local) (err error)
 	return nil
 }
 
+// whereabouts are what of Local may become another without a notification.
+type whereabouts struct {
+	index   int // of our interface
+	noIPv6  bool
+	sources [len(somewhere)]netip.Addr
+}
+
+// moved reports whether they are others than when they were last asked for, or cannot be read. It is some 10 us, where what
+// stands on all interfaces, every virtual IP among it, is some ms.
+func (k *Kernel) moved(ctx context.Context) bool {
+	var err error
+	is := whereabouts{index: k.link.index}
+	if is.noIPv6, err = noIPv6(); err != nil {
+		return true
+	}
+	for i, to := range somewhere {
+		if is.sources[i], err = k.link.sourceTo(ctx, to); err != nil {
+			return true
+		}
+	}
+	was := k.whereabouts
+	k.whereabouts = is
+	return was != is
+}
+
 // LocalChanged has a token when what Local gives may have changed.
 func (k *Kernel) LocalChanged() <-chan struct{} { return k.watch.changed }
 

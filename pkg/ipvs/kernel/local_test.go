@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -122,4 +123,46 @@ func TestLocalFollowsIPv6(t *testing.T) {
 	set("0")
 	heard(t, k, "IPv6 switched on")
 	noIPv6(false)
+}
+
+// What of Local may become another without a word is seen without reading it: which interface is ours, whether the node has
+// IPv6, and with which address its own connections leave.
+func TestLocalMoved(t *testing.T) {
+	k := localDoor(t)
+	eth, ours := dummy(t, "eth9"), dummy(t, linkName)
+	ctx, anywhere := context.Background(), &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+	look := func() (moved bool) {
+		_, _, err := k.link.ensure(ctx)
+		must(t, err)
+		return k.moved(ctx)
+	}
+	look()
+	for _, c := range []struct {
+		what string
+		do   func()
+	}{
+		{"an address, and a way out", func() {
+			addNodeAddr(t, eth, "192.168.7.5/24")
+			must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: anywhere}))
+		}},
+		{"another source on that way", func() {
+			addNodeAddr(t, eth, "192.168.8.5/24")
+			must(t, netlink.RouteReplace(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: anywhere, Src: net.ParseIP("192.168.8.5")}))
+		}},
+		{"IPv6 is switched off", func() {
+			must(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0))
+		}},
+		{"another interface is ours", func() { must(t, netlink.LinkDel(ours)) }},
+	} {
+		if look() {
+			t.Errorf("before %s: moved, and nothing happened", c.what)
+		}
+		if c.do(); !look() {
+			t.Errorf("%s: not moved", c.what)
+		}
+	}
+	addNodeAddr(t, dummy(t, "eth8"), "192.168.9.5/24")
+	if look() {
+		t.Error("an address that is heard of: moved")
+	}
 }

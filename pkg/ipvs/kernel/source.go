@@ -11,7 +11,7 @@ import (
 )
 
 // somewhere are addresses that only a default route leads to: prefixes for documentation.
-var somewhere = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+var somewhere = [...]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 
 // sources finds the source address of the node's own connections in each family: the one that the kernel
 // would choose towards the default route, else the first global one of another interface that is up. An

@@ -134,6 +134,17 @@ func (d *Desk) leave(local ipvs.Local, now time.Time) {
 	}
 }
 
+// AwayEnds is when the first of the times ends for which node ports are held on addresses; zero: none are. The site is
+// another one then.
+func (d *Desk) AwayEnds() (at time.Time) {
+	for _, gap := range d.away {
+		if at.IsZero() || gap.until.Before(at) {
+			at = gap.until
+		}
+	}
+	return at
+}
+
 // isLate: a node port is new on an address that is away. Only what was there is held.
 func (d *Desk) isLate(id cluster.ID, c KeyClaim) bool {
 	if !d.away[c.Key.Addr].lasts || c.Claim.Rank != RankNodePort {
