@@ -57,6 +57,8 @@ func runChild(name string, o options) (err error) {
 		result, err = runSettings(o)
 	case "grown", "growing":
 		result, err = runGrowing(o, name == "growing")
+	case "kept", "kept-unaudited":
+		result, err = runKept(o, name == "kept")
 	case "asking":
 		result, err = runAsking(o)
 	case "crowd":

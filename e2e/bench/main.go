@@ -40,7 +40,7 @@ func main() {
 	flag.StringVar(&o.binding, "binding", "address", "how virtual IPs stand on the interface: address or route (of the packets' way both are counted)")
 	sizes := flag.String("sizes", "1,1000,5000", "numbers of Services with which the packets' way is counted")
 	flag.IntVar(&o.peerAt, "peer-services", 0, "count the packets' way with kube-proxy as well, in three of its modes with so many Services, where it has been compiled (lab e2e --build); 0: it is not")
-	flag.StringVar(&o.only, "only", "", "measure this alone: agent, packets, scheduling, asking or crowd")
+	flag.StringVar(&o.only, "only", "", "measure this alone: agent, packets, scheduling, asking, keeping or crowd")
 	flag.StringVar(&child, "child", "", "do one measurement, in this process and namespace (for the bench itself)")
 	flag.StringVar(&keep, "keep", "", "put the result that a run printed, on standard input, into this file, and measure nothing")
 	flag.StringVar(&write, "page", "", "write the page of this result's file, and measure nothing")
@@ -99,6 +99,9 @@ func (o options) all(w io.Writer) error {
 	if o.only == "asking" {
 		return o.recordAsking(w)
 	}
+	if o.only == "keeping" {
+		return o.keeping(w)
+	}
 	if o.only == "crowd" {
 		return o.recordCrowd(w)
 	}
@@ -114,7 +117,7 @@ func (o options) all(w io.Writer) error {
 		if err := o.scheduling(w); err != nil {
 			return err
 		}
-		broken = errors.Join(broken, o.recordAsking(w))
+		broken = errors.Join(broken, o.recordAsking(w), o.keeping(w))
 	}
 	return errors.Join(broken, limits(w, ratio, urgent))
 }

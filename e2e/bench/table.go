@@ -127,13 +127,25 @@ func tableByMoby(servers, reals int) (time.Duration, error) {
 
 // checkTable counts what the kernel really has.
 func checkTable(servers, reals int) error {
-	text, err := os.ReadFile("/proc/net/ip_vs")
+	text, err := os.ReadFile(tableFile)
 	if err != nil {
 		return err
 	}
-	gotServers, gotReals := bytes.Count(text, []byte("\nTCP ")), bytes.Count(text, []byte("\n  -> "))-1 // a headline
+	gotServers, gotReals := bytes.Count(text, []byte("\nTCP ")), realsIn(text)
 	if gotServers != servers || gotReals != servers*reals {
 		return fmt.Errorf("the kernel holds %d virtual servers and %d real servers, want %d and %d", gotServers, gotReals, servers, servers*reals)
 	}
 	return nil
+}
+
+// tableFile is the kernel's list of virtual servers.
+const tableFile = "/proc/net/ip_vs"
+
+// realsIn counts the real servers of the list. The first line that looks like one is a headline.
+func realsIn(text []byte) int { return bytes.Count(text, []byte("\n  -> ")) - 1 }
+
+// countReals counts the real servers that the kernel really has, and so many more.
+func countReals(more int) (int, error) {
+	text, err := os.ReadFile(tableFile)
+	return realsIn(text) + more, err
 }
