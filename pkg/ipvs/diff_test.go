@@ -256,3 +256,27 @@ func TestRangesChangePlaces(t *testing.T) {
 		t.Errorf("got %v, want %v", got, lines)
 	}
 }
+
+// Real servers are put in order from whichever order they are in, and repeats go.
+func TestSortReals(t *testing.T) {
+	at := func(ports ...uint16) (rs []ipvs.Real) {
+		for _, p := range ports {
+			rs = append(rs, ipvs.Real{Addr: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), p)})
+		}
+		return rs
+	}
+	want := at(1, 2, 3)
+	for _, rs := range [][]ipvs.Real{at(1, 2, 3), at(3, 2, 1), at(2, 3, 1), at(3, 3, 2, 1), at(3, 2, 1, 1), at(1, 1, 2, 3), at(3, 1, 2, 3)} {
+		was := slices.Clone(rs)
+		if got := ipvs.SortReals(rs); !slices.Equal(got, want) {
+			t.Errorf("%v: %v", was, got)
+		}
+	}
+	first := []ipvs.Real{{Addr: want[1].Addr, Weight: 7}, {Addr: want[1].Addr, Weight: 9}, want[0]}
+	if got := ipvs.SortReals(first); len(got) != 2 || got[1].Weight != 7 {
+		t.Errorf("of a repeat the first stays: %v", got)
+	}
+	if got := ipvs.SortReals(nil); len(got) > 0 {
+		t.Errorf("none: %v", got)
+	}
+}

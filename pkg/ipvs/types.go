@@ -363,7 +363,12 @@ func SumOf(conns map[netip.AddrPort]Conns) (sum uint32) {
 }
 
 // SortReals puts real servers in their canonical order and drops repeats of one address, keeping the first.
+// The kernel lists the one that came last first, so that they are often the wrong way round as a whole.
 func SortReals(rs []Real) []Real {
+	if slices.IsSortedFunc(rs, func(a, b Real) int { return cmp.Or(b.Addr.Compare(a.Addr), -1) }) {
+		slices.Reverse(rs)
+		return rs
+	}
 	slices.SortStableFunc(rs, func(a, b Real) int { return a.Addr.Compare(b.Addr) })
 	return slices.CompactFunc(rs, func(a, b Real) bool { return a.Addr == b.Addr })
 }

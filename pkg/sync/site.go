@@ -33,7 +33,7 @@ const localPeriod = 100 * time.Millisecond
 
 // localAtLeast is how often they are read though nobody says that they changed. They are all of the node's, virtual IPs
 // among them.
-const localAtLeast = 10 * time.Minute
+const localAtLeast = 30 * time.Minute
 
 // old reports whether the node's addresses are to be read though nothing was heard. While an interface is there that was
 // ours, that it goes is not heard in every form that addresses have.

@@ -359,7 +359,7 @@ func TestLocalIsReadOnNews(t *testing.T) {
 		in       time.Duration
 		from, to int
 	}{
-		"nothing":                          {func(*fake.Kernel) {}, time.Hour, 5, 7},
+		"nothing":                          {func(*fake.Kernel) {}, time.Hour, 1, 2},
 		"an address":                       {func(k *fake.Kernel) { k.SetNode(ipvs.Local{Addrs: addrsOf("192.0.2.9")}) }, time.Second, 1, 1},
 		"IPv6 is off, of which none tells": {func(k *fake.Kernel) { k.Node.NoIPv6 = true }, time.Minute, 1, 1},
 		"another interface":                {func(k *fake.Kernel) { k.DropLink(); k.Hear(ipvs.Tampering{Base: true}) }, time.Second, 1, 1},

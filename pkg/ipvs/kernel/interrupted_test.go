@@ -34,7 +34,7 @@ func TestInterruptedDumps(t *testing.T) {
 		v.begin(b, cmdNewDest, 0)
 		putDest(b, k, netip.AddrPortFrom(k.Addr, 80), &ipvs.Real{Weight: 1})
 	})
-	theRule := rule{chain: chainCheck, why: "why"}
+	theRule := rule{chain: chainCheck, why: "why", comment: "why"}
 	nftRule := message(func(b *batch, k ipvs.Key) {
 		r := theRule
 		if k == lost {

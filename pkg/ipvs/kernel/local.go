@@ -32,7 +32,7 @@ func (k *Kernel) Local(ctx context.Context) (local ipvs.Local, err error) {
 	if k.link.index == 0 {
 		k.link.index = ours
 	}
-	v4, v6, err := k.link.sourcesBeside(ctx, all)
+	v4, v6, err := k.link.sourcesAmong(ctx, all)
 	if err != nil {
 		return local, err
 	}

@@ -201,7 +201,7 @@ func (n *nftDoor) rulesAreRight(ctx context.Context) (bool, error) {
 	}
 	want := map[string][]string{}
 	for _, r := range n.rules {
-		want[r.chain] = append(want[r.chain], r.comment())
+		want[r.chain] = append(want[r.chain], r.comment)
 	}
 	return maps.EqualFunc(have, want, slices.Equal[[]string]), nil
 }

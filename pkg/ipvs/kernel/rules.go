@@ -94,10 +94,12 @@ type rule struct {
 	chain   string
 	why     string
 	encoded [][]byte
+	comment string
 }
 
-// comment carries the hash of the expressions, by which a later start knows that the rule is right.
-func (r rule) comment() string {
+// commentOn carries the hash of the expressions, by which a later start knows that the rule is right. It is made once: each
+// look at the table compares those of all rules.
+func commentOn(r rule) string {
 	h := sha256.New()
 	for _, e := range r.encoded {
 		h.Write(e)
@@ -106,7 +108,7 @@ func (r rule) comment() string {
 }
 
 func (r rule) userData() []byte {
-	return userdata.AppendString(nil, userdata.TypeComment, r.comment())
+	return userdata.AppendString(nil, userdata.TypeComment, r.comment)
 }
 
 // ruleBuilder encodes rules; the first error is kept.
@@ -132,6 +134,7 @@ func (rb *ruleBuilder) add(chain, why string, exprs ...any) {
 			panic(fmt.Sprintf("no nftables expression: %T", e))
 		}
 	}
+	r.comment = commentOn(r)
 	rb.rules = append(rb.rules, r)
 }
 

@@ -17,18 +17,18 @@ var somewhere = [...]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustPars
 // would choose towards the default route, else the first global one of another interface that is up. An
 // invalid address means that there is none.
 func (l *linkDoor) sources(ctx context.Context) (v4, v6 netip.Addr, err error) {
-	ours, err := l.addresses(ctx, l.index)
+	all, err := l.addresses(ctx, 0)
 	if err != nil {
 		return v4, v6, err
 	}
-	return l.sourcesBeside(ctx, ours)
+	return l.sourcesAmong(ctx, all)
 }
 
-// sourcesBeside does it where it is known what stands on our interface: to list that again, 10,000 virtual IPs, would be most of
-// the cost. What stands on others may be in the list, too.
-func (l *linkDoor) sourcesBeside(ctx context.Context, standing []standing) (v4, v6 netip.Addr, err error) {
+// sourcesAmong does it where all addresses of the node are listed already: to list them again, 10,000 virtual IPs among them,
+// would be most of the cost.
+func (l *linkDoor) sourcesAmong(ctx context.Context, all []standing) (v4, v6 netip.Addr, err error) {
 	mine := map[netip.Addr]bool{}
-	for _, s := range standing {
+	for _, s := range all {
 		if s.index == l.index {
 			mine[s.addr] = true
 		}
@@ -39,9 +39,7 @@ func (l *linkDoor) sourcesBeside(ctx context.Context, standing []standing) (v4, 
 			return v4, v6, err
 		}
 		if !a.IsValid() || mine[a] || a.IsLinkLocalUnicast() || a.IsLoopback() {
-			if a, err = l.anySource(ctx, somewhere[i].BitLen()); err != nil {
-				return v4, v6, err
-			}
+			a = l.anySource(all, somewhere[i].BitLen())
 		}
 		*out = a
 	}
@@ -86,20 +84,16 @@ func (l *linkDoor) sourceTo(ctx context.Context, to netip.Addr) (source netip.Ad
 }
 
 // anySource is the first global address of the family on another interface that is up.
-func (l *linkDoor) anySource(ctx context.Context, bits int) (netip.Addr, error) {
-	all, err := l.addresses(ctx, 0)
-	if err != nil {
-		return netip.Addr{}, err
-	}
+func (l *linkDoor) anySource(all []standing, bits int) netip.Addr {
 	for _, s := range all {
 		if s.addr.BitLen() != bits || s.index == l.index || !s.global {
 			continue
 		}
 		if link, err := l.h.LinkByIndex(s.index); err == nil && link.Attrs().Flags&net.FlagUp != 0 {
-			return s.addr, nil
+			return s.addr
 		}
 	}
-	return netip.Addr{}, nil
+	return netip.Addr{}
 }
 
 func sourceFor(a, v4, v6 netip.Addr) netip.Addr {
