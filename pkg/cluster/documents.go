@@ -43,6 +43,9 @@ func parseFile(name string, data []byte, opt Options) parsed {
 		if text[0] == '{' && p.jsonDocuments(text) {
 			return
 		}
+		if p.list(text) {
+			return
+		}
 		p.number++
 		js, err := yamlToJSON(text)
 		if err != nil {

@@ -144,7 +144,13 @@ func (p *parser) items(js []byte, kind typeMeta, where string) error {
 	if err := json.Unmarshal(js, &list); err != nil {
 		return err
 	}
-	for i, item := range list.Items {
+	p.each(list.Items, kind, where)
+	return nil
+}
+
+// each reads items that are taken apart.
+func (p *parser) each(items []stdjson.RawMessage, kind typeMeta, where string) {
+	for i, item := range items {
 		place := strings.TrimPrefix(fmt.Sprintf("%s.items[%d]", where, i), ".")
 		err := errors.New("empty item")
 		if len(item) > 0 && !bytes.Equal(item, []byte("null")) {
@@ -154,7 +160,6 @@ func (p *parser) items(js []byte, kind typeMeta, where string) error {
 			p.fail(place, err)
 		}
 	}
-	return nil
 }
 
 func decode[T any](js []byte, f func(*T) error) error {
