@@ -59,6 +59,8 @@ func runChild(name string, o options) (err error) {
 		result, err = runGrowing(o, name == "growing")
 	case "kept", "kept-unaudited":
 		result, err = runKept(o, name == "kept")
+	case "kept-program":
+		result, err = runKeptProgram(o)
 	case "asking":
 		result, err = runAsking(o)
 	case "crowd":

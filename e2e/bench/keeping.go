@@ -46,7 +46,8 @@ const (
 // keeping measures both, and says which limits are broken.
 func (o options) keeping(w io.Writer) (err error) {
 	var audited, alone keeping
-	if err := errors.Join(o.measure("kept", &audited), o.measure("kept-unaudited", &alone)); err != nil {
+	var program keptProgram
+	if err := errors.Join(o.measure("kept", &audited), o.measure("kept-unaudited", &alone), o.measure("kept-program", &program)); err != nil {
 		return err
 	}
 	fmt.Fprintf(w, "\n(h) keeping %d Services with %d endpoints each\n", o.services, o.endpoints)
@@ -61,7 +62,11 @@ func (o options) keeping(w io.Writer) (err error) {
 		fmt.Fprintf(w, "  %-58s %10.3f%s\n", what, million(is), verdict)
 	}
 	a := func(d, of time.Duration) time.Duration { return time.Duration(float64(d) / of.Seconds()) }
-	row("nothing happens, a second", a(alone.Idle, idleTime), maxIdle)
+	if program.There {
+		row("the agent with a directory of them, until all is programmed", program.Start, 0)
+		row(fmt.Sprintf("then nothing happens, a second; %d MiB at the most", program.Most>>20), a(program.Idle, idleTime), maxIdle)
+	}
+	row("the loop by itself, nothing happens, a second", a(alone.Idle, idleTime), 0)
 	row("the same with the audit", a(audited.Idle, idleTime), maxAudited)
 	n := replacedOf * o.services
 	row(fmt.Sprintf("%d endpoints replaced in %v, without the audit", n, replaceTime), alone.Replaced, 0)
