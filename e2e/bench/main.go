@@ -117,7 +117,7 @@ func (o options) all(w io.Writer) error {
 		if err := o.scheduling(w); err != nil {
 			return err
 		}
-		broken = errors.Join(broken, o.recordAsking(w), o.keeping(w))
+		broken = errors.Join(broken, o.recordAsking(w))
 	}
 	return errors.Join(broken, limits(w, ratio, urgent))
 }
