@@ -159,8 +159,8 @@ func (d *Directory) note(ev fsnotify.Event, ok bool) bool {
 // update brings the Model up to date with what was noted.
 func (d *Directory) update() {
 	if !d.noted.list && d.trouble == nil {
-		for _, name := range slices.Sorted(maps.Keys(d.noted.files)) {
-			if !d.look(name, true) {
+		for _, w := range d.inOrder(maps.Keys(d.noted.files)) {
+			if !d.look(w, true) {
 				d.noted.list = true // what went is told apart from what only cannot be read
 			}
 		}
@@ -207,9 +207,9 @@ func (d *Directory) all() {
 		return
 	}
 	present := map[*file]bool{}
-	for _, e := range entries {
-		if name := e.Name(); wanted(name) && d.look(name, d.noted.files[name]) {
-			present[d.files[name]] = true
+	for _, w := range d.inOrder(names(entries)) {
+		if d.look(w, d.noted.files[w.name]) {
+			present[d.files[w.name]] = true
 		}
 	}
 	if !anyUsable(maps.Keys(present)) {

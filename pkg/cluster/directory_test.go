@@ -527,6 +527,34 @@ func TestDirectoryReadsOnlyWhatChanged(t *testing.T) {
 	f.d.watch.end()
 }
 
+// What was written first is taken first: an object that moves from one file to another is never in none, and of files of one
+// tick of the clock the new ones come first.
+func TestDirectoryInOrder(t *testing.T) {
+	f := newFollower(t)
+	for _, name := range []string{"a", "b", "c"} {
+		f.write(name+".yaml", serviceText(name, "10.96.0.1"))
+	}
+	f.d.noted.list = true
+	f.d.update()
+	f.write("y.yaml", serviceText("y", "10.96.0.2"))
+	f.write("z.yaml", serviceText("z", "10.96.0.2"))
+	now := time.Now().Add(-time.Hour)
+	for name, after := range map[string]time.Duration{"a": 2, "b": 1, "c": 3, "y": 3, "z": 0} {
+		at := now.Add(after * time.Millisecond)
+		f.must(os.Chtimes(filepath.Join(f.dir, name+".yaml"), at, at))
+	}
+	entries, err := os.ReadDir(f.dir)
+	f.must(err)
+	var got []string
+	for _, w := range f.d.inOrder(names(entries)) {
+		got = append(got, w.name)
+	}
+	if want := []string{"z.yaml", "b.yaml", "a.yaml", "y.yaml", "c.yaml"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	f.d.watch.end()
+}
+
 // Under constant change news are at most a moment late.
 func TestDirectoryConstantChange(t *testing.T) {
 	f := newFollower(t)

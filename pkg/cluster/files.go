@@ -8,6 +8,7 @@ import (
 	"hash/maphash"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -62,18 +63,65 @@ func wanted(name string) bool {
 	return false
 }
 
+// written is a file as it is found in the directory.
+type written struct {
+	name string
+	info fs.FileInfo // nil: it could not be asked for
+}
+
+func (w written) when() (t time.Time) {
+	if w.info != nil {
+		t = w.info.ModTime()
+	}
+	return t
+}
+
+// inOrder gives files in the order in which they were written, and of those of one tick of the clock the new ones first: an
+// object that was put into one file and then taken out of another one is never in none.
+func (d *Directory) inOrder(names iter.Seq[string]) (list []written) {
+	for name := range names {
+		info, _ := os.Stat(filepath.Join(d.path, name))
+		list = append(list, written{name, info})
+	}
+	slices.SortFunc(list, func(a, b written) int {
+		return cmp.Or(a.when().Compare(b.when()), cmp.Compare(d.held(a.name), d.held(b.name)), cmp.Compare(a.name, b.name))
+	})
+	return list
+}
+
+// held is 1 where a file has given objects, and 0 where it is new.
+func (d *Directory) held(name string) int {
+	f := d.files[name]
+	if f == nil {
+		return 0
+	}
+	return min(len(f.objects), 1)
+}
+
+// names are those of the entries that are read.
+func names(entries []fs.DirEntry) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, e := range entries {
+			if wanted(e.Name()) && !yield(e.Name()) {
+				return
+			}
+		}
+	}
+}
+
 // look brings one file up to date and reports whether it is there: one may go
 // after it was listed, which is no trouble. A link to nowhere is. Force reads
 // it even if it looks unchanged: two writes may fall into one tick of the file
 // system's clock.
-func (d *Directory) look(name string, force bool) (there bool) {
+func (d *Directory) look(w written, force bool) (there bool) {
+	name := w.name
 	f := d.files[name]
 	if f == nil {
 		f = &file{name: name, reports: reporter{tell: d.report}}
 		d.files[name] = f
 	}
 	path := filepath.Join(d.path, name)
-	if info, err := os.Stat(path); err == nil && !force && f.info != nil && unchanged(f.info, info) {
+	if w.info != nil && !force && f.info != nil && unchanged(f.info, w.info) {
 		return true
 	}
 	data, info, err := readFile(path, d.maxSize)
