@@ -35,7 +35,7 @@ const trafficPackage = "e2e/traffic"
 
 var kernelPackages = []kernelPackage{
 	{dir: "./e2e/lab", host: true},
-	{dir: "./" + trafficPackage, pieces: 16},
+	{dir: "./" + trafficPackage, pieces: 24},
 	{dir: "./pkg/ipvs/kernel", host: true, pieces: 3},
 	{dir: "./pkg/sync", host: true, only: "OnKernel$"},
 	{dir: "./" + nativePackage},
