@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -168,14 +167,11 @@ func TestB73LogPrints(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	cmd := newLogOf(s.sources)
-	out := &stopping{stop: stop, at: "10.244.9.9:8080"}
-	cmd.SetOut(out)
-	cmd.SetArgs([]string{"--watch", "--interval", "100ms", "--last", "1"})
-	go func() {
-		<-time.After(10 * time.Millisecond)
+	cmd.SetOut(&stopping{stop: stop, at: "10.244.9.9:8080", begun: func() { // before, it might be among what --last leaves out
 		svc, e := aService("shop/new", "10.96.0.98", 80, corev1.ProtocolTCP, "10.244.9.9@node2")
 		s.give(svc, e)
-	}()
+	}})
+	cmd.SetArgs([]string{"--watch", "--interval", "100ms", "--last", "1"})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		t.Errorf("watched: %v", err)
@@ -185,12 +181,17 @@ func TestB73LogPrints(t *testing.T) {
 // stopping stops whoever writes to it, once a text has come.
 type stopping struct {
 	bytes.Buffer
-	stop func()
-	at   string
+	stop  func()
+	at    string
+	begun func() // what is to happen once something was written
 }
 
 func (s *stopping) Write(b []byte) (int, error) {
 	n, err := s.Buffer.Write(b)
+	if begun := s.begun; begun != nil {
+		s.begun = nil
+		begun()
+	}
 	if strings.Contains(s.String(), s.at) {
 		s.stop()
 	}
@@ -215,14 +216,12 @@ func TestShowWatch(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	cmd := newShowOf(s.sources)
-	out := &stopping{stop: stop, at: "10.96.0.97:80"}
-	cmd.SetOut(out)
-	cmd.SetArgs([]string{"--watch", "--interval", "100ms"})
-	go func() {
-		<-time.After(10 * time.Millisecond)
+	out := &stopping{stop: stop, at: "10.96.0.97:80", begun: func() {
 		svc, e := aService("shop/new", "10.96.0.97", 80, corev1.ProtocolTCP, "10.244.9.9@node2")
 		s.give(svc, e)
-	}()
+	}}
+	cmd.SetOut(out)
+	cmd.SetArgs([]string{"--watch", "--interval", "100ms"})
 	if err := cmd.ExecuteContext(ctx); err != nil || strings.Count(out.String(), "SERVICE") < 2 {
 		t.Errorf("%v\n%s", err, out)
 	}
