@@ -23,8 +23,8 @@ type program struct {
 	run  string // only tests that match; empty: all that were asked for
 }
 
-// mostMachines is what has been tried on two processors.
-const mostMachines = 6
+// mostMachines is for two processors: with six of them these had nothing left, and tests waited for each other.
+const mostMachines = 4
 
 // machines says how many run the tests at a time. An emulated processor is idle for two thirds of the time, while tests wait
 // for what takes its time, so there are more than this machine has processors, as long as these have something left for another

@@ -65,7 +65,7 @@ func testCommand() *cobra.Command {
 		Use:   "test",
 		Short: "Run all tests: on the host what needs no kernel, on the lab the rest",
 		Long: `Run all tests from the root of the repository: gofmt, go vet, go test -race on
-the host, and the tests that need IPVS on the lab: shared between up to six
+the host, and the tests that need IPVS on the lab: shared between up to four
 virtual machines where this machine has two processors and more.
 
 The last line counts tests. A test with subtests counts as its subtests, and
