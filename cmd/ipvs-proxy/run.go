@@ -111,7 +111,7 @@ func run(ctx context.Context, c *config.Config, from *sourceFlags, warnings []st
 	log.Info("starting", zap.String("version", version), zap.String("node", name), zap.String("source", src.name),
 		zap.String("clusterCIDR", c.Proxy.ClusterCIDR))
 	parts := []func(context.Context) error{src.run, loop.Run, holding(place, log),
-		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) }}
+		func(ctx context.Context) error { return sopt.Health.ServeChecks(ctx, log) }, new(collector).run}
 	for _, s := range append(list, questions(place, withCopy(is.Handler(), c, name, model, log), log)) {
 		parts = append(parts, s.Run)
 	}
