@@ -141,7 +141,8 @@ func TestF40KilledWhileStarting(t *testing.T) {
 	t.Logf("seed %d; a start takes %s", seed, undisturbed)
 	random, halfway := rand.New(rand.NewPCG(seed, 0)), 0
 	var starts []time.Duration
-	for i := range kills {
+	// A busy machine's agent may be done before it is killed: there are more until one came in the middle.
+	for i := 0; i < kills || halfway == 0 && i < 10*kills; i++ {
 		cleanup(t, n, 0, nil, "cleanup")
 		agent := s.w.StartAgent(t, n, s.cluster)
 		if i%2 == 0 { // any moment, or one in the middle of the writes
@@ -169,11 +170,11 @@ func TestF40KilledWhileStarting(t *testing.T) {
 		}
 		starts = append(starts, whole())
 	}
-	lab.Figure(t, "kills", kills)
+	lab.Figure(t, "kills", len(starts))
 	lab.Figure(t, "kills in the middle of the writes", halfway)
 	times(t, "start after a kill", starts)
 	if halfway == 0 {
-		t.Errorf("the control: none of %d kills came in the middle of the writes", kills)
+		t.Errorf("the control: none of %d kills came in the middle of the writes", len(starts))
 	}
 	// Where nothing is guarded the listener does answer: what is looked for can be seen.
 	shell(t, n, "nft delete table inet ipvs-proxy")
