@@ -13,31 +13,10 @@ import (
 // canary notices that another program removed or added virtual servers. IPVS does not notify, but it counts those of
 // IPv4, and a single one of IPv6 can be asked for: when all are gone, it is gone.
 type canary struct {
-	fd      int // -1 when closed
+	optSocket
 	known   bool
 	servers int      // of IPv4, when last counted, and what was written since
 	witness ipvs.Key // a virtual server of IPv6; zero: none is known
-}
-
-// getInfo is IP_VS_SO_GET_INFO of include/uapi/linux/ip_vs.h.
-const getInfo = 64 + 1024 + 64 + 1
-
-// open opens a socket in this thread's network namespace. IPVS answers on every kind of IPv4 socket; this one needs no
-// right to raw packets.
-func (c *canary) open() (err error) {
-	c.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		c.fd = -1
-		return fmt.Errorf("open a socket to count virtual servers: %w", err)
-	}
-	return nil
-}
-
-func (c *canary) close() {
-	if c.fd >= 0 {
-		unix.Close(c.fd)
-		c.fd = -1
-	}
 }
 
 // count asks for the number of virtual servers of IPv4.

@@ -3,7 +3,6 @@ package kernel
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 	"unsafe"
 
@@ -12,40 +11,21 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs"
 )
 
-// getDests asks for the real servers of a virtual server of IPv4 by IP_VS_SO_GET_DESTS of include/uapi/linux/ip_vs.h. Over netlink
-// the kernel writes each with forty attributes, counters twice among them; this copies one structure.
+// getDests asks for the real servers of a virtual server of IPv4, which needs CAP_NET_ADMIN. Over netlink the kernel writes
+// each with more than thirty attributes, counters twice among them; this copies one structure.
 type getDests struct {
-	fd  int // -1 when closed
+	optSocket
 	buf []byte
 }
 
 // Layout of struct ip_vs_get_dests and struct ip_vs_dest_entry on 64-bit machines, for which alone the agent is built.
 const (
-	optGetDests  = 64 + 1024 + 64 + 4 // IP_VS_BASE_CTL + IP_VS_SO_GET_DESTS
 	destsHead    = 24
 	destsEntry   = 96
 	destsAtFirst = 64
 )
 
-// open opens a socket in this thread's network namespace. The kernel answers who has CAP_NET_ADMIN.
-func (g *getDests) open() (err error) {
-	g.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		g.fd = -1
-		return fmt.Errorf("open a socket to list real servers: %w", err)
-	}
-	return nil
-}
-
-func (g *getDests) close() {
-	if g.fd >= 0 {
-		unix.Close(g.fd)
-		g.fd = -1
-	}
-}
-
-// read appends the real servers, without their counters; of a virtual server that is not there it
-// finds none.
+// read appends the real servers, without their counters; of a virtual server that is not there it finds none.
 func (g *getDests) read(k ipvs.Key, to []ipvs.CountedReal) ([]ipvs.CountedReal, error) {
 	for room := destsAtFirst; ; room *= 2 {
 		if n := destsHead + room*destsEntry; len(g.buf) < n {

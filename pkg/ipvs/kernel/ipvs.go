@@ -27,7 +27,7 @@ type ipvsDoor struct {
 }
 
 func openIPVS(ctx context.Context, familyName string) (*ipvsDoor, error) {
-	v := &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{fd: -1}}
+	v := &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{optSocket: closedOptSocket}}
 	var err error
 	if v.family, err = resolveFamily(ctx, v.sock, familyName); err != nil {
 		v.sock.close()

@@ -108,7 +108,7 @@ func openRemains(ctx context.Context, familyName string) (*Kernel, error) {
 	}
 	v, err := openIPVS(ctx, familyName)
 	if errors.As(err, new(*MissingModuleError)) {
-		v, err = &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{fd: -1}, absent: true}, nil
+		v, err = &ipvsDoor{sock: newSocket(unix.NETLINK_GENERIC), canary: canary{optSocket: closedOptSocket}, absent: true}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func open(ctx context.Context, cfg Config, v *ipvsDoor) (_ *Kernel, err error) {
 		err = k.listen()
 	}
 	if err == nil && !v.absent {
-		err = k.canary.open()
+		err = k.canary.open("count virtual servers")
 	}
 	if err != nil {
 		k.Close()

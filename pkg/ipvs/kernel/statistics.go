@@ -50,9 +50,9 @@ func OpenStatistics(ctx context.Context) (*Statistics, error) {
 }
 
 func openStatistics(ctx context.Context, familyName string) (*Statistics, error) {
-	s := &Statistics{turn: make(chan struct{}, 1), servers: newSocket(unix.NETLINK_GENERIC), reals: newSocket(unix.NETLINK_GENERIC)}
+	s := &Statistics{turn: make(chan struct{}, 1), servers: newSocket(unix.NETLINK_GENERIC), reals: newSocket(unix.NETLINK_GENERIC), dests: getDests{optSocket: closedOptSocket}}
 	// Both are bound to the network namespace of whoever opens the door, wherever the goroutines run that use it.
-	err := s.dests.open()
+	err := s.dests.open("list real servers")
 	if err == nil {
 		err = s.reals.open()
 	}
@@ -135,7 +135,7 @@ func (s *Statistics) Of(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Co
 	return s.of(ctx, keys, visit, func(c *ipvs.Counted) error { return s.readReals(ctx, s.servers, c) })
 }
 
-// Brief is Of without what is counted of real servers, their connections apart: of IPv4 at a fortieth of the cost.
+// Brief is Of without what is counted of real servers, their connections apart: of IPv4 it costs much less.
 func (s *Statistics) Brief(ctx context.Context, keys []ipvs.Key, visit func(ipvs.Counted) error) error {
 	return s.of(ctx, keys, visit, func(c *ipvs.Counted) error { return s.readBrief(ctx, c) })
 }
