@@ -1,5 +1,5 @@
-// Package programs builds the programs of others that the tests run: the control plane, kube-proxy, CoreDNS and
-// the CNI plugin portmap.
+// Package programs builds the programs of others that the tests run: those of Kubernetes, etcd, CoreDNS, flannel
+// and the CNI plugin portmap.
 // Each has a Go module of its own below this directory, for its dependencies are none of the agent's; what it
 // requires there is what is built. Compiling them takes a quarter of an hour, so they stay in the lab's cache.
 package programs
@@ -29,8 +29,13 @@ const (
 	Etcd              = "etcd"
 	APIServer         = "kube-apiserver"
 	ControllerManager = "kube-controller-manager"
+	Scheduler         = "kube-scheduler"
 	KubeProxy         = "kube-proxy"
+	Kubelet           = "kubelet"
+	Kubeadm           = "kubeadm"
+	Kubectl           = "kubectl"
 	CoreDNS           = "coredns"
+	Flannel           = "flannel"
 	Portmap           = "portmap"
 )
 
@@ -58,16 +63,27 @@ type program struct {
 var programs = map[string]program{
 	Etcd:    {"etcd", "go.etcd.io/etcd/server/v3", nil},
 	CoreDNS: {"coredns", "github.com/coredns/coredns", nil},
+	Flannel: {"flannel", "github.com/flannel-io/flannel", nil},
 	Portmap: {"cni", "github.com/containernetworking/plugins/plugins/meta/portmap", nil},
 }
+
+// ofKubernetes are the programs that a release of Kubernetes has; those of a node's machine are had of Default alone.
+var (
+	ofKubernetes = []string{APIServer, ControllerManager, KubeProxy}
+	ofMachines   = []string{Scheduler, Kubelet, Kubeadm, Kubectl}
+)
 
 // find returns the program of a name, for one of Kubernetes that of a release.
 func find(release, name string) (program, error) {
 	if p, ok := programs[name]; ok {
 		return p, nil
 	}
-	if !slices.Contains([]string{APIServer, ControllerManager, KubeProxy}, name) {
+	switch {
+	case slices.Contains(ofKubernetes, name):
+	case !slices.Contains(ofMachines, name):
 		return program{}, fmt.Errorf("no program called %q", name)
+	case release != Default:
+		return program{}, fmt.Errorf("no %s of Kubernetes %q: want %s", name, release, Default)
 	}
 	major, rest, _ := strings.Cut(release, ".")
 	minor, _, _ := strings.Cut(rest, ".")

@@ -42,8 +42,11 @@ func TestReleases(t *testing.T) {
 	if err := CheckRelease("1.30.0"); err == nil {
 		t.Error("1.30.0 can be built")
 	}
-	if _, err := find(Releases[0], "kubectl"); err == nil {
-		t.Error("kubectl can be built")
+	if _, err := find(Releases[0], "kubectx"); err == nil {
+		t.Error("kubectx can be built")
+	}
+	if _, err := find(Releases[1], Kubelet); err == nil {
+		t.Errorf("a kubelet of %s can be built, whose module does not have it", Releases[1])
 	}
 }
 
@@ -57,7 +60,12 @@ func TestCached(t *testing.T) {
 			}
 		}
 	}
-	if _, err := Cached(t.Context(), "../..", Default, "kubectl"); err == nil {
-		t.Error("kubectl is one of them")
+	for _, name := range []string{Scheduler, Kubelet, Kubeadm, Kubectl, Flannel} {
+		if file, err := Cached(t.Context(), "../..", Default, name); file != "" || err != nil {
+			t.Errorf("%s: %q, %v", name, file, err)
+		}
+	}
+	if _, err := Cached(t.Context(), "../..", Default, "kubectx"); err == nil {
+		t.Error("kubectx is one of them")
 	}
 }
