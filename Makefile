@@ -93,6 +93,25 @@ RUN_E2E = $(RUN_LAB) e2e $(if $(KUBERNETES),--kubernetes $(KUBERNETES))
 e2e: ## the tests with a real control plane; the first time compiles Kubernetes, etcd and CoreDNS
 	$(RUN_E2E) --verbose
 
+# Three machines with kernels of their own. Wants 12 GB of memory; without KVM each command takes long.
+RUN_VAGRANT = $(WITH_GO) run -C e2e/vagrant .
+
+.PHONY: vagrant-box
+vagrant-box: ## make the machines' box, of Debian's packages, for Vagrant's provider libvirt
+	$(RUN_VAGRANT) box
+
+.PHONY: vagrant-up
+vagrant-up: ## a cluster of three machines: kubeadm, kube-proxy in mode ipvs, flannel; the first time compiles Kubernetes
+	$(RUN_VAGRANT) up
+
+.PHONY: vagrant-test
+vagrant-test: ## in that cluster: the guide's own commands, there and back, and stories with real pods; then docs/clusters.md
+	$(RUN_VAGRANT) test; s=$$?; $$GO run -C e2e/vagrant . page >docs/clusters.md.new && mv docs/clusters.md.new docs/clusters.md && exit $$s
+
+.PHONY: vagrant-down
+vagrant-down: ## remove the machines
+	$(RUN_VAGRANT) down
+
 # Its tests have a build tag of their own: they need kube-proxy, which is compiled the first time.
 .PHONY: takeover
 takeover: ## take nodes over from kube-proxy itself and give them back, under load

@@ -190,3 +190,21 @@ func listLine(s *source, suite string) string {
 	}
 	return fmt.Sprintf("deb [%s] %s %s main\n", strings.Join(opts, " "), s.uri, suite)
 }
+
+// SourceList is the text of an apt sources list for a suite of Debian, from the mirrors that this machine uses.
+func SourceList(suite string) (string, error) {
+	main, security, err := archives()
+	if err != nil {
+		return "", err
+	}
+	return suiteList(main, security, suite), nil
+}
+
+// archives are the mirrors of Debian that this machine uses.
+func archives() (main, security *source, err error) {
+	all, err := aptSources("/etc/apt")
+	if err != nil {
+		return nil, nil, err
+	}
+	return debianArchives(all)
+}

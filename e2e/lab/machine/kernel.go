@@ -173,11 +173,7 @@ type pkg struct{ name, version string }
 // foreign makes package lists of another suite, from the machine's own
 // mirrors. The machine's own sources stay as they are; no root is needed.
 func foreign(ctx context.Context, dir, suite string) (apt, error) {
-	all, err := aptSources("/etc/apt")
-	if err != nil {
-		return apt{}, err
-	}
-	main, security, err := debianArchives(all)
+	main, security, err := archives()
 	if err != nil {
 		return apt{}, err
 	}

@@ -81,6 +81,20 @@ func EnsureCompiler(ctx context.Context, log io.Writer) error {
 	})
 }
 
+// EnsurePackages installs those of the Debian packages that are not here.
+func EnsurePackages(ctx context.Context, log io.Writer, packages ...string) error {
+	cache, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	return installed(ctx, cache, log, func() []string {
+		return slices.DeleteFunc(slices.Clone(packages), func(p string) bool {
+			out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${db:Status-Abbrev}", p).Output()
+			return err == nil && strings.HasPrefix(string(out), "ii")
+		})
+	})
+}
+
 // EnsureGit installs git where there is none: what makes releases asks it for the commit and for what changed.
 func EnsureGit(ctx context.Context, log io.Writer) error {
 	cache, err := cacheDir()

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
+)
+
+// here is the directory of this package, below the root of the repository.
+const here = "e2e/vagrant"
+
+// cluster is the machines and what was made for them.
+type cluster struct {
+	root     string // of the repository
+	dir      string // of what is kept between runs
+	out      io.Writer
+	programs map[string]string
+	record   *record
+
+	api  kubernetes.Interface
+	rest *rest.Config
+}
+
+// step does one thing that takes its time, says so, and notes how long it took.
+func (c *cluster) step(what string, do func() error) error {
+	fmt.Fprintf(c.out, "%s: ", what)
+	start := time.Now()
+	err := do()
+	took := time.Since(start)
+	if err != nil {
+		fmt.Fprintf(c.out, "failed after %s\n", took.Round(100*time.Millisecond))
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	fmt.Fprintf(c.out, "%s\n", took.Round(100*time.Millisecond))
+	return c.record.step(what, took)
+}
+
+// up brings the cluster up as far as it is not: machines, kubeadm's cluster with kube-proxy in mode ipvs, the pods' network.
+func (c *cluster) up(ctx context.Context) error {
+	if err := c.startMachines(ctx); err != nil {
+		return err
+	}
+	if err := c.serve(ctx); err != nil {
+		return err
+	}
+	script, err := os.ReadFile(filepath.Join(c.root, here, "node.sh"))
+	if err != nil {
+		return err
+	}
+	for _, m := range nodes {
+		if err := c.step(m+" made ready for kubeadm", func() error {
+			// The script's own lines come by the standard input, so its arguments are set first.
+			_, err := c.on(ctx, m, fmt.Sprintf("set -- http://%s/bin http://%s %s\n%s", hostAddress, hostAddress, addresses[m], script))
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if err := c.step("kubeadm init", func() error { return c.init(ctx) }); err != nil {
+		return err
+	}
+	if err := c.connect(ctx); err != nil {
+		return err
+	}
+	for _, m := range nodes[1:] {
+		if err := c.step("kubeadm join of "+m, func() error { return c.join(ctx, m) }); err != nil {
+			return err
+		}
+	}
+	if err := c.step("flannel, until all nodes are ready", func() error { return c.network(ctx) }); err != nil {
+		return err
+	}
+	if err := c.step("CoreDNS ready", func() error { return c.deploymentReady(ctx, "kube-system", "coredns") }); err != nil {
+		return err
+	}
+	return c.describe(ctx)
+}
+
+// init has kubeadm make the cluster on the master, unless it did.
+func (c *cluster) init(ctx context.Context) error {
+	if _, err := c.on(ctx, master, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
+		return nil
+	}
+	text, err := os.ReadFile(filepath.Join(c.root, here, "kubeadm.yaml"))
+	if err != nil {
+		return err
+	}
+	config := strings.NewReplacer("VERSION", "v"+programs.Default, "ETCD", etcdTag, "COREDNS", coreDNSTag).Replace(string(text))
+	_, err = c.on(ctx, master, "cat >/root/kubeadm.yaml <<'EOF'\n"+config+"EOF\n"+
+		"kubeadm reset -f >/dev/null 2>&1 || true\n"+
+		"kubeadm init --config /root/kubeadm.yaml >/root/kubeadm.log 2>&1 || { tail -n 40 /root/kubeadm.log; exit 1; }\n"+
+		"touch /etc/kubernetes/kubeadm-done\n")
+	return err
+}
+
+var joinHash = regexp.MustCompile(`--token (\S+) --discovery-token-ca-cert-hash (\S+)`)
+
+// join has kubeadm take a machine in, unless it did.
+func (c *cluster) join(ctx context.Context, machine string) error {
+	if _, err := c.on(ctx, machine, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
+		return nil
+	}
+	said, err := c.on(ctx, master, "kubeadm token create --print-join-command")
+	if err != nil {
+		return err
+	}
+	m := joinHash.FindStringSubmatch(said)
+	if m == nil {
+		return fmt.Errorf("kubeadm's join command %q has no token and hash", said)
+	}
+	_, err = c.on(ctx, machine, fmt.Sprintf(`cat >/root/join.yaml <<'EOF'
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: JoinConfiguration
+discovery:
+  bootstrapToken: {token: %s, apiServerEndpoint: "%s:6443", caCertHashes: ["%s"]}
+nodeRegistration: {criSocket: "unix:///run/containerd/containerd.sock"}
+timeouts: {kubeletHealthCheck: 15m0s, kubernetesAPICall: 10m0s, tlsBootstrap: 15m0s, discovery: 15m0s}
+EOF
+kubeadm reset -f >/dev/null 2>&1 || true
+kubeadm join --config /root/join.yaml >/root/kubeadm.log 2>&1 || { tail -n 40 /root/kubeadm.log; exit 1; }
+touch /etc/kubernetes/kubeadm-done
+`, m[1], addresses[master], m[2]))
+	return err
+}
+
+// kubeconfig is the administrator's, which kubeadm made.
+func (c *cluster) kubeconfig() string { return filepath.Join(c.dir, "admin.conf") }
+
+// connect gets the administrator's way to the API server.
+func (c *cluster) connect(ctx context.Context) error {
+	text, err := c.on(ctx, master, "cat /etc/kubernetes/admin.conf")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.kubeconfig(), []byte(text), 0o600); err != nil {
+		return err
+	}
+	if c.rest, err = clientcmd.BuildConfigFromFlags("", c.kubeconfig()); err != nil {
+		return err
+	}
+	c.rest.Timeout, c.rest.QPS, c.rest.Burst = 2*time.Minute, 100, 100
+	c.api, err = kubernetes.NewForConfig(c.rest)
+	return err
+}
+
+// kubectl runs it here, as the administrator, in a directory.
+func (c *cluster) kubectl(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, c.programs[programs.Kubectl], args...)
+	cmd.Dir, cmd.Env = dir, c.environment()
+	out, err := run(cmd)
+	return string(out), err
+}
+
+// environment is that of an administrator's shell.
+func (c *cluster) environment() []string {
+	return append(os.Environ(), "KUBECONFIG="+c.kubeconfig(), "PATH="+filepath.Join(c.dir, "bin")+":"+os.Getenv("PATH"))
+}
+
+// network installs flannel, and waits for what every node needs it for.
+func (c *cluster) network(ctx context.Context) error {
+	if _, err := c.kubectl(ctx, filepath.Join(c.root, here), "apply", "-f", "flannel.yaml"); err != nil {
+		return err
+	}
+	return until(ctx, 30*time.Minute, "all nodes are ready", func() error {
+		var errs []error
+		for _, n := range nodes {
+			errs = append(errs, c.nodeReady(ctx, n))
+		}
+		return errors.Join(errs...)
+	})
+}
