@@ -26,7 +26,7 @@ func (b *base) due(now time.Time) (at time.Time) {
 	}
 	at = b.next
 	if b.stage.based {
-		at = sooner(at, b.heal.base.due(b.heal.apart))
+		at = sooner(at, b.heal.base.due(b.opt.AuditPeriod))
 	}
 	return at
 }
@@ -34,12 +34,12 @@ func (b *base) due(now time.Time) (at time.Time) {
 // tend looks at it, when it is time.
 func (b *base) tend(ctx context.Context) (more bool) {
 	now := b.now()
-	tampered := b.stage.based && b.heal.base.ripe(now, b.heal.apart)
+	tampered := b.stage.based && b.heal.base.ripe(now, b.opt.AuditPeriod)
 	if b.stage.away || now.Before(b.next) && !tampered {
 		return false
 	}
 	if b.stage.based {
-		b.heal.base.took(now, b.heal.apart, tampered)
+		b.heal.base.took(now, b.opt.AuditPeriod, tampered)
 		if tampered {
 			b.heal.shield.doubt()
 		}

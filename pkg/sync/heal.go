@@ -21,7 +21,9 @@ type heal struct {
 	suspected  time.Time // when another proxy was last thought of
 	mute       bool      // counting failed, and that was said
 	deaf       time.Time // when notifications were last lost
-	// apart is how far from each other looks are in the long run: as far as two passes of the audit.
+	// apart is how far from each other looks at the Keys are in the long run: as far as two passes of the audit, whose cost
+	// grows with the Services. A look at the base costs the same with any number of them, so those are as far apart as
+	// passes of an audit that costs nothing.
 	apart time.Duration
 }
 
@@ -146,7 +148,7 @@ func (h *heal) overrun(now time.Time) {
 // fight reports whether somebody changes what is ours so often that looks are not given way at once any more. It does so
 // once a pass of the audit.
 func (h *heal) fight(now time.Time) bool {
-	return (h.keys.spent(now, h.apart) || h.base.spent(now, h.apart)) && now.Sub(h.suspected) >= h.apart
+	return (h.keys.spent(now, h.apart) || h.base.spent(now, h.opt.AuditPeriod)) && now.Sub(h.suspected) >= h.apart
 }
 
 // counts counts the virtual servers and says whether another program added or removed some.

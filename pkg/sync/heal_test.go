@@ -25,6 +25,7 @@ type looking struct {
 	Kernel
 	mu            sync.Mutex
 	bases, passes int
+	detectTakes   time.Duration
 }
 
 func (c *looking) Base(ctx context.Context) (ipvs.BaseReport, error) {
@@ -36,6 +37,10 @@ func (c *looking) Base(ctx context.Context) (ipvs.BaseReport, error) {
 
 func (c *looking) Detect(ctx context.Context, f func(ipvs.Key, *ipvs.Frontend, uint32)) (bool, error) {
 	done, err := c.Kernel.Detect(ctx, f)
+	c.mu.Lock()
+	takes := c.detectTakes
+	c.mu.Unlock()
+	time.Sleep(takes)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if done {
@@ -203,6 +208,36 @@ func TestAFightIsBounded(t *testing.T) {
 				})
 			}
 			time.Sleep(2 * time.Minute)
+		}
+	})
+}
+
+// An audit that is dear, as on a slow node with many Services, is no reason to leave the base as it is: others take the table
+// and the interface away some times in a row, and each time both are back at once.
+func TestF23BesideADearAudit(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		web := service("web", "10.96.0.10", 80)
+		r.set(web, slice(web, "10.244.2.10"))
+		r.synced()
+		r.opt.AuditCPU = 1e-6
+		c, _ := r.startLooking()
+		c.mu.Lock()
+		c.detectTakes = time.Millisecond // a pass is due a thousand seconds later
+		c.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		rest := time.Second // as many at once as there are in advance, and then one a period of the audit
+		for i := range 4 * hurries {
+			r.tamper(func() { r.kernel.DropTable(); r.kernel.DropLink(); r.kernel.Hear(heardBoth) })
+			time.Sleep(time.Second)
+			r.tamper(func() {
+				if !r.kernel.Table || !r.kernel.Sets[ipvs.SetOpen][webKey] {
+					t.Errorf("change %d is not put right within a second:\n%s", i, dumpOf(r.kernel))
+				}
+			})
+			if i == hurries {
+				rest = 10 * time.Second
+			}
+			time.Sleep(rest)
 		}
 	})
 }
