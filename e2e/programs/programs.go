@@ -58,13 +58,14 @@ type program struct {
 	module string // directory below Dir
 	pkg    string
 	vars   map[string]string // string variables that the linker sets
+	c      bool              // a part of it is written in C
 }
 
 var programs = map[string]program{
-	Etcd:    {"etcd", "go.etcd.io/etcd/server/v3", nil},
-	CoreDNS: {"coredns", "github.com/coredns/coredns", nil},
-	Flannel: {"flannel", "github.com/flannel-io/flannel", nil},
-	Portmap: {"cni", "github.com/containernetworking/plugins/plugins/meta/portmap", nil},
+	Etcd:    {module: "etcd", pkg: "go.etcd.io/etcd/server/v3"},
+	CoreDNS: {module: "coredns", pkg: "github.com/coredns/coredns"},
+	Flannel: {module: "flannel", pkg: "github.com/flannel-io/flannel", c: true},
+	Portmap: {module: "cni", pkg: "github.com/containernetworking/plugins/plugins/meta/portmap"},
 }
 
 // ofKubernetes are the programs that a release of Kubernetes has; those of a node's machine are had of Default alone.
@@ -88,7 +89,7 @@ func find(release, name string) (program, error) {
 	major, rest, _ := strings.Cut(release, ".")
 	minor, _, _ := strings.Cut(rest, ".")
 	// Release builds take the version from version control, which a module has not.
-	return program{"kubernetes-" + major + "." + minor, "k8s.io/kubernetes/cmd/" + name, map[string]string{
+	return program{module: "kubernetes-" + major + "." + minor, pkg: "k8s.io/kubernetes/cmd/" + name, vars: map[string]string{
 		"k8s.io/component-base/version.gitVersion":   "v" + release,
 		"k8s.io/component-base/version.gitMajor":     major,
 		"k8s.io/component-base/version.gitMinor":     minor,
@@ -138,6 +139,12 @@ func (p program) build(ctx context.Context, module, name string, log io.Writer) 
 		start := time.Now()
 		fmt.Fprintf(log, "building %s of %s, once\n", name, p.pkg)
 		cmd := goCommand(ctx, module, slices.Concat([]string{"build", "-o", filepath.Join(tmp, name)}, args)...)
+		if p.c {
+			if err := machine.EnsureCompiler(ctx, log); err != nil {
+				return err
+			}
+			cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
+		}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w\n%s", err, out)
 		}
@@ -152,7 +159,12 @@ func (p program) buildArgs() []string {
 	for _, v := range slices.Sorted(maps.Keys(p.vars)) {
 		flags += " -X " + v + "=" + p.vars[v]
 	}
-	return []string{"-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", flags, p.pkg}
+	args := []string{"-mod=readonly", "-trimpath", "-buildvcs=false"}
+	if p.c {
+		args = append(args, "-tags", "netgo,osusergo")
+		flags += " -linkmode external -extldflags -static"
+	}
+	return append(args, "-ldflags", flags, p.pkg)
 }
 
 // goCommand runs go in a module of its own, whatever workspace the caller is in.
