@@ -46,8 +46,10 @@ func (c *cluster) ready(ctx context.Context) (err error) {
 		return err
 	}
 	bin := filepath.Join(c.dir, "bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return err
+	for _, dir := range []string{bin, filepath.Join(c.dir, "blobs")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	for _, p := range []string{programs.Kubelet, programs.Kubeadm, programs.Kubectl} {
 		if err := relink(c.programs[p], filepath.Join(bin, p)); err != nil {
@@ -55,6 +57,9 @@ func (c *cluster) ready(ctx context.Context) (err error) {
 		}
 	}
 	if err := c.goBuild(ctx, "./app", filepath.Join(c.dir, "app")); err != nil {
+		return err
+	}
+	if _, err := c.tools(ctx); err != nil {
 		return err
 	}
 	return c.release(ctx)

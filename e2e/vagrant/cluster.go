@@ -100,8 +100,8 @@ func (c *cluster) init(ctx context.Context) error {
 	}
 	config := strings.NewReplacer("VERSION", "v"+programs.Default, "ETCD", etcdTag, "COREDNS", coreDNSTag).Replace(string(text))
 	_, err = c.on(ctx, master, "cat >/root/kubeadm.yaml <<'EOF'\n"+config+"EOF\n"+
-		"kubeadm reset -f >/dev/null 2>&1 || true\n"+
-		"kubeadm init --config /root/kubeadm.yaml >/root/kubeadm.log 2>&1 || { tail -n 40 /root/kubeadm.log; exit 1; }\n"+
+		"kubeadm reset -f >/dev/null 2>&1 </dev/null || true\n"+
+		"kubeadm init --config /root/kubeadm.yaml >/root/kubeadm.log 2>&1 </dev/null || { tail -n 40 /root/kubeadm.log; exit 1; }\n"+
 		"touch /etc/kubernetes/kubeadm-done\n")
 	return err
 }
@@ -129,8 +129,8 @@ discovery:
 nodeRegistration: {criSocket: "unix:///run/containerd/containerd.sock"}
 timeouts: {kubeletHealthCheck: 15m0s, kubernetesAPICall: 10m0s, tlsBootstrap: 15m0s, discovery: 15m0s}
 EOF
-kubeadm reset -f >/dev/null 2>&1 || true
-kubeadm join --config /root/join.yaml >/root/kubeadm.log 2>&1 || { tail -n 40 /root/kubeadm.log; exit 1; }
+kubeadm reset -f >/dev/null 2>&1 </dev/null || true
+kubeadm join --config /root/join.yaml >/root/kubeadm.log 2>&1 </dev/null || { tail -n 40 /root/kubeadm.log; exit 1; }
 touch /etc/kubernetes/kubeadm-done
 `, m[1], addresses[master], m[2]))
 	return err

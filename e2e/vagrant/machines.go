@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,11 +36,11 @@ func (c *cluster) vagrant(ctx context.Context, args ...string) ([]byte, error) {
 
 // run returns what a command printed; its error has the last lines of all that it said.
 func run(cmd *exec.Cmd) ([]byte, error) {
-	var out, all bytes.Buffer
-	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, &all), &all
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Run(); err != nil {
-		lines := strings.Split(strings.TrimSpace(all.String()), "\n")
+		lines := strings.Split(strings.TrimSpace(out.String()+"\n"+said.String()), "\n")
 		return out.Bytes(), fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, strings.Join(lines[max(0, len(lines)-25):], "\n"))
 	}
 	return out.Bytes(), nil

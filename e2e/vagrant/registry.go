@@ -14,14 +14,13 @@ import (
 	"path"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/compression"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -72,22 +71,18 @@ func (i image) push(ctx context.Context) error {
 func (i image) build() (v1.Image, error) {
 	var layers []v1.Layer
 	if i.base != "" {
-		base, err := layer(func() (io.ReadCloser, error) { return os.Open(i.base) })
+		base, err := os.ReadFile(i.base)
 		if err != nil {
 			return nil, err
 		}
-		layers = append(layers, base)
+		layers = append(layers, layer(base))
 	}
-	content, err := programTar(i.file, i.path)
-	if err != nil {
-		return nil, err
-	}
-	program, err := layer(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil })
+	program, err := programTar(i.file, i.path)
 	if err != nil {
 		return nil, err
 	}
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	if img, err = mutate.AppendLayers(img, append(layers, program)...); err != nil {
+	if img, err = mutate.AppendLayers(img, append(layers, layer(program))...); err != nil {
 		return nil, err
 	}
 	config, err := img.ConfigFile()
@@ -102,9 +97,7 @@ func (i image) build() (v1.Image, error) {
 }
 
 // layer is not compressed: an emulated processor takes longer to expand than to read.
-func layer(open tarball.Opener) (v1.Layer, error) {
-	return tarball.LayerFromOpener(open, tarball.WithMediaType(types.OCIUncompressedLayer), tarball.WithCompression(compression.None))
-}
+func layer(tar []byte) v1.Layer { return static.NewLayer(tar, types.OCIUncompressedLayer) }
 
 func programTar(file, to string) ([]byte, error) {
 	content, err := os.ReadFile(file)
