@@ -69,14 +69,23 @@ func (c *cluster) up(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.step("kubeadm init", func() error { return c.init(ctx) }); err != nil {
+	init, what, joining := c.init, "kubeadm init", nodes[1:]
+	if emulated() {
+		init, what, joining = c.initBeside, "control plane beside the machines", nodes
+	}
+	if err := c.step(what, func() error { return init(ctx) }); err != nil {
 		return err
 	}
 	if err := c.connect(ctx); err != nil {
 		return err
 	}
-	for _, m := range nodes[1:] {
+	for _, m := range joining {
 		if err := c.step("kubeadm join of "+m, func() error { return c.join(ctx, m) }); err != nil {
+			return err
+		}
+	}
+	if emulated() {
+		if err := c.besides(ctx); err != nil {
 			return err
 		}
 	}
@@ -94,16 +103,22 @@ func (c *cluster) init(ctx context.Context) error {
 	if _, err := c.on(ctx, master, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
 		return nil
 	}
-	text, err := os.ReadFile(filepath.Join(c.root, here, "kubeadm.yaml"))
+	config, err := c.kubeadmConfig("/etc/kubernetes/pki")
 	if err != nil {
 		return err
 	}
-	config := strings.NewReplacer("VERSION", "v"+programs.Default, "ETCD", etcdTag, "COREDNS", coreDNSTag).Replace(string(text))
 	_, err = c.on(ctx, master, "cat >/root/kubeadm.yaml <<'EOF'\n"+config+"EOF\n"+
 		"kubeadm reset -f >/dev/null 2>&1 </dev/null || true\n"+
 		"kubeadm init --config /root/kubeadm.yaml >/root/kubeadm.log 2>&1 </dev/null || { tail -n 40 /root/kubeadm.log; exit 1; }\n"+
 		"touch /etc/kubernetes/kubeadm-done\n")
 	return err
+}
+
+// kubeadmConfig is kubeadm's configuration, with certificates in a directory.
+func (c *cluster) kubeadmConfig(pki string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(c.root, here, "kubeadm.yaml"))
+	return strings.NewReplacer("VERSION", "v"+programs.Default, "ETCD", etcdTag, "COREDNS", coreDNSTag,
+		"ADDRESS", planeAddress(), "PKI", pki).Replace(string(text)), err
 }
 
 var joinHash = regexp.MustCompile(`--token (\S+) --discovery-token-ca-cert-hash (\S+)`)
@@ -113,7 +128,15 @@ func (c *cluster) join(ctx context.Context, machine string) error {
 	if _, err := c.on(ctx, machine, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
 		return nil
 	}
-	said, err := c.on(ctx, master, "kubeadm token create --print-join-command")
+	var said string
+	var err error
+	if emulated() {
+		var out []byte
+		out, err = run(exec.CommandContext(ctx, c.programs[programs.Kubeadm], "token", "create", "--print-join-command", "--kubeconfig", c.plane("super-admin.conf")))
+		said = string(out)
+	} else {
+		said, err = c.on(ctx, master, "kubeadm token create --print-join-command")
+	}
 	if err != nil {
 		return err
 	}
@@ -132,7 +155,7 @@ EOF
 kubeadm reset -f >/dev/null 2>&1 </dev/null || true
 kubeadm join --config /root/join.yaml >/root/kubeadm.log 2>&1 </dev/null || { tail -n 40 /root/kubeadm.log; exit 1; }
 touch /etc/kubernetes/kubeadm-done
-`, m[1], addresses[master], m[2]))
+`, m[1], planeAddress(), m[2]))
 	return err
 }
 
@@ -141,13 +164,27 @@ func (c *cluster) kubeconfig() string { return filepath.Join(c.dir, "admin.conf"
 
 // connect gets the administrator's way to the API server.
 func (c *cluster) connect(ctx context.Context) error {
-	text, err := c.on(ctx, master, "cat /etc/kubernetes/admin.conf")
-	if err != nil {
-		return err
+	if emulated() {
+		if err := c.startPlane(ctx); err != nil {
+			return err
+		}
+		text, err := os.ReadFile(c.plane("super-admin.conf"))
+		if err == nil {
+			err = os.WriteFile(c.kubeconfig(), text, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	} else {
+		text, err := c.on(ctx, master, "cat /etc/kubernetes/admin.conf")
+		if err == nil {
+			err = os.WriteFile(c.kubeconfig(), []byte(text), 0o600)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err := os.WriteFile(c.kubeconfig(), []byte(text), 0o600); err != nil {
-		return err
-	}
+	var err error
 	if c.rest, err = clientcmd.BuildConfigFromFlags("", c.kubeconfig()); err != nil {
 		return err
 	}
@@ -171,7 +208,11 @@ func (c *cluster) environment() []string {
 
 // network installs flannel, and waits for what every node needs it for.
 func (c *cluster) network(ctx context.Context) error {
-	if _, err := c.kubectl(ctx, filepath.Join(c.root, here), "apply", "-f", "flannel.yaml"); err != nil {
+	text, err := os.ReadFile(filepath.Join(c.root, here, "flannel.yaml"))
+	if err != nil {
+		return err
+	}
+	if _, err := c.follow(ctx, "kubectl apply -f - <<'EOF'\n"+string(text)+"EOF\n", "ADDRESS", planeAddress()); err != nil {
 		return err
 	}
 	return until(ctx, 30*time.Minute, "all nodes are ready", func() error {

@@ -59,10 +59,7 @@ func command() *cobra.Command {
 	test.Flags().StringSliceVar(&only, "only", nil, "these stories alone, by name")
 	test.Flags().BoolVar(&again, "again", false, "also those that passed")
 	add("page", "Print docs/clusters.md from the last results", func(context.Context) error { return c.record.page(os.Stdout) })
-	add("down", "Remove the machines", func(ctx context.Context) error {
-		_, err := c.vagrant(ctx, "destroy", "--force")
-		return err
-	})
+	add("down", "Remove the machines, and end what runs beside them", c.down)
 	return cmd
 }
 
