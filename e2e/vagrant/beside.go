@@ -39,6 +39,9 @@ func emulated() bool {
 	return true
 }
 
+// nodesPKI is where kubeadm has the certificates on nodes.
+const nodesPKI = "/etc/kubernetes/pki"
+
 // planeAddress is where the API server is.
 func planeAddress() string {
 	if emulated() {
@@ -63,11 +66,7 @@ func (c *cluster) initBeside(ctx context.Context) error {
 	if err := os.MkdirAll(c.plane("pki"), 0o700); err != nil {
 		return err
 	}
-	config, err := c.kubeadmConfig(c.plane("pki"))
-	if err == nil {
-		err = os.WriteFile(c.plane("kubeadm.yaml"), []byte(config), 0o600)
-	}
-	if err != nil {
+	if err := c.writeConfig(c.plane("pki")); err != nil {
 		return err
 	}
 	for _, phase := range []string{"certs ca", "certs apiserver", "certs apiserver-kubelet-client", "certs sa", "kubeconfig all --kubeconfig-dir " + c.plane("")} {
@@ -78,6 +77,10 @@ func (c *cluster) initBeside(ctx context.Context) error {
 	if err := c.startPlane(ctx); err != nil {
 		return err
 	}
+	// What goes into the cluster speaks of the nodes' directories.
+	if err := c.writeConfig(nodesPKI); err != nil {
+		return err
+	}
 	admin := " --kubeconfig " + c.plane("super-admin.conf")
 	for _, phase := range []string{"upload-config kubeadm", "upload-config kubelet", "bootstrap-token", "addon all"} {
 		if err := c.phase(ctx, phase+admin); err != nil {
@@ -85,6 +88,14 @@ func (c *cluster) initBeside(ctx context.Context) error {
 		}
 	}
 	return os.WriteFile(done, nil, 0o600)
+}
+
+func (c *cluster) writeConfig(pki string) error {
+	config, err := c.kubeadmConfig(pki)
+	if err == nil {
+		err = os.WriteFile(c.plane("kubeadm.yaml"), []byte(config), 0o600)
+	}
+	return err
 }
 
 func (c *cluster) phase(ctx context.Context, phase string) error {
@@ -187,6 +198,20 @@ func (c *cluster) stopPlane() error {
 
 // besides gives the control plane's machine its marks, and this machine the ways to pods that an API server needs.
 func (c *cluster) besides(ctx context.Context) error {
+	if err := until(ctx, soon, "all nodes have ranges for their pods", func() error {
+		for _, n := range nodes {
+			node, err := c.api.CoreV1().Nodes().Get(ctx, n, metav1.GetOptions{})
+			if err == nil && node.Spec.PodCIDR == "" {
+				err = fmt.Errorf("node %s has none yet", n)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
 	for _, args := range [][]string{
 		{"label", "--overwrite", "node", master, "node-role.kubernetes.io/control-plane="},
 		{"taint", "--overwrite", "node", master, "node-role.kubernetes.io/control-plane=:NoSchedule"},

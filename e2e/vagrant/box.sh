@@ -52,7 +52,7 @@ Vagrant.configure("2") do |config|
   config.vm.provider "libvirt" do |libvirt|
     libvirt.kernel = "/var/lib/libvirt/images/ipvs-proxy-debian-12/vmlinuz"
     libvirt.initrd = "/var/lib/libvirt/images/ipvs-proxy-debian-12/initrd.img"
-    libvirt.cmd_line = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off"
+    libvirt.cmd_line = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off init_on_alloc=0"
   end
 end
 EOF

@@ -132,7 +132,7 @@ func (c *cluster) images(tools string) []image {
 	return append(out, image{name: "kube-proxy:v" + programs.Default, file: c.programs[programs.KubeProxy], path: "/usr/local/bin/kube-proxy", base: tools})
 }
 
-// tools is a layer with what kube-proxy and flannel start: of Debian's packages, iptables in its nftables variant.
+// tools is a layer with what kube-proxy and flannel start: of Debian's packages.
 func (c *cluster) tools(ctx context.Context) (string, error) {
 	const packages = "iptables,ipset,kmod,dash,busybox-static,curl"
 	sources, err := c.sources()
@@ -142,9 +142,8 @@ func (c *cluster) tools(ctx context.Context) (string, error) {
 	key := sha256.Sum256([]byte(packages))
 	dir, err := machine.Cached("image-tools-"+hex.EncodeToString(key[:8]), func(tmp string) error {
 		fmt.Fprintln(c.out, "getting the packages that images need, once")
-		hook := `for p in iptables ip6tables; do ln -s xtables-nft-multi "$1/usr/sbin/$p"; for s in save restore; do ln -s xtables-nft-multi "$1/usr/sbin/$p-$s"; done; done`
 		_, err := run(exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--include="+packages,
-			"--customize-hook="+hook, "--skip=output/dev", suite, filepath.Join(tmp, "root.tar"), sources))
+			"--skip=output/dev", suite, filepath.Join(tmp, "root.tar"), sources))
 		return err
 	})
 	return filepath.Join(dir, "root.tar"), err

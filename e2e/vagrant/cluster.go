@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -63,7 +65,13 @@ func (c *cluster) up(ctx context.Context) error {
 	for _, m := range nodes {
 		if err := c.step(m+" made ready for kubeadm", func() error {
 			// The script's own lines come by the standard input, so its arguments are set first.
-			_, err := c.on(ctx, m, fmt.Sprintf("set -- http://%s/bin http://%s %s\n%s", hostAddress, hostAddress, addresses[m], script))
+			whole := fmt.Sprintf("set -- http://%s/bin http://%s %s\n%s", hostAddress, hostAddress, addresses[m], script)
+			sum := sha256.Sum256([]byte(whole))
+			done := "/var/lib/ipvs-proxy-vagrant-" + hex.EncodeToString(sum[:8])
+			if _, err := c.on(ctx, m, "test -e "+done); err == nil {
+				return nil
+			}
+			_, err := c.on(ctx, m, whole+"\ntouch "+done+"\n")
 			return err
 		}); err != nil {
 			return err
@@ -103,7 +111,7 @@ func (c *cluster) init(ctx context.Context) error {
 	if _, err := c.on(ctx, master, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
 		return nil
 	}
-	config, err := c.kubeadmConfig("/etc/kubernetes/pki")
+	config, err := c.kubeadmConfig(nodesPKI)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,11 @@ func (i image) build() (v1.Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		layers = append(layers, layer(base))
+		links, err := iptablesLinks()
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, layer(base), layer(links))
 	}
 	program, err := programTar(i.file, i.path)
 	if err != nil {
@@ -98,6 +102,20 @@ func (i image) build() (v1.Image, error) {
 
 // layer is not compressed: an emulated processor takes longer to expand than to read.
 func layer(tar []byte) v1.Layer { return static.NewLayer(tar, types.OCIUncompressedLayer) }
+
+// iptablesLinks are the names that Debian's alternatives give iptables, in its nftables variant.
+func iptablesLinks() ([]byte, error) {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, program := range []string{"iptables", "ip6tables"} {
+		for _, what := range []string{"", "-save", "-restore"} {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "usr/sbin/" + program + what, Linkname: "xtables-nft-multi", Mode: 0o777}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out.Bytes(), w.Close()
+}
 
 func programTar(file, to string) ([]byte, error) {
 	content, err := os.ReadFile(file)
