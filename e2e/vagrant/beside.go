@@ -58,7 +58,7 @@ func (c *cluster) plane(name string) string { return filepath.Join(c.dir, "plane
 func (c *cluster) initBeside(ctx context.Context) error {
 	done := c.plane("done")
 	if _, err := os.Stat(done); err == nil {
-		return c.startPlane(ctx)
+		return c.stillDone(ctx)
 	}
 	if err := errors.Join(c.stopPlane(), os.RemoveAll(c.plane(""))); err != nil {
 		return err
@@ -88,6 +88,14 @@ func (c *cluster) initBeside(ctx context.Context) error {
 		}
 	}
 	return os.WriteFile(done, nil, 0o600)
+}
+
+// stillDone has the control plane of an earlier run at work.
+func (c *cluster) stillDone(ctx context.Context) error {
+	if err := c.startPlane(ctx); err != nil {
+		return err
+	}
+	return errDone
 }
 
 func (c *cluster) writeConfig(pki string) error {

@@ -36,12 +36,19 @@ type cluster struct {
 	rest *rest.Config
 }
 
+// errDone is what a step comes to that an earlier run has done: how long it takes is not seen.
+var errDone = errors.New("done before")
+
 // step does one thing that takes its time, says so, and notes how long it took.
 func (c *cluster) step(what string, do func() error) error {
 	fmt.Fprintf(c.out, "%s: ", what)
 	start := time.Now()
 	err := do()
 	took := time.Since(start)
+	if errors.Is(err, errDone) {
+		fmt.Fprintln(c.out, err)
+		return nil
+	}
 	if err != nil {
 		fmt.Fprintf(c.out, "failed after %s\n", took.Round(100*time.Millisecond))
 		return fmt.Errorf("%s: %w", what, err)
@@ -69,7 +76,7 @@ func (c *cluster) up(ctx context.Context) error {
 			sum := sha256.Sum256([]byte(whole))
 			done := "/var/lib/ipvs-proxy-vagrant-" + hex.EncodeToString(sum[:8])
 			if _, err := c.on(ctx, m, "test -e "+done); err == nil {
-				return nil
+				return errDone
 			}
 			_, err := c.on(ctx, m, whole+"\ntouch "+done+"\n")
 			return err
@@ -97,11 +104,22 @@ func (c *cluster) up(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.step("flannel, until all nodes are ready", func() error { return c.network(ctx) }); err != nil {
-		return err
-	}
-	if err := c.step("CoreDNS ready", func() error { return c.deploymentReady(ctx, "kube-system", "coredns") }); err != nil {
-		return err
+	for _, s := range []struct {
+		what  string
+		do    func(context.Context) error
+		ready func(context.Context) error
+	}{
+		{"flannel, until all nodes are ready", c.network, c.nodesReady},
+		{"CoreDNS ready", c.dnsReady, c.dnsThere},
+	} {
+		if err := c.step(s.what, func() error {
+			if s.ready(ctx) == nil {
+				return errDone
+			}
+			return s.do(ctx)
+		}); err != nil {
+			return err
+		}
 	}
 	return c.describe(ctx)
 }
@@ -109,7 +127,7 @@ func (c *cluster) up(ctx context.Context) error {
 // init has kubeadm make the cluster on the master, unless it did.
 func (c *cluster) init(ctx context.Context) error {
 	if _, err := c.on(ctx, master, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
-		return nil
+		return errDone
 	}
 	config, err := c.kubeadmConfig(nodesPKI)
 	if err != nil {
@@ -134,7 +152,7 @@ var joinHash = regexp.MustCompile(`--token (\S+) --discovery-token-ca-cert-hash 
 // join has kubeadm take a machine in, unless it did.
 func (c *cluster) join(ctx context.Context, machine string) error {
 	if _, err := c.on(ctx, machine, "test -e /etc/kubernetes/kubeadm-done"); err == nil {
-		return nil
+		return errDone
 	}
 	var said string
 	var err error
@@ -223,11 +241,20 @@ func (c *cluster) network(ctx context.Context) error {
 	if _, err := c.follow(ctx, "kubectl apply -f - <<'EOF'\n"+string(text)+"EOF\n", "ADDRESS", planeAddress()); err != nil {
 		return err
 	}
-	return until(ctx, 30*time.Minute, "all nodes are ready", func() error {
-		var errs []error
-		for _, n := range nodes {
-			errs = append(errs, c.nodeReady(ctx, n))
-		}
-		return errors.Join(errs...)
-	})
+	return until(ctx, 30*time.Minute, "all nodes are ready", func() error { return c.nodesReady(ctx) })
+}
+
+func (c *cluster) nodesReady(ctx context.Context) error {
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, c.nodeReady(ctx, n))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cluster) dnsThere(ctx context.Context) error {
+	return c.deploymentThere(ctx, "kube-system", "coredns")
+}
+func (c *cluster) dnsReady(ctx context.Context) error {
+	return c.deploymentReady(ctx, "kube-system", "coredns")
 }

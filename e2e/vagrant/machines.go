@@ -65,6 +65,9 @@ func (c *cluster) startMachines(ctx context.Context) error {
 	var conf bytes.Buffer
 	for _, m := range nodes {
 		if err := c.step("machine "+m, func() error {
+			if status, err := c.vagrant(ctx, "status", "--machine-readable", m); err == nil && strings.Contains(string(status), m+",state,running") {
+				return errDone
+			}
 			_, err := c.vagrant(ctx, "up", "--no-provision", m)
 			return err
 		}); err != nil {

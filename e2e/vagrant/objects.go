@@ -37,17 +37,20 @@ func (c *cluster) nodeReady(ctx context.Context, name string) error {
 
 // deploymentReady waits until a Deployment has all its pods, of its newest form, ready.
 func (c *cluster) deploymentReady(ctx context.Context, ns, name string) error {
-	return until(ctx, soon, "Deployment "+name+" is ready", func() error {
-		d, err := c.api.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		s, want := d.Status, *d.Spec.Replicas
-		if s.ObservedGeneration < d.Generation || s.UpdatedReplicas != want || s.ReadyReplicas != want || s.Replicas != want {
-			return fmt.Errorf("%d of %d pods ready, %d in all", s.ReadyReplicas, want, s.Replicas)
-		}
-		return nil
-	})
+	return until(ctx, soon, "Deployment "+name+" is ready", func() error { return c.deploymentThere(ctx, ns, name) })
+}
+
+// deploymentThere reports what a Deployment lacks.
+func (c *cluster) deploymentThere(ctx context.Context, ns, name string) error {
+	d, err := c.api.AppsV1().Deployments(ns).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	s, want := d.Status, *d.Spec.Replicas
+	if s.ObservedGeneration < d.Generation || s.UpdatedReplicas != want || s.ReadyReplicas != want || s.Replicas != want {
+		return fmt.Errorf("%d of %d pods ready, %d in all", s.ReadyReplicas, want, s.Replicas)
+	}
+	return nil
 }
 
 // daemonSetReady waits until each node has a ready pod of a DaemonSet's newest form.

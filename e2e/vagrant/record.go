@@ -71,14 +71,13 @@ func (r *record) write() error {
 	return err
 }
 
-// step notes how long a step took. One that found its work done is no news.
+// step notes how long a step took.
 func (r *record) step(what string, took time.Duration) error {
 	s := stepTime{what, float64(took.Round(100*time.Millisecond)) / float64(time.Second)}
 	i := slices.IndexFunc(r.Steps, func(o stepTime) bool { return o.What == what })
-	switch {
-	case i < 0:
+	if i < 0 {
 		r.Steps = append(r.Steps, s)
-	case s.Seconds > r.Steps[i].Seconds/3:
+	} else {
 		r.Steps[i] = s
 	}
 	return r.write()

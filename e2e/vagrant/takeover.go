@@ -137,6 +137,11 @@ func (c *cluster) otherNodes(ctx context.Context, block string) error {
 	if _, err := c.follow(ctx, block); err != nil {
 		return err
 	}
+	return c.allProgrammed(ctx)
+}
+
+// allProgrammed waits until each node's agent, of the DaemonSet's newest form, has programmed all Services.
+func (c *cluster) allProgrammed(ctx context.Context) error {
 	if err := c.daemonSetReady(ctx, "kube-system", "kube-proxy"); err != nil {
 		return err
 	}
@@ -149,7 +154,6 @@ func (c *cluster) otherNodes(ctx context.Context, block string) error {
 }
 
 func (c *cluster) giveBack(ctx context.Context, v *verdict, block string) error {
-	// Two revisions were made by the guide: the image, and before it the strategy, which is no revision of its own.
 	if _, err := c.follow(ctx, block); err != nil {
 		return err
 	}
@@ -209,15 +213,7 @@ func (c *cluster) agentsExchanged(ctx context.Context, v *verdict) error {
 		if _, err := c.kubectl(ctx, c.dist(), "-n", "kube-system", "rollout", "restart", "daemonset", "kube-proxy"); err != nil {
 			return err
 		}
-		if err := c.daemonSetReady(ctx, "kube-system", "kube-proxy"); err != nil {
-			return err
-		}
-		for _, n := range nodes {
-			if err := c.programmed(ctx, n); err != nil {
-				return err
-			}
-		}
-		return nil
+		return c.allProgrammed(ctx)
 	})
 }
 
