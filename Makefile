@@ -126,7 +126,7 @@ compare: ## the agent beside each of kube-proxy's modes with a thousand Services
 .PHONY: attacks
 attacks: ## try the table of attacks on kube-proxy itself: what it gets there
 	$(RUN_LAB) e2e --build --only kube-proxy
-	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^TestAttacksOnKubeProxy$$'
+	GOFLAGS=-tags=kubeproxy; export GOFLAGS; hack/lab.sh test --skip-host --run '^TestAttacksOnKubeProxy'
 
 .PHONY: memory
 memory: ## measure the memory of the agent and of kube-proxy with 5,000 Services from a real API server
