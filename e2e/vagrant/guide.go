@@ -88,7 +88,7 @@ func (c *cluster) onEveryNode(ctx context.Context, job, label string) (map[strin
 		for line := range strings.Lines(out) {
 			switch {
 			case strings.Contains(line, "Failed"):
-				failed = errors.Join(failed, fmt.Errorf("Job %s", strings.TrimSpace(line)))
+				failed = errors.Join(failed, fmt.Errorf("job %s", strings.TrimSpace(line)))
 				ended++
 			case strings.Contains(line, "Complete"):
 				ended++
