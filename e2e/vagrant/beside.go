@@ -206,39 +206,29 @@ func (c *cluster) stopPlane() error {
 
 // besides gives the control plane's machine its marks, and this machine the ways to pods that an API server needs.
 func (c *cluster) besides(ctx context.Context) error {
-	if err := until(ctx, soon, "all nodes have ranges for their pods", func() error {
-		for _, n := range nodes {
+	for _, n := range nodes {
+		var pods string
+		if err := until(ctx, soon, n+" has a range for its pods", func() error {
 			node, err := c.api.CoreV1().Nodes().Get(ctx, n, metav1.GetOptions{})
-			if err == nil && node.Spec.PodCIDR == "" {
-				err = fmt.Errorf("node %s has none yet", n)
-			}
 			if err != nil {
 				return err
 			}
+			if pods = node.Spec.PodCIDR; pods == "" {
+				return errors.New("it has none yet")
+			}
+			return nil
+		}); err != nil {
+			return err
 		}
-		return nil
-	}); err != nil {
-		return err
+		if _, err := run(exec.CommandContext(ctx, "ip", "route", "replace", pods, "via", addresses[n])); err != nil {
+			return err
+		}
 	}
 	for _, args := range [][]string{
 		{"label", "--overwrite", "node", master, "node-role.kubernetes.io/control-plane="},
 		{"taint", "--overwrite", "node", master, "node-role.kubernetes.io/control-plane=:NoSchedule"},
 	} {
 		if _, err := c.kubectl(ctx, c.dir, args...); err != nil {
-			return err
-		}
-	}
-	return c.routes(ctx, "replace")
-}
-
-// routes changes this machine's routes to the nodes' pods.
-func (c *cluster) routes(ctx context.Context, verb string) error {
-	for _, n := range nodes {
-		node, err := c.api.CoreV1().Nodes().Get(ctx, n, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if _, err := run(exec.CommandContext(ctx, "ip", "route", verb, node.Spec.PodCIDR, "via", addresses[n])); err != nil {
 			return err
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/programs"
@@ -32,8 +31,7 @@ type cluster struct {
 	programs map[string]string
 	record   *record
 
-	api  kubernetes.Interface
-	rest *rest.Config
+	api kubernetes.Interface
 }
 
 // errDone is what a step comes to that an earlier run has done: how long it takes is not seen.
@@ -190,33 +188,32 @@ func (c *cluster) kubeconfig() string { return filepath.Join(c.dir, "admin.conf"
 
 // connect gets the administrator's way to the API server.
 func (c *cluster) connect(ctx context.Context) error {
-	if emulated() {
-		if err := c.startPlane(ctx); err != nil {
-			return err
-		}
-		text, err := os.ReadFile(c.plane("super-admin.conf"))
-		if err == nil {
-			err = os.WriteFile(c.kubeconfig(), text, 0o600)
-		}
-		if err != nil {
-			return err
-		}
-	} else {
-		text, err := c.on(ctx, master, "cat /etc/kubernetes/admin.conf")
-		if err == nil {
-			err = os.WriteFile(c.kubeconfig(), []byte(text), 0o600)
-		}
-		if err != nil {
-			return err
-		}
+	text, err := c.adminConf(ctx)
+	if err == nil {
+		err = os.WriteFile(c.kubeconfig(), []byte(text), 0o600)
 	}
-	var err error
-	if c.rest, err = clientcmd.BuildConfigFromFlags("", c.kubeconfig()); err != nil {
+	if err != nil {
 		return err
 	}
-	c.rest.Timeout, c.rest.QPS, c.rest.Burst = 2*time.Minute, 100, 100
-	c.api, err = kubernetes.NewForConfig(c.rest)
+	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig())
+	if err != nil {
+		return err
+	}
+	config.Timeout, config.QPS, config.Burst = 2*time.Minute, 100, 100
+	c.api, err = kubernetes.NewForConfig(config)
 	return err
+}
+
+// adminConf is the kubeconfig where kubeadm has put it.
+func (c *cluster) adminConf(ctx context.Context) (string, error) {
+	if !emulated() {
+		return c.on(ctx, master, "cat /etc/kubernetes/admin.conf")
+	}
+	if err := c.startPlane(ctx); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(c.plane("super-admin.conf"))
+	return string(text), err
 }
 
 // kubectl runs it here, as the administrator, in a directory.

@@ -89,7 +89,8 @@ func startLibvirt(ctx context.Context) error {
 	if _, err := exec.LookPath("libvirtd"); err != nil { // another provider
 		return nil
 	}
-	if exec.CommandContext(ctx, "virsh", "--connect", "qemu:///system", "uri").Run() == nil {
+	answers := func() error { return exec.CommandContext(ctx, "virsh", "--connect", "qemu:///system", "uri").Run() }
+	if answers() == nil {
 		return nil
 	}
 	for _, program := range []string{"virtlogd", "libvirtd"} {
@@ -97,9 +98,7 @@ func startLibvirt(ctx context.Context) error {
 			return fmt.Errorf("start libvirt: %w", err)
 		}
 	}
-	return until(ctx, time.Minute, "libvirt answers", func() error {
-		return exec.CommandContext(ctx, "virsh", "--connect", "qemu:///system", "uri").Run()
-	})
+	return until(ctx, time.Minute, "libvirt answers", answers)
 }
 
 // until asks again, once a second, until there is no error; what says for what.

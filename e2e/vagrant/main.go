@@ -26,14 +26,11 @@ func main() {
 func command() *cobra.Command {
 	c := &cluster{out: os.Stdout}
 	cmd := &cobra.Command{
-		Use:           "vagrant",
-		Short:         "A cluster of three machines that Vagrant starts",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			cmd.SetContext(cmd.Context())
-			return c.open()
-		},
+		Use:               "vagrant",
+		Short:             "A cluster of three machines that Vagrant starts",
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		PersistentPreRunE: func(*cobra.Command, []string) error { return c.open() },
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&c.root, "root", "../..", "root of the repository")

@@ -142,7 +142,7 @@ func (c *cluster) remove(ctx context.Context, name string) error {
 
 // startClient starts a pod on a node that talks to an address without a pause.
 func (c *cluster) startClient(ctx context.Context, node, addr string) (string, error) {
-	name := "client-" + node
+	name := clientOn(node)
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "client"}}, Spec: corev1.PodSpec{
 		NodeName: node, TerminationGracePeriodSeconds: new(int64(1)),
 		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
@@ -163,6 +163,9 @@ func (c *cluster) startClient(ctx context.Context, node, addr string) (string, e
 		return err
 	})
 }
+
+// clientOn is the name of a node's client.
+func clientOn(node string) string { return "client-" + node }
 
 // endClient removes a client's pod and waits until it is gone.
 func (c *cluster) endClient(ctx context.Context, name string) error {

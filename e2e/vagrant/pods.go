@@ -25,16 +25,22 @@ func (c *cluster) all(ctx context.Context, app string) ([]string, error) {
 	return out, err
 }
 
-func (c *cluster) kubia(ctx context.Context, v *verdict) (err error) {
+// askedFrom has a client in a pod on a node ask kubia by its ClusterIP, and says which pods kubia has. The client's name comes
+// with an error, too.
+func (c *cluster) askedFrom(ctx context.Context, node string) (pods []string, client string, err error) {
+	client = clientOn(node)
 	s, err := c.talkedTo(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		pods, err = c.all(ctx, "kubia")
 	}
-	pods, err := c.all(ctx, "kubia")
-	if err != nil {
-		return err
+	if err == nil {
+		client, err = c.startClient(ctx, node, net.JoinHostPort(s.Spec.ClusterIP, "80"))
 	}
-	client, err := c.startClient(ctx, node1, net.JoinHostPort(s.Spec.ClusterIP, "80"))
+	return pods, client, err
+}
+
+func (c *cluster) kubia(ctx context.Context, v *verdict) (err error) {
+	pods, client, err := c.askedFrom(ctx, node1)
 	defer func() { err = errors.Join(err, c.endClient(context.WithoutCancel(ctx), client)) }()
 	if err != nil {
 		return err
@@ -111,15 +117,7 @@ func (c *cluster) local(ctx context.Context, v *verdict) (err error) {
 }
 
 func (c *cluster) readiness(ctx context.Context, v *verdict) (err error) {
-	s, err := c.talkedTo(ctx)
-	if err != nil {
-		return err
-	}
-	pods, err := c.all(ctx, "kubia")
-	if err != nil {
-		return err
-	}
-	client, err := c.startClient(ctx, node2, net.JoinHostPort(s.Spec.ClusterIP, "80"))
+	pods, client, err := c.askedFrom(ctx, node2)
 	defer func() { err = errors.Join(err, c.endClient(context.WithoutCancel(ctx), client)) }()
 	if err != nil {
 		return err

@@ -179,14 +179,29 @@ type talkers struct {
 	before  map[string]map[string]load.Count
 }
 
-// startTalkers has them talk to a Service that has a NodePort. The one outside asks a node that is not the master.
+// talking does something while clients talk to kubia, which they all do by then, and ends them.
+func (c *cluster) talking(ctx context.Context, do func(*talkers) error) (err error) {
+	s, err := c.talkedTo(ctx)
+	if err != nil {
+		return err
+	}
+	t, err := c.startTalkers(ctx, s)
+	defer func() { err = errors.Join(err, t.stop(context.WithoutCancel(ctx))) }()
+	if err != nil {
+		return err
+	}
+	return do(t)
+}
+
+// startTalkers has them talk to a Service that has a NodePort. The one outside asks a node that is not the master. What was
+// started is returned with an error, too.
 func (c *cluster) startTalkers(ctx context.Context, s *corev1.Service) (*talkers, error) {
 	t := &talkers{c: c}
 	for _, n := range nodes {
 		name, err := c.startClient(ctx, n, net.JoinHostPort(s.Spec.ClusterIP, "80"))
 		t.pods = append(t.pods, name)
 		if err != nil {
-			return t, errors.Join(err, t.stop(ctx))
+			return t, err
 		}
 	}
 	t.outside = load.Start(fmt.Sprintf("%s:%d", addresses[node1], s.Spec.Ports[0].NodePort), 250*time.Millisecond)
@@ -221,14 +236,10 @@ func (t *talkers) counts(ctx context.Context) (map[string]map[string]load.Count,
 // lost is what was lost since it was asked last, of how much; and the reasons.
 func (t *talkers) lost(ctx context.Context) (lost map[string]int, text string, err error) {
 	var now map[string]map[string]load.Count
-	// What is under way is waited for: each has asked five times more.
-	err = until(ctx, soon, "the clients go on", func() (err error) {
-		if now, err = t.counts(ctx); err != nil {
-			return err
-		}
-		return nil
-	})
-	if err != nil {
+	if err := until(ctx, soon, "the clients tell what they counted", func() (err error) {
+		now, err = t.counts(ctx)
+		return err
+	}); err != nil {
 		return nil, "", err
 	}
 	lost, asked, why := map[string]int{}, map[string]int{}, map[string]int{}

@@ -23,7 +23,7 @@ func (c *cluster) talkedTo(ctx context.Context) (*corev1.Service, error) {
 }
 
 // takeOver follows the guide "Replacing kube-proxy", there, back and there again.
-func (c *cluster) takeOver(ctx context.Context, v *verdict) (err error) {
+func (c *cluster) takeOver(ctx context.Context, v *verdict) error {
 	kubeadm, err := c.guide(guideFile, "## kubeadm", 3)
 	if err != nil {
 		return err
@@ -39,28 +39,27 @@ func (c *cluster) takeOver(ctx context.Context, v *verdict) (err error) {
 	if !strings.Contains(image, "registry.k8s.io/kube-proxy") {
 		return fmt.Errorf("the DaemonSet kube-proxy runs %s already: bring the cluster up anew", image)
 	}
-	s, err := c.talkedTo(ctx)
-	if err != nil {
+	if _, err := c.talkedTo(ctx); err != nil { // something for diff to speak of
 		return err
 	}
 	if err := c.preflight(ctx, v); err != nil {
 		return err
 	}
-	t, err := c.startTalkers(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, t.stop(context.WithoutCancel(ctx))) }()
+	return c.talking(ctx, func(t *talkers) error { return c.thereAndBack(ctx, v, t, kubeadm, back[0]) })
+}
+
+// thereAndBack takes the nodes over by the guide's steps, gives them back, and takes them over again.
+func (c *cluster) thereAndBack(ctx context.Context, v *verdict, t *talkers, there []string, back string) error {
 	for _, stage := range []struct {
 		when string
 		do   func() error
 	}{
 		{"kube-proxy alone", func() error { return nil }},
-		{"one node taken over", func() error { return c.oneNode(ctx, v, kubeadm[0]) }},
-		{"the other nodes taken over", func() error { return c.otherNodes(ctx, kubeadm[1]) }},
-		{"given back to kube-proxy", func() error { return c.giveBack(ctx, v, back[0]) }},
+		{"one node taken over", func() error { return c.oneNode(ctx, v, there[0]) }},
+		{"the other nodes taken over", func() error { return c.otherNodes(ctx, there[1]) }},
+		{"given back to kube-proxy", func() error { return c.giveBack(ctx, v, back) }},
 		{"taken over once more", func() error {
-			return errors.Join(c.oneNode(ctx, v, kubeadm[0]), c.otherNodes(ctx, kubeadm[1]))
+			return errors.Join(c.oneNode(ctx, v, there[0]), c.otherNodes(ctx, there[1]))
 		}},
 	} {
 		start := time.Now()
@@ -77,7 +76,7 @@ func (c *cluster) takeOver(ctx context.Context, v *verdict) (err error) {
 	return nil
 }
 
-// talkOn waits until each client has been answered ten times more: what a change broke shows by then.
+// talkOn waits until each client has asked ten times more: what a change broke shows by then.
 func (c *cluster) talkOn(ctx context.Context, t *talkers) error {
 	first, err := t.counts(ctx)
 	if err != nil {
@@ -218,24 +217,17 @@ func (c *cluster) agentsExchanged(ctx context.Context, v *verdict) error {
 }
 
 // whileTalking does something while clients talk, and nothing may be lost.
-func (c *cluster) whileTalking(ctx context.Context, v *verdict, what string, do func() error) (err error) {
-	s, err := c.talkedTo(ctx)
-	if err != nil {
-		return err
-	}
-	t, err := c.startTalkers(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, t.stop(context.WithoutCancel(ctx))) }()
-	start := time.Now()
-	if err := do(); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	if err := c.talkOn(ctx, t); err != nil {
-		return err
-	}
-	return t.nothingLost(ctx, v, fmt.Sprintf("%s (%.0f s)", what, time.Since(start).Seconds()))
+func (c *cluster) whileTalking(ctx context.Context, v *verdict, what string, do func() error) error {
+	return c.talking(ctx, func(t *talkers) error {
+		start := time.Now()
+		if err := do(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if err := c.talkOn(ctx, t); err != nil {
+			return err
+		}
+		return t.nothingLost(ctx, v, fmt.Sprintf("%s (%.0f s)", what, time.Since(start).Seconds()))
+	})
 }
 
 // restarts has kubelet and containerd start anew.
@@ -255,29 +247,22 @@ func (c *cluster) restarts(ctx context.Context, v *verdict) error {
 }
 
 // losing is the control of all that lost nothing.
-func (c *cluster) losing(ctx context.Context, v *verdict) (err error) {
-	s, err := c.talkedTo(ctx)
-	if err != nil {
-		return err
-	}
-	t, err := c.startTalkers(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, t.stop(context.WithoutCancel(ctx))) }()
-	if _, err := c.on(ctx, node1, "for i in 1 2 3 4 5; do ipvsadm -C; sleep 1; done"); err != nil {
-		return err
-	}
-	if err := c.talkOn(ctx, t); err != nil {
-		return err
-	}
-	lost, text, err := t.lost(ctx)
-	if err != nil {
-		return err
-	}
-	c.figure(v, "IPVS of %s emptied five times: %s", node1, text)
-	if lost[load.New]+lost[load.Kept] == 0 {
-		return errors.New("nothing was lost, so that the clients cannot tell")
-	}
-	return nil
+func (c *cluster) losing(ctx context.Context, v *verdict) error {
+	return c.talking(ctx, func(t *talkers) error {
+		if _, err := c.on(ctx, node1, "for i in 1 2 3 4 5; do ipvsadm -C; sleep 1; done"); err != nil {
+			return err
+		}
+		if err := c.talkOn(ctx, t); err != nil {
+			return err
+		}
+		lost, text, err := t.lost(ctx)
+		if err != nil {
+			return err
+		}
+		c.figure(v, "IPVS of %s emptied five times: %s", node1, text)
+		if lost[load.New]+lost[load.Kept] == 0 {
+			return errors.New("nothing was lost, so that the clients cannot tell")
+		}
+		return nil
+	})
 }

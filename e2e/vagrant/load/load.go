@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -109,16 +110,8 @@ func (l *Load) Counts() map[string]Count {
 	out := map[string]Count{}
 	for kind, c := range l.counts {
 		copied := *c
-		copied.Errors, copied.Answers = clone(c.Errors), clone(c.Answers)
+		copied.Errors, copied.Answers = maps.Clone(c.Errors), maps.Clone(c.Answers)
 		out[kind] = copied
-	}
-	return out
-}
-
-func clone(m map[string]int) map[string]int {
-	out := make(map[string]int, len(m))
-	for k, v := range m {
-		out[k] = v
 	}
 	return out
 }
