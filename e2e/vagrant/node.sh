@@ -21,12 +21,12 @@ if [ -n "$missing" ]; then
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
 fi
 
-# kubeadm wants forwarding, and no swap. br_netfilter and IPVS are for the proxy to load.
+# kubeadm wants forwarding, and no swap; flannel ends where br_netfilter is not loaded. IPVS is for the proxy to load.
 echo 'net.ipv4.ip_forward = 1' >/etc/sysctl.d/90-kubernetes.conf
 sysctl -q -p /etc/sysctl.d/90-kubernetes.conf
 swapoff -a
-echo overlay >/etc/modules-load.d/containerd.conf
-modprobe overlay
+printf '%s\n' overlay br_netfilter >/etc/modules-load.d/kubernetes.conf
+modprobe -a overlay br_netfilter
 
 for p in kubelet kubeadm kubectl; do
 	curl -fsS -o "/usr/local/bin/$p.new" "$files/$p"
