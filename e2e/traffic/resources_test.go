@@ -86,24 +86,11 @@ func TestF42FewDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	programmed(t, agent)
-	before, on := usageOf(t, agent), s.goesOn(t, svc)
-	var held []net.Conn
+	on := s.goesOn(t, svc)
+	control := s.changes(t, n, 4) // with them it opens what it opens once
+	before := usageOf(t, agent)
 	health := netip.AddrPortFrom(n.V4, 10256)
-	if err := n.Do(func() error {
-		for range 200 {
-			c, err := net.DialTimeout("tcp", health.String(), time.Second)
-			if err != nil {
-				break // the queue of those that nobody takes is full, too
-			}
-			held = append(held, c)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if len(held) < 64 {
-		t.Errorf("the control: %d connections are held, which takes no descriptor away", len(held))
-	}
+	held := holdOn(t, n, health, 64, 200)
 	took := s.changes(t, n, formOf(10, 200))
 	most := usageOf(t, agent)
 	for _, c := range held {
@@ -117,6 +104,7 @@ func TestF42FewDescriptors(t *testing.T) {
 		return nil
 	})
 	lab.Figure(t, "connections held", len(held))
+	lab.Figure(t, "a change while nothing is wrong, ms", int(slices.Max(control).Milliseconds()))
 	lab.Figure(t, "descriptors at most", most.descriptors)
 	times(t, "a change", took)
 	before.figures(t, "before")
@@ -129,6 +117,28 @@ func TestF42FewDescriptors(t *testing.T) {
 	usageOf(t, agent).figures(t, "after")
 	on.wantNothingLost(t)
 	wouldNotice(t, s.w.Pod("pod-a").Host, n, at(svc, 4, 80))
+}
+
+// holdOn opens connections and asks nothing over them: as many as it is told at most, until the queue of those that nobody
+// takes is full, and so many at least, however long that takes.
+func holdOn(t *testing.T, n *lab.Node, to netip.AddrPort, least, most int) (held []net.Conn) {
+	t.Helper()
+	lab.Eventually(t, soon, fmt.Sprintf("%d connections to %s", least, to), func() error {
+		return n.Do(func() error {
+			for len(held) < most {
+				c, err := net.DialTimeout("tcp", to.String(), time.Second)
+				if err != nil && len(held) >= least {
+					return nil
+				}
+				if err != nil {
+					return fmt.Errorf("after %d: %w", len(held), err)
+				}
+				held = append(held, c)
+			}
+			return nil
+		})
+	})
+	return held
 }
 
 // cgroup makes a control group that counts memory, for a process.
