@@ -86,11 +86,11 @@ func verdict(err error) Verdict {
 	}
 }
 
-// DefaultTimeout suits a machine 15 times slower than metal.
+// DefaultTimeout suits a machine 15 times slower than metal. One that is busy beyond that gets more, see Patience.
 const DefaultTimeout = 3 * time.Second
 
 type question struct {
-	timeout time.Duration
+	timeout time.Duration // 0 is what DefaultTimeout comes to here and now
 	wait    time.Duration
 	from    netip.Addr
 	port    uint16
@@ -101,7 +101,7 @@ type question struct {
 // AskOption changes one question.
 type AskOption func(*question)
 
-// Timeout is the longest that the question may take, in place of 3 s.
+// Timeout is the longest that the question may take, in place of 3 s, or more where the machine is busy.
 func Timeout(d time.Duration) AskOption { return func(q *question) { q.timeout = d } }
 
 // Wait has the server hold its answer back. The time-out is not prolonged.
@@ -120,9 +120,12 @@ func Path(p string) AskOption { return func(q *question) { q.path = p } }
 func OverSCTP() AskOption { return func(q *question) { q.proto = unix.IPPROTO_SCTP } }
 
 func newQuestion(opts []AskOption) *question {
-	q := &question{timeout: DefaultTimeout, path: "/"}
+	q := &question{path: "/"}
 	for _, o := range opts {
 		o(q)
+	}
+	if q.timeout == 0 {
+		q.timeout = Patience(DefaultTimeout)
 	}
 	return q
 }

@@ -166,7 +166,7 @@ func (s *stage) servedBesideHostPorts(t *testing.T, c client, family int, svc, l
 	for _, w := range s.ways(local, family) {
 		want := policies{externalLocal: true}.want(s.w.Node(1), c.Host != s.w.Client, w.kind, []*lab.Pod{s.w.Pod("pod-c")})
 		for i, to := range []netip.AddrPort{w.tcp, w.udp} {
-			r := asks[i].ask(c.Host, to, lab.Timeout(map[bool]time.Duration{false: lab.DefaultTimeout, true: 300 * time.Millisecond}[want.dropped]))
+			r := asks[i].ask(c.Host, to, lab.Timeout(map[bool]time.Duration{false: lab.Patience(lab.DefaultTimeout), true: 300 * time.Millisecond}[want.dropped]))
 			if want.dropped && r.Verdict != lab.TimedOut || !want.dropped && r.Pod != "pod-c" {
 				t.Errorf("%s asks %s %s over %s: %s; want %s", c.name, w.kind, to, asks[i].name, r, want)
 			}

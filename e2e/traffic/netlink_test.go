@@ -155,8 +155,10 @@ const quiet = 500 * time.Millisecond
 // while; where none is expected, after the whole time.
 func (p *tap) take(within time.Duration, expected int) []string {
 	p.t.Helper()
-	for deadline := time.Now().Add(within); time.Now().Before(deadline) && !p.has(expected); {
-		time.Sleep(20 * time.Millisecond)
+	if expected == 0 {
+		time.Sleep(within)
+	} else if err := lab.Until(within, func() error { return p.has(expected) }); err != nil {
+		p.t.Log(err) // what was seen until then says the rest
 	}
 	p.mu.Lock()
 	writes, err := p.writes, p.err
@@ -173,10 +175,14 @@ func (p *tap) take(within time.Duration, expected int) []string {
 	return writes
 }
 
-func (p *tap) has(expected int) bool {
+// has says what is amiss until so many writes were seen, and then none for a while.
+func (p *tap) has(expected int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return expected > 0 && len(p.writes) >= expected && time.Since(p.last) >= quiet
+	if since := time.Since(p.last); len(p.writes) < expected || since < quiet {
+		return fmt.Errorf("%d writes of %d, the last %s ago", len(p.writes), expected, since)
+	}
+	return nil
 }
 
 // writesOf names what a request writes; nothing for one that only reads. What is not known to read writes.

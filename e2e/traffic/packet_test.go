@@ -163,7 +163,7 @@ func (s *stage) packetIsTrue(t *testing.T, q asked, a *preview.Answer, servers m
 	if err := lab.Until(soon/3, func() error {
 		seen := map[string]bool{}
 		for range max(1, len(backends)) { // each has its turn
-			timeout := lab.DefaultTimeout
+			timeout := lab.Patience(lab.DefaultTimeout)
 			if a.Verdict == preview.Dropped {
 				timeout = 300 * time.Millisecond
 			}

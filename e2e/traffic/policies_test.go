@@ -41,7 +41,7 @@ func becomes(t testing.TB, c client, to netip.AddrPort, by asking, family int, w
 	lab.Eventually(t, soon, fmt.Sprintf("%s asks %s over %s, want %s", c.name, to, by.name, want), func() error {
 		got := map[string]bool{}
 		for range 3 { // there are three pods, and they have their turns
-			timeout := lab.DefaultTimeout
+			timeout := lab.Patience(lab.DefaultTimeout)
 			if want.dropped {
 				timeout = 300 * time.Millisecond
 			}

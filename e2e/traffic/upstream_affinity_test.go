@@ -152,7 +152,7 @@ func askAndReset(h *lab.Host, to netip.AddrPort) (pod string, err error) {
 		return "", err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(lab.DefaultTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(lab.Patience(lab.DefaultTimeout))); err != nil {
 		return "", err
 	}
 	if err := conn.SetLinger(0); err != nil {

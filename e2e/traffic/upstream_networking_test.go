@@ -270,7 +270,7 @@ func echoes(c *lab.Host, network string, to netip.AddrPort) error {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(lab.DefaultTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(lab.Patience(lab.DefaultTimeout))); err != nil {
 		return err
 	}
 	if _, err := conn.Write(large); err != nil {
