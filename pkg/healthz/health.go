@@ -54,7 +54,7 @@ type Options struct {
 	LogLinesDropped func() uint64
 	// Traffic is read at each scrape; nil: there are no such metrics.
 	Traffic Traffic
-	// Log hears of what cannot be read at a scrape; nil: nobody does.
+	// Log hears of a scrape that has no answer, or lacks what cannot be read; nil: nobody does.
 	Log *zap.Logger
 	// Now is the clock; time.Now by default.
 	Now func() time.Time
@@ -67,6 +67,7 @@ type Health struct {
 	metrics  *meters
 	registry metrics.KubeRegistry
 	checks   *checks
+	log      *zap.Logger
 
 	mu      sync.Mutex
 	family  [families]familyHealth
@@ -90,7 +91,10 @@ type changes struct{ told, settled uint64 }
 
 // New makes a Health and its metrics.
 func New(o Options) *Health {
-	h := &Health{timeout: o.Timeout, now: o.Now, registry: o.Registry, checks: newChecks()}
+	h := &Health{timeout: o.Timeout, now: o.Now, registry: o.Registry, checks: newChecks(), log: o.Log}
+	if h.log == nil {
+		h.log = zap.NewNop()
+	}
 	if h.timeout == 0 {
 		h.timeout = time.Minute
 	}

@@ -101,9 +101,9 @@ func setConfig(c runtime.Object) error {
 
 func (h *Health) metricsPage() http.Handler {
 	if h.registry == nil {
-		return newScrapes(legacyregistry.Handler())
+		return newScrapes(legacyregistry.Handler(), h.log)
 	}
-	return newScrapes(metrics.HandlerFor(h.registry, metrics.HandlerOpts{}))
+	return newScrapes(metrics.HandlerFor(h.registry, metrics.HandlerOpts{}), h.log)
 }
 
 // servePing says that the process answers, no more: as kube-proxy's. With ?verbose it names what of the node could

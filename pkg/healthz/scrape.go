@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // scrapes bounds what scrapes cost, however many there are: one page is made at a time, and after it the next one waits for four
@@ -14,6 +16,7 @@ import (
 // page. It is made after they have asked: what they read is as new as ever.
 type scrapes struct {
 	page http.Handler
+	log  *zap.Logger
 	turn chan struct{} // holds a token while a page is made
 
 	mu   sync.Mutex
@@ -35,8 +38,8 @@ type scrape struct {
 	body   bytes.Buffer
 }
 
-func newScrapes(page http.Handler) *scrapes {
-	return &scrapes{page: page, turn: make(chan struct{}, 1), next: map[string]*scrape{}}
+func newScrapes(page http.Handler, log *zap.Logger) *scrapes {
+	return &scrapes{page: page, log: log, turn: make(chan struct{}, 1), next: map[string]*scrape{}}
 }
 
 // ServeHTTP implements [http.Handler].
@@ -77,8 +80,10 @@ func (s *scrapes) make(is *scrape, key string, r *http.Request) {
 	s.mu.Unlock()
 	began := time.Now()
 	defer func() {
-		if recover() != nil { // of a collector: nobody else's trouble
+		if p := recover(); p != nil { // of a collector: nobody else's trouble
 			is.code = http.StatusInternalServerError
+			is.body.Reset()
+			s.log.Error("a scrape has no answer: a collector of metrics panicked", zap.Any("panic", p), zap.Stack("stack"))
 		}
 		s.rest = time.Now().Add(min(scrapeRest*time.Since(began), mostRest))
 	}()

@@ -9,6 +9,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // slowPage takes so long, says how often it was made, and how often at once.
@@ -54,7 +58,7 @@ func scraped(h http.Handler, accept string) (w *httptest.ResponseRecorder, took 
 func TestScrapesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		page := &slowPage{takes: 20 * time.Millisecond}
-		h := newScrapes(page)
+		h := newScrapes(page, zap.NewNop())
 		if w, took := scraped(h, "text"); w.Body.String() != "1 text" || w.Header().Get("X-Made") != "yes" || took != page.takes {
 			t.Errorf("%q after %s", w.Body, took)
 		}
@@ -90,9 +94,13 @@ func TestScrapesAreBounded(t *testing.T) {
 func TestScrapesGoOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		page := &slowPage{takes: 3 * time.Second, panicsOnce: true}
-		h := newScrapes(page)
+		core, logs := observer.New(zapcore.ErrorLevel)
+		h := newScrapes(page, zap.New(core))
 		if w, _ := scraped(h, ""); w.Code != http.StatusInternalServerError {
 			t.Errorf("a page that fails: %d", w.Code)
+		}
+		if said := logs.FilterField(zap.Any("panic", "a mistake")).Len(); said != 1 || logs.Len() != 1 {
+			t.Errorf("it was said %d times, in %d lines", said, logs.Len())
 		}
 		if w, took := scraped(h, ""); w.Code != 200 || took != page.takes+mostRest {
 			t.Errorf("%d after %s", w.Code, took)
