@@ -47,7 +47,7 @@ func (s *show) beside() error {
 	}}}
 	for _, mode := range []string{"ipvs", "iptables"} {
 		contenders = append(contenders, contender{"kube-proxy " + mode, func(s *scene, n *lab.Node) (*lab.Agent, func(), error) {
-			kubeconfig, end, err := s.cluster.RunAPI(n.Host, 6443, s.dir)
+			kubeconfig, end, err := s.cluster.RunAPI(n.Host, netip.AddrPortFrom(n.V4, 6443), s.dir)
 			if err != nil {
 				return nil, nil, err
 			}

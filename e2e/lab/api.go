@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,9 +16,9 @@ import (
 )
 
 // ServeAPI is RunAPI for a test, with which it ends.
-func (c *Cluster) ServeAPI(t testing.TB, h *Host, port uint16) (kubeconfig string) {
+func (c *Cluster) ServeAPI(t testing.TB, h *Host, at netip.AddrPort) (kubeconfig string) {
 	t.Helper()
-	kubeconfig, stop, err := c.RunAPI(h, port, t.TempDir())
+	kubeconfig, stop, err := c.RunAPI(h, at, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,21 +26,21 @@ func (c *Cluster) ServeAPI(t testing.TB, h *Host, port uint16) (kubeconfig strin
 	return kubeconfig
 }
 
-// RunAPI serves the cluster's objects at a host's IPv4 address as an API server does, as far as kube-proxy asks: lists, and
+// RunAPI serves the cluster's objects at an address of a host as an API server does, as far as kube-proxy asks: lists, and
 // watches that end when something has changed, so that it lists again. It returns a kubeconfig, which it writes into dir.
-func (c *Cluster) RunAPI(h *Host, port uint16, dir string) (kubeconfig string, stop func(), err error) {
+func (c *Cluster) RunAPI(h *Host, at netip.AddrPort, dir string) (kubeconfig string, stop func(), err error) {
 	kubeconfig = filepath.Join(dir, "kubeconfig")
 	text := fmt.Sprintf(`apiVersion: v1
 kind: Config
-clusters: [{name: lab, cluster: {server: "http://%s:%d"}}]
+clusters: [{name: lab, cluster: {server: "http://%s"}}]
 contexts: [{name: lab, context: {cluster: lab, user: lab}}]
 users: [{name: lab, user: {}}]
 current-context: lab
-`, h.V4, port)
+`, at)
 	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
 		return "", nil, err
 	}
-	ln, err := h.listen(0, h.V4, port)
+	ln, err := h.listen(0, at.Addr(), at.Port())
 	if err != nil {
 		return "", nil, err
 	}

@@ -4,6 +4,7 @@ package traffic
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,11 @@ func hasMode(t *testing.T, mode string) bool {
 // start runs kube-proxy on the node, beside a server of the cluster's objects.
 func (k *kubeProxy) start(program, mode string, more ...string) *lab.Agent {
 	k.t.Helper()
-	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, 6443)
+	at := k.api
+	if !at.IsValid() {
+		at = netip.AddrPortFrom(k.n.V4, 6443)
+	}
+	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, at)
 	return k.s.w.StartProgram(k.t, k.n.Host, slices.Concat([]string{program}, lab.KubeProxyFlags(mode, k.n, kubeconfig), more)...)
 }
 
