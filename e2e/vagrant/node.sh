@@ -80,11 +80,13 @@ cat >/usr/local/sbin/cni-of-flannel <<'EOF'
 #!/bin/sh
 set -eu
 . /run/flannel/subnet.env
+# flannel names the bridge's address in a /24, host-local wants the range.
+subnet=${FLANNEL_SUBNET%.*}.0/${FLANNEL_SUBNET#*/}
 mkdir -p /etc/cni/net.d
 cat >/etc/cni/net.d/.10-flannel.new <<CNI
 {"name": "cbr0", "cniVersion": "0.3.1", "plugins": [
   {"type": "bridge", "bridge": "cni0", "mtu": $FLANNEL_MTU, "isDefaultGateway": true, "ipMasq": false, "hairpinMode": true,
-   "ipam": {"type": "host-local", "subnet": "$FLANNEL_SUBNET", "routes": [{"dst": "$FLANNEL_NETWORK"}]}},
+   "ipam": {"type": "host-local", "subnet": "$subnet", "routes": [{"dst": "$FLANNEL_NETWORK"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}
 CNI
