@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ipvs-proxy/ipvs-proxy/pkg/ipvs/kernel"
 )
 
@@ -175,6 +177,10 @@ func checkSettings(list []kernel.Setting) (found []Finding) {
 		case writable == nil:
 			level = Warning
 			text += ": init and run set it; until then " + s.Else
+		case errors.Is(writable, unix.EROFS):
+			// Runtimes mount /proc/sys so for every container that is not privileged: it says nothing of the node.
+			level = Warning
+			text += fmt.Sprintf(": it is read-only here, as in every container that is not privileged; the install files' init, which is, sets it, or on the node: sysctl -w %s=%s; until then %s", s.Name, s.Want, s.Else)
 		default:
 			text += fmt.Sprintf(", and may not be written from here (%v): sysctl -w %s=%s on the node; as it is, %s", writable, s.Name, s.Want, s.Else)
 		}
