@@ -122,8 +122,13 @@ func (c *cluster) apply(ctx context.Context, d *appsv1.Deployment, s *corev1.Ser
 	if _, err := c.api.AppsV1().Deployments(space).Create(ctx, d, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
 	}
-	_, err := c.api.CoreV1().Services(space).Create(ctx, s, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	// Not made to see whether it is there: a node port that it has is refused before its name is.
+	if _, err := c.api.CoreV1().Services(space).Get(ctx, s.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		_, err = c.api.CoreV1().Services(space).Create(ctx, s, metav1.CreateOptions{})
+		if err != nil {
+			return nil, err
+		}
+	} else if err != nil {
 		return nil, err
 	}
 	if err := c.deploymentReady(ctx, space, d.Name); err != nil {
