@@ -45,7 +45,7 @@ func (c *collector) run(ctx context.Context) error {
 
 // eachCollection calls f after each collection, until ctx ends.
 func eachCollection(ctx context.Context, f func()) {
-	type sign struct{ self *sign } // of a pointer: what has none is collected together with others
+	type sign struct{ _ *sign } // of a pointer: what has none is collected together with others
 	var next func(*sign)
 	next = func(*sign) {
 		if ctx.Err() != nil {

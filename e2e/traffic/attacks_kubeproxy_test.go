@@ -15,9 +15,9 @@ import (
 func TestAttacksOnKubeProxy(t *testing.T) {
 	program := kubeProxyProgram(t)
 	a := newArena(t)
-	k := &kubeProxy{t: t, s: a.stage, n: a.w.Node(1), svc: a.bank, api: netip.MustParseAddrPort("127.0.0.1:6443")}
+	k := &kubeProxy{t: t, s: a.stage, n: a.w.Node(1), svc: a.bank}
 	a.open()
-	k.start(program, "ipvs")
+	k.startWith(netip.MustParseAddrPort("127.0.0.1:6443"), program, "ipvs")
 	rows, by := a.tried(t)
 	for i, r := range rows {
 		if r.KubeProxy == attacks.NotTried {

@@ -22,8 +22,6 @@ type kubeProxy struct {
 	pods []*lab.Pod // the endpoints
 	// legacy: with iptables-legacy in place of iptables-nft.
 	legacy bool
-	// api is where its API server is; not valid: at port 6443 of the node's address.
-	api netip.AddrPort
 }
 
 func (k *kubeProxy) run(input, name string, args ...string) string {

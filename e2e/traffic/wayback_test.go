@@ -40,11 +40,13 @@ func hasMode(t *testing.T, mode string) bool {
 // start runs kube-proxy on the node, beside a server of the cluster's objects.
 func (k *kubeProxy) start(program, mode string, more ...string) *lab.Agent {
 	k.t.Helper()
-	at := k.api
-	if !at.IsValid() {
-		at = netip.AddrPortFrom(k.n.V4, 6443)
-	}
-	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, at)
+	return k.startWith(netip.AddrPortFrom(k.n.V4, 6443), program, mode, more...)
+}
+
+// startWith is start with the API server at an address of the node.
+func (k *kubeProxy) startWith(api netip.AddrPort, program, mode string, more ...string) *lab.Agent {
+	k.t.Helper()
+	kubeconfig := k.s.cluster.ServeAPI(k.t, k.n.Host, api)
 	return k.s.w.StartProgram(k.t, k.n.Host, slices.Concat([]string{program}, lab.KubeProxyFlags(mode, k.n, kubeconfig), more)...)
 }
 
