@@ -91,16 +91,16 @@ type changes struct{ told, settled uint64 }
 
 // New makes a Health and its metrics.
 func New(o Options) *Health {
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
 	h := &Health{timeout: o.Timeout, now: o.Now, registry: o.Registry, checks: newChecks(), log: o.Log}
-	if h.log == nil {
-		h.log = zap.NewNop()
-	}
-	if h.timeout == 0 {
-		h.timeout = time.Minute
-	}
-	if h.now == nil {
-		h.now = time.Now
-	}
 	h.metrics = newMeters(o)
 	return h
 }

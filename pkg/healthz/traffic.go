@@ -109,12 +109,6 @@ func (m *maker) traffic(o Options) {
 		backends:      desc("gauge", "service_backends", "Endpoints in this node's kernel: ready ones get new connections, draining ones keep those that they have", of("state")...),
 		without:       desc("gauge", "services_without_metrics", "Services that would have metrics of their own, and for which serviceMetrics.limit leaves no room"),
 	}}
-	if t.log == nil {
-		t.log = zap.NewNop()
-	}
-	if t.now == nil {
-		t.now = time.Now
-	}
 	m.raw(t)
 }
 
