@@ -122,19 +122,19 @@ func (c *cluster) apply(ctx context.Context, d *appsv1.Deployment, s *corev1.Ser
 	if _, err := c.api.AppsV1().Deployments(space).Create(ctx, d, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
 	}
+	services := c.api.CoreV1().Services(space)
 	// Not made to see whether it is there: a node port that it has is refused before its name is.
-	if _, err := c.api.CoreV1().Services(space).Get(ctx, s.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-		_, err = c.api.CoreV1().Services(space).Create(ctx, s, metav1.CreateOptions{})
-		if err != nil {
-			return nil, err
-		}
-	} else if err != nil {
+	_, err := services.Get(ctx, s.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = services.Create(ctx, s, metav1.CreateOptions{})
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := c.deploymentReady(ctx, space, d.Name); err != nil {
 		return nil, err
 	}
-	return c.api.CoreV1().Services(space).Get(ctx, s.Name, metav1.GetOptions{})
+	return services.Get(ctx, s.Name, metav1.GetOptions{})
 }
 
 // remove takes an application and its Service away.
