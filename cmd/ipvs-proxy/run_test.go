@@ -127,7 +127,7 @@ func TestB50KeysHaveTheirEffect(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", what, diff)
 		}
 	}
-	compare("kernel", kernelConfig(c), kernel.Config{PodInterface: "cali*", MasqueradeAll: true, Binding: kernel.BindRoute, StrictARP: true, Conntrack: tuned,
+	compare("kernel", kernelConfig(c), kernel.Config{PodInterface: "cali*", MasqueradeAll: true, ForeignMarks: 1<<17 | 1<<14, Binding: kernel.BindRoute, StrictARP: true, Conntrack: tuned,
 		Timeouts: kernel.Timeouts{TCP: 15 * time.Minute}})
 	compare("node", nodeOptions(c), node.Options{Kernel: kernel.Config{StrictARP: true, Conntrack: tuned}, Scheduler: "sed"})
 	sopt, _, err := syncOptions(c)

@@ -14,6 +14,7 @@ func kernelConfig(c *config.Config) kernel.Config {
 		PodsFollow:    p.DetectLocalMode == "NodeCIDR",
 		PodInterface:  c.PodInterface(),
 		MasqueradeAll: p.IPTables.MasqueradeAll,
+		ForeignMarks:  c.ForeignMarks(),
 		Binding:       kernel.Binding(c.Own.VIPBinding),
 		StrictARP:     p.IPVS.StrictARP,
 		Timeouts: kernel.Timeouts{

@@ -157,6 +157,12 @@ func (w *World) routeNodes() error {
 				return err
 			}
 		}
+		if w.cfg.Overlay {
+			if err := n.tunnel(w.Nodes); err != nil {
+				return err
+			}
+			continue
+		}
 		for _, other := range w.Nodes {
 			if other == n {
 				continue

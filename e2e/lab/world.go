@@ -63,6 +63,8 @@ type Config struct {
 	// ranges of Services, load balancers and external addresses; 0 means 1, -1
 	// means that it has no such routes. ClientViaNode changes it.
 	ClientVia int
+	// Overlay: the nodes reach each other's pods through VXLAN, as flannel has it, in place of routes on the wire.
+	Overlay bool
 }
 
 func (c Config) withDefaults() (Config, error) {

@@ -171,7 +171,7 @@ func (k *kubeProxy) ipvs() {
 -A KUBE-POSTROUTING -m set --match-set @SETLOOP-BACK dst,dst,src -j MASQUERADE
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
--A KUBE-POSTROUTING -j MASQUERADE
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
 COMMIT
 *filter
 :KUBE-FORWARD - [0:0]
@@ -228,12 +228,12 @@ chain nat-postrouting { type nat hook postrouting priority srcnat
 	}
 }
 
-// ownFile is a configuration with a line of our own document.
-func ownFile(t *testing.T, line string) string {
+// ownFile is a configuration with a line of our own document, and lines of kube-proxy's.
+func ownFile(t *testing.T, line string, theirs ...string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
-	text := fmt.Sprintf("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: %s,%s\n---\napiVersion: ipvs-proxy.io/v1alpha1\nkind: IPVSProxyConfiguration\n%s\n",
-		lab.ClusterCIDR4, lab.ClusterCIDR6, line)
+	text := fmt.Sprintf("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: %s,%s\n%s\n---\napiVersion: ipvs-proxy.io/v1alpha1\nkind: IPVSProxyConfiguration\n%s\n",
+		lab.ClusterCIDR4, lab.ClusterCIDR6, strings.Join(theirs, "\n"), line)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -130,9 +130,9 @@ func (r *traffic) stop() (sum loss) {
 }
 
 // takenStage is a stage whose cluster has that Service, with two of its pods, and kube-proxy on node1, which has written nothing.
-func takenStage(t *testing.T) (*stage, *kubeProxy) {
+func takenStage(t *testing.T, cfg ...lab.Config) (*stage, *kubeProxy) {
 	t.Helper()
-	s := newStage(t)
+	s := newStage(t, cfg...)
 	s.serveUDP(5353, s.pods()...)
 	for _, p := range s.pods() {
 		if _, err := p.ServeLines(p.Name, 8081); err != nil {

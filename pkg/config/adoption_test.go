@@ -42,7 +42,7 @@ var valueOf = map[string]string{
 }
 
 // effectless are the flags that are accepted with one warning.
-var effectlessFlags = strings.Fields("bind-address boot-id-file machine-id-file config-sync-period feature-gates healthz-port metrics-port iptables-masquerade-bit " +
+var effectlessFlags = strings.Fields("bind-address boot-id-file machine-id-file config-sync-period feature-gates healthz-port metrics-port " +
 	"iptables-min-sync-period iptables-sync-period ipvs-min-sync-period log-flush-frequency log-json-info-buffer-size log-json-split-stream " +
 	"log-text-info-buffer-size log-text-split-stream show-hidden-metrics-for-version vmodule")
 
@@ -192,7 +192,7 @@ func TestB50NoClusterCIDR(t *testing.T) {
 // TestB50Unread: what kube-proxy does not look at in mode ipvs ends no agent, whatever its value.
 func TestB50Unread(t *testing.T) {
 	for text, want := range map[string]string{
-		"clusterCIDR: 10.0.0.0/8\nnftables: {masqueradeBit: 77}": "[nftables.masqueradeBit: no effect: for another proxy]",
+		"clusterCIDR: 10.0.0.0/8\nnftables: {masqueradeBit: 77}": "[nftables.masqueradeBit: no effect: a mark has the bits 0 to 31]",
 		"detectLocalMode: NodeCIDR\nclusterCIDR: none":           "[]",
 	} {
 		if _, warnings := loaded(t, "--config", file(t, proxyHead+text)); fmt.Sprint(warnings) != want {

@@ -113,7 +113,7 @@ func normal(s string) string { return strings.ReplaceAll(s, " ", "") }
 func TestFlagsWithoutEffect(t *testing.T) {
 	_, warnings := loaded(t, "--cluster-cidr=10.244.0.0/16", "--kubeconfig=/k", "--config-sync-period=20m", "--iptables-masquerade-bit=3", "--ipvs-tcp-timeout=9s", "--proxy-mode=iptables", "--oom-score-adj=-999")
 	want := []string{"--proxy-mode: iptables is another proxy; this one serves by IPVS",
-		"--config-sync-period: no effect: changes are watched, and the agent looks at the kernel by itself: nothing is repeated", "--iptables-masquerade-bit: no effect: the agent marks no packets"}
+		"--config-sync-period: no effect: changes are watched, and the agent looks at the kernel by itself: nothing is repeated"}
 	if diff := cmp.Diff(want, warnings); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
@@ -171,7 +171,7 @@ func changedOwn(c *Config) (keys []string) {
 func TestEveryKeyIsKnown(t *testing.T) {
 	live := []string{"apiVersion", "kind", "hostnameOverride", "mode", "detectLocalMode", "detectLocal", "clusterCIDR", "nodePortAddresses",
 		"clientConnection", "healthzBindAddress", "metricsBindAddress", "bindAddressHardFail", "enableProfiling", "ipvs.syncPeriod",
-		"ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "conntrack", "logging.verbosity", "logging.format",
+		"ipvs.scheduler", "ipvs.strictARP", "ipvs.excludeCIDRs", "iptables.masqueradeAll", "iptables.masqueradeBit", "nftables.masqueradeBit", "conntrack", "logging.verbosity", "logging.format",
 		"ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout", "oomScoreAdj",
 		// IPVS takes no packet from the loopback interface, so that false is what one gets, and true is the default.
 		"iptables.localhostNodePorts"}

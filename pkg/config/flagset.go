@@ -42,6 +42,7 @@ func addRun(f *pflag.FlagSet, c *Config) {
 	f.StringVar(&p.DetectLocal.BridgeInterface, "pod-bridge-interface", p.DetectLocal.BridgeInterface, "with BridgeInterface: the bridge through which this node's pods send")
 	f.StringVar(&p.DetectLocal.InterfaceNamePrefix, "pod-interface-name-prefix", p.DetectLocal.InterfaceNamePrefix, "with InterfaceNamePrefix: how the names of the interfaces begin through which this node's pods send")
 	f.BoolVar(&p.IPTables.MasqueradeAll, "masquerade-all", p.IPTables.MasqueradeAll, "masquerade every client on its way to a ClusterIP, pods as well")
+	f.Int32Var(p.IPTables.MasqueradeBit, "iptables-masquerade-bit", *p.IPTables.MasqueradeBit, "bit of a packet's mark by which kube-proxy has it masqueraded, 0 to 31; this agent sets no mark, and takes that one off where it masquerades")
 	f.StringSliceVar(&p.NodePortAddresses, "nodeport-addresses", p.NodePortAddresses, "the node's addresses on which node ports are served: address ranges, and the words primary, all and localhost; all of them where it is not given")
 	f.Uint32VarP((*uint32)(&p.Logging.Verbosity), "v", "v", uint32(p.Logging.Verbosity), "log level: 0 for what matters, 4 and more for every write to the kernel")
 	f.StringVar(&p.Logging.Format, "logging-format", p.Logging.Format, "format of the log: text or json")
@@ -74,7 +75,6 @@ func addRun(f *pflag.FlagSet, c *Config) {
 func addUnused(f *pflag.FlagSet, c *Config) {
 	p := &c.Proxy
 	f.StringVar(&p.BindAddress, "bind-address", p.BindAddress, "")
-	f.Int32Var(p.IPTables.MasqueradeBit, "iptables-masquerade-bit", *p.IPTables.MasqueradeBit, "")
 	f.DurationVar(&p.ConfigSyncPeriod.Duration, "config-sync-period", p.ConfigSyncPeriod.Duration, "")
 	f.DurationVar(&p.IPVS.MinSyncPeriod.Duration, "ipvs-min-sync-period", p.IPVS.MinSyncPeriod.Duration, "")
 	f.BoolVar(p.IPTables.LocalhostNodePorts, "iptables-localhost-nodeports", *p.IPTables.LocalhostNodePorts, "")

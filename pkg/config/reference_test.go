@@ -42,6 +42,7 @@ var explained = map[string]string{
 	"ipvs.tcpFinTimeout":                  "how long IPVS keeps a TCP connection after FIN; 0 leaves the kernel's value alone",
 	"ipvs.udpTimeout":                     "how long IPVS keeps an idle UDP flow; 0 leaves the kernel's value alone",
 	"iptables.localhostNodePorts":         "*No effect: IPVS cannot serve node ports on loopback addresses.*",
+	"nftables.masqueradeBit":              "the same as `iptables.masqueradeBit`, for rules of kube-proxy's mode `nftables`",
 	"logging.format":                      "format of the log",
 	"logging.flushFrequency":              "how often the log is written out",
 	"logging.vmodule":                     "log levels of single source files",

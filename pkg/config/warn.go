@@ -12,11 +12,11 @@ import (
 
 // A key, or the beginning of a key, and why it does nothing here.
 var without = []struct{ key, why string }{
-	{"iptables.masqueradeBit", "the agent marks no packets"},
 	{"iptables.syncPeriod", "for another proxy"},
 	{"iptables.minSyncPeriod", "for another proxy"},
 	{"nftables.masqueradeAll", "for another proxy; iptables.masqueradeAll is the one that counts, as in kube-proxy's mode ipvs"},
-	{"nftables", "for another proxy"},
+	{"nftables.syncPeriod", "for another proxy"},
+	{"nftables.minSyncPeriod", "for another proxy"},
 	{"ipvs.minSyncPeriod", "every change is written at once, and those that come together are written together"},
 	{"featureGates", "what kube-proxy's gates switch, the agent does always or not at all, but for " + liveGateText},
 	{"logging.flushFrequency", "the log is not buffered"},
@@ -37,6 +37,9 @@ func (c *Config) effectless() (warnings []string) {
 		warnings = append(warnings, fmt.Sprintf("%s: %s is another proxy; this one serves by IPVS", c.origin("mode"), m))
 	}
 	for _, key := range changed(c) {
+		if bit := c.Proxy.NFTables.MasqueradeBit; key == "nftables.masqueradeBit" && markOf(bit) == 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: no effect: a mark has the bits 0 to 31", c.origin(key)))
+		}
 		if why := whyNone(key); why != "" && !isLiveGate(key) {
 			warnings = append(warnings, fmt.Sprintf("%s: no effect: %s", c.origin(key), why))
 		}
@@ -52,6 +55,20 @@ func whyNone(key string) string {
 		}
 	}
 	return ""
+}
+
+// ForeignMarks are the bits of a packet's mark by which kube-proxy has packets masqueraded in this node's configuration,
+// whatever its mode.
+func (c *Config) ForeignMarks() uint32 {
+	return markOf(c.Proxy.IPTables.MasqueradeBit) | markOf(c.Proxy.NFTables.MasqueradeBit)
+}
+
+// markOf is 0 for a bit that there is not: nobody looks at that of another mode.
+func markOf(bit *int32) uint32 {
+	if bit == nil || *bit < 0 || *bit > 31 {
+		return 0
+	}
+	return 1 << *bit
 }
 
 // lowerMode takes a mode in capitals, which is what the interfaces of some clouds have, for the one that is meant, so that it

@@ -25,7 +25,7 @@ var wantModules = []string{
 	"nft_masq", "nft_nat", "nft_numgen", "nft_queue", "nft_quota", "nft_redir", "nft_reject", "nft_reject_*",
 	"nft_counter|nf_tables" /* >= 5.18 */, "nft_objref|nf_tables", /* >= 6.2 */ // named counters
 	"nf_log_syslog|nf_log_ipv[46]" /* < 5.13 */, "nfnetlink|netfilter" /* >= 7 */, "nfnetlink_log",
-	"dummy", "veth", "bridge", "br_netfilter", "sctp", "ipip", "ip6_tunnel", "sch_netem", "tun", "inet_diag", "tcp_diag", "udp_diag",
+	"dummy", "veth", "bridge", "br_netfilter", "sctp", "ipip", "ip6_tunnel", "vxlan", "sch_netem", "tun", "inet_diag", "tcp_diag", "udp_diag",
 	"nf_flow_table", "nf_flow_table_inet", "nft_flow_offload", // another firewall's short way
 	"nlmon", // lets a test read what the agent writes
 }

@@ -31,6 +31,10 @@ type Config struct {
 	PodInterface string
 	// MasqueradeAll masquerades every client on its way to a ClusterIP.
 	MasqueradeAll bool
+	// ForeignMarks are the bits of a packet's mark by which another Service proxy has packets masqueraded
+	// (iptables.masqueradeBit of KubeProxyConfiguration). Where a source is translated here they are taken off: the mark
+	// goes on to the packet of a tunnel that carries this one, and that proxy would translate the tunnel's source.
+	ForeignMarks uint32
 	// Binding is how virtual IPs stand on the interface; empty means BindAddress.
 	Binding Binding
 	// StrictARP keeps the node from answering and asking for virtual IPs by ARP: a load balancer on the same

@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func testNFT(t *testing.T) *nftDoor {
 	t.Helper()
 	inNetns(t)
-	n, err := newNFT(Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd10:244::/32")}})
+	n, err := newNFT(Config{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd10:244::/32")}, ForeignMarks: 1 << 14})
 	if err != nil {
 		t.Fatal(err)
 	}

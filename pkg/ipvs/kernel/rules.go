@@ -44,7 +44,7 @@ import (
 //	chain pre    { type nat hook prerouting priority dstnat; … dnat to what map redirect says }
 //	chain local  { type nat hook output priority dstnat; … dnat to what map redirect says }
 //	chain post   { type nat hook postrouting priority srcnat; … goto sources4 }
-//	chain sources4 { … masquerade fully-random }
+//	chain sources4 { … meta mark set meta mark & 0xffffbfff masquerade fully-random }
 //
 // What is asked of every packet comes first and is little: one that lives on, or concerns no frontend, is asked no more. The
 // bench counts what is left.
@@ -248,10 +248,10 @@ func redirectRules(rb *ruleBuilder, f fam, cfg Config, pre, local string, outsid
 	rb.add(local, why, redirect)
 }
 
-// masqueradeRules match the connection's original destination, so that no packet mark is needed. They
+// masqueradeRules match the connection's original destination, so that no packet is marked. They
 // match what is owned, which outlives what is open: a connection that was let in keeps its translation.
 func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
-	masquerade := &expr.Masq{FullyRandom: true}
+	masquerade := masquerade(cfg)
 	original := func(s ipvs.Set) []any { return []any{f.is(), f.original(), f.lookup(s, false)} }
 	sources := f.chain(chainSources)
 	// Most are for a virtual IP, which is found in half the time.
@@ -273,6 +273,18 @@ func masqueradeRules(rb *ruleBuilder, f fam, cfg Config) {
 	if others, some := f.others(cfg); some {
 		rb.add(sources, "clients outside the cluster: replies must come back through this node", f.is(), others, masquerade)
 	}
+}
+
+// masquerade translates the source. No other chain of type nat sees the packet then, so that one that was marked for another
+// proxy would keep its mark, which that proxy takes off where it masquerades itself.
+func masquerade(cfg Config) []any {
+	masq := []any{&expr.Masq{FullyRandom: true}}
+	if cfg.ForeignMarks == 0 {
+		return masq
+	}
+	return append([]any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, ^cfg.ForeignMarks), Xor: make([]byte, 4)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}}, masq...)
 }
 
 // others matches the clients that are to be masqueraded on their way to a ClusterIP. False: none are.
