@@ -138,7 +138,7 @@ func (k *kubeProxy) ipvs() {
 		if family == 6 {
 			set, inet = "KUBE-6-", "inet6"
 		}
-		sets := fmt.Sprintf("create %[1]sCLUSTER-IP hash:ip,port family %[2]s\ncreate %[1]sLOAD-BALANCER hash:ip,port family %[2]s\ncreate %[1]sIPVS-IPS hash:ip family %[2]s\ncreate %[1]sNODE-PORT-TCP bitmap:port range 0-65535\ncreate %[1]sLOOP-BACK hash:ip,port,ip family %[2]s\n", set, inet)
+		sets := fmt.Sprintf("create %[1]sCLUSTER-IP hash:ip,port family %[2]s\ncreate %[1]sLOAD-BALANCER hash:ip,port family %[2]s\ncreate %[1]sIPVS-IPS hash:ip family %[2]s\ncreate %[1]sNODE-PORT-TCP bitmap:port range 0-65535\ncreate %[1]sNODE-PORT-UDP bitmap:port range 0-65535\ncreate %[1]sLOOP-BACK hash:ip,port,ip family %[2]s\n", set, inet)
 		addrs := k.addresses(family)
 		for i, a := range addrs {
 			sets += fmt.Sprintf("add %sIPVS-IPS %s\n", set, a)
@@ -148,7 +148,7 @@ func (k *kubeProxy) ipvs() {
 		}
 		for _, p := range k.svc.Ports {
 			if p.NodePort != 0 {
-				sets += fmt.Sprintf("add %sNODE-PORT-TCP %d\n", set, p.NodePort)
+				sets += fmt.Sprintf("add %sNODE-PORT-%s %d\n", set, strings.ToUpper(proto(p)), p.NodePort)
 			}
 		}
 		k.run(sets, "ipset", "restore")
@@ -166,6 +166,7 @@ func (k *kubeProxy) ipvs() {
 -A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
 -A KUBE-SERVICES -m set --match-set @SETCLUSTER-IP dst,dst -j ACCEPT
 -A KUBE-NODE-PORT -p tcp -m set --match-set @SETNODE-PORT-TCP dst -j KUBE-MARK-MASQ
+-A KUBE-NODE-PORT -p udp -m set --match-set @SETNODE-PORT-UDP dst -j KUBE-MARK-MASQ
 -A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
 -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
 -A KUBE-POSTROUTING -m set --match-set @SETLOOP-BACK dst,dst,src -j MASQUERADE
