@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -158,7 +159,7 @@ func (w *World) routeNodes() error {
 			}
 		}
 		if w.cfg.Overlay {
-			if err := n.tunnel(w.Nodes); err != nil {
+			if err := errors.Join(n.oneHash(), n.tunnel(w.Nodes)); err != nil {
 				return err
 			}
 			continue
@@ -184,6 +185,11 @@ func (w *World) buildClient() error {
 		return err
 	}
 	w.Client = h
+	if w.cfg.Overlay {
+		if err := h.oneHash(); err != nil {
+			return err
+		}
+	}
 	if _, err = w.attach(h, 100); err != nil || w.cfg.ClientVia < 0 {
 		return err
 	}

@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 
@@ -29,6 +31,17 @@ func (o overlay) of(n *Node) (outer netip.Addr, inner netip.Addr, pods netip.Pre
 		outer, pods = n.V6, n.PodCIDR6
 	}
 	return outer, pods.Addr(), pods, mac(o.kind, n.Index, 1)
+}
+
+// oneHash keeps a socket's hash when a SYN is sent again (sk_rethink_txhash). Between namespaces a packet takes it along, and
+// VXLAN its source port from it, so that what was lost would come through at the second try; a network card hands no hash on.
+// Kernels before 5.18 have no such switch.
+func (h *Host) oneHash() error {
+	err := h.sysctl("net/core/txrehash", "0")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // tunnel gives a node the tunnels to all others.

@@ -10,22 +10,10 @@ import (
 	"github.com/ipvs-proxy/ipvs-proxy/e2e/lab"
 )
 
-// overlayStage is a stage whose nodes reach each other's pods through VXLAN, and whose packets have checksums on the wire.
-func overlayStage(t *testing.T) (*stage, *kubeProxy) {
-	t.Helper()
-	s, proxy := takenStage(t, lab.Config{Overlay: true})
-	for _, n := range s.w.Nodes {
-		if err := n.ChecksumsOnTheWire(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return s, proxy
-}
-
 // Pods of other nodes are reached through VXLAN as they are by routes: from pod, node and outside, by every kind of address,
 // TCP and UDP, in both families.
 func TestOverlay(t *testing.T) {
-	s, proxy := overlayStage(t)
+	s, proxy := takenStage(t)
 	s.start()
 	s.ready(proxy.svc)
 	each(t, func(t *testing.T, family int) {
@@ -63,7 +51,7 @@ func TestB54MarksOverAnOverlay(t *testing.T) {
 			continue
 		}
 		t.Run(way.name, func(t *testing.T) {
-			s, proxy := overlayStage(t)
+			s, proxy := takenStage(t)
 			proxy.pods = []*lab.Pod{s.w.Pod("pod-c")}
 			s.apply(proxy.svc, proxy.pods...)
 			way.put(proxy)
@@ -89,8 +77,7 @@ func TestB54MarksOverAnOverlay(t *testing.T) {
 	}
 }
 
-// marked asks a Service by all its ways in, and wants all of it to arrive, or nothing. A SYN that is sent again may get another
-// flow's port in VXLAN, and arrive (sk_rethink_txhash); a datagram's socket has one for ever.
+// marked asks a Service by all its ways in, and wants all of it to arrive, or nothing.
 func (s *stage) marked(t *testing.T, svc lab.Service, c client, family int, arrives bool) {
 	t.Helper()
 	flows := map[string]*lab.Flow{}
