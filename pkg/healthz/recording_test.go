@@ -20,7 +20,7 @@ import (
 
 // recordings are what kube-proxy itself serves in ipvs mode, of the oldest release that is tested and of the newest;
 // make record-kube-proxy makes them.
-var recordings = []string{"1.36.3", "1.37.2"}
+var recordings = []string{"1.35.4", "1.36.3", "1.37.2"}
 
 // eachRecording is a test against each.
 func eachRecording(t *testing.T, test func(t *testing.T, release string)) {
@@ -121,13 +121,8 @@ func pagesLike(t *testing.T, release string) {
 	r := newRig(t)
 	r.settled()
 	r.SetNode(true)
-	// The agent with the configuration that kube-proxy had.
-	_, _, shown := recorded(t, release, "configz")
-	var c map[string]*kubeproxy.KubeProxyConfiguration
-	if err := json.Unmarshal([]byte(shown), &c); err != nil {
-		t.Fatal(err)
-	}
-	metricsPort := r.pages(Pages{Config: c["kubeproxy.config.k8s.io"], Flags: map[string]string{"v": "2"}, Version: "v9", Statusz: true})
+	config, internal := recordedConfig(t, release)
+	metricsPort := r.pages(Pages{Config: config, Flags: map[string]string{"v": "2"}, Version: "v9", Statusz: true})
 	for _, page := range []struct {
 		name, path string
 		handler    http.Handler
@@ -147,7 +142,7 @@ func pagesLike(t *testing.T, release string) {
 				t.Errorf("%s has the header %s: %q, kube-proxy's has %q", page.path, k, got, header.Get(k))
 			}
 		}
-		if !strings.HasPrefix(header.Get("Content-Type"), "application/json") {
+		if !strings.HasPrefix(header.Get("Content-Type"), "application/json") || page.name == "configz" && internal {
 			continue
 		}
 		var got, want any
@@ -161,6 +156,27 @@ func pagesLike(t *testing.T, release string) {
 			t.Errorf("%s has the keys\n%s\nkube-proxy's has\n%s", page.path, strings.Join(g, "\n"), strings.Join(w, "\n"))
 		}
 	}
+}
+
+// recordedConfig is the configuration that kube-proxy had. Up to 1.35 it shows the fields of its own memory in place of those of
+// its files (internal): then it is that of the release after.
+func recordedConfig(t *testing.T, release string) (config *kubeproxy.KubeProxyConfiguration, internal bool) {
+	t.Helper()
+	_, _, shown := recorded(t, release, "configz")
+	var c map[string]*kubeproxy.KubeProxyConfiguration
+	if err := json.Unmarshal([]byte(shown), &c); err != nil {
+		t.Fatal(err)
+	}
+	config = c["kubeproxy.config.k8s.io"]
+	if config.Kind != "" {
+		return config, false
+	}
+	next := slices.Index(recordings, release) + 1
+	if next == len(recordings) {
+		t.Fatalf("%s shows no kind of its configuration", release)
+	}
+	config, _ = recordedConfig(t, recordings[next])
+	return config, true
 }
 
 // keys are the paths of all fields of a JSON document. Feature gates are not fields but a map of what is set.
