@@ -23,8 +23,12 @@ const (
 	UDP  = "datagrams"
 )
 
-// patience is how long an answer may take: an emulated machine that is busy answers late, and nothing is lost by that.
-const patience = 15 * time.Second
+// How long a connection and an answer may take. The kernel alone makes connections, without a wait for anybody. An application
+// on an emulated machine that is busy answers late, and nothing is lost by that: 34 s were seen where the proxy did nothing.
+const (
+	connectTime = 15 * time.Second
+	patience    = time.Minute
+)
 
 // Count is what became of one kind of load.
 type Count struct {
@@ -142,7 +146,7 @@ func (k *kept) dial() error {
 	if k.conn != nil {
 		return nil
 	}
-	conn, err := net.DialTimeout(k.network, k.addr, patience)
+	conn, err := net.DialTimeout(k.network, k.addr, connectTime)
 	if err != nil {
 		return err
 	}
