@@ -18,7 +18,7 @@ import (
 )
 
 // nftList is what nft prints of something on a node.
-func nftList(t *testing.T, n *lab.Node, what ...string) string {
+func nftList(t testing.TB, n *lab.Node, what ...string) string {
 	t.Helper()
 	return nftTool(t, n, append([]string{"list"}, what...)...)
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -63,8 +64,18 @@ func (s *stage) wantScheduled(t testing.TB, n *lab.Node, to netip.AddrPort, sche
 		if v := servers[i]; v.Scheduler != scheduler || v.Flags != flags || !maps.Equal(got, weights) {
 			return fmt.Errorf("it has %s, weights %v", v, got)
 		}
+		if len(got) > 0 && !isOpen(t, n, to) { // last of all: until then whoever asks is refused
+			return fmt.Errorf("nobody is let in yet")
+		}
 		return nil
 	})
+}
+
+// isOpen reports whether a node's guard lets packets to a frontend in.
+func isOpen(t testing.TB, n *lab.Node, to netip.AddrPort) bool {
+	t.Helper()
+	is := regexp.MustCompile(regexp.QuoteMeta(to.Addr().String()) + fmt.Sprintf(` \. \w+ \. %d\b`, to.Port()))
+	return is.MatchString(nftTool(t, n, "-n", "list", "set", "inet", "ipvs-proxy", fmt.Sprintf("open%d", familyOf(to))))
 }
 
 // The kernel's flags (include/uapi/linux/ip_vs.h).

@@ -156,7 +156,7 @@ func stateOf(t *testing.T, n *lab.Node, svc lab.Service) string {
 }
 
 // nftTool runs the nft tool on a node.
-func nftTool(t *testing.T, n *lab.Node, args ...string) (text string) {
+func nftTool(t testing.TB, n *lab.Node, args ...string) (text string) {
 	t.Helper()
 	if err := n.Do(func() error {
 		out, err := exec.Command("nft", args...).CombinedOutput()
