@@ -26,11 +26,11 @@ type overlay struct {
 var overlays = []overlay{{4, "flannel.1", 1, 3}, {6, "flannel-v6.1", 2, 4}}
 
 func (o overlay) of(n *Node) (outer netip.Addr, inner netip.Addr, pods netip.Prefix, hw net.HardwareAddr) {
-	outer, pods = n.V4, n.PodCIDR4
+	pods = n.PodCIDR4
 	if o.family == 6 {
-		outer, pods = n.V6, n.PodCIDR6
+		pods = n.PodCIDR6
 	}
-	return outer, pods.Addr(), pods, mac(o.kind, n.Index, 1)
+	return n.Addr(o.family), pods.Addr(), pods, mac(o.kind, n.Index, 1)
 }
 
 // oneHash keeps a socket's hash when a SYN is sent again (sk_rethink_txhash). Between namespaces a packet takes it along, and

@@ -223,6 +223,20 @@ func (c *Config) PodInterface() string {
 	return ""
 }
 
+// ForeignMarks are the bits of a packet's mark by which kube-proxy has packets masqueraded in this node's configuration,
+// whatever its mode.
+func (c *Config) ForeignMarks() uint32 {
+	return markOf(c.Proxy.IPTables.MasqueradeBit) | markOf(c.Proxy.NFTables.MasqueradeBit)
+}
+
+// markOf is 0 for a bit that there is not: nobody looks at that of another mode.
+func markOf(bit *int32) uint32 {
+	if bit == nil || *bit < 0 || *bit > 31 {
+		return 0
+	}
+	return 1 << *bit
+}
+
 // ParseRanges reads address ranges and drops the host's bits. It fails on the first that is none. IPv4 written as IPv6
 // (::ffff:192.0.2.0/120) is none: no packet has such an address, so the range would match nothing, and what it was to protect
 // would not be. In objects of the API it is refused as well.

@@ -57,20 +57,6 @@ func whyNone(key string) string {
 	return ""
 }
 
-// ForeignMarks are the bits of a packet's mark by which kube-proxy has packets masqueraded in this node's configuration,
-// whatever its mode.
-func (c *Config) ForeignMarks() uint32 {
-	return markOf(c.Proxy.IPTables.MasqueradeBit) | markOf(c.Proxy.NFTables.MasqueradeBit)
-}
-
-// markOf is 0 for a bit that there is not: nobody looks at that of another mode.
-func markOf(bit *int32) uint32 {
-	if bit == nil || *bit < 0 || *bit > 31 {
-		return 0
-	}
-	return 1 << *bit
-}
-
 // lowerMode takes a mode in capitals, which is what the interfaces of some clouds have, for the one that is meant, so that it
 // starts the agent; kube-proxy refuses it.
 func (c *Config) lowerMode() []string {

@@ -18,7 +18,7 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 )
 
-// recordings are what kube-proxy itself serves in ipvs mode, of the oldest release that is tested and of the newest;
+// recordings are what kube-proxy itself serves in ipvs mode, of each release that is tested;
 // make record-kube-proxy makes them.
 var recordings = []string{"1.35.4", "1.36.3", "1.37.2"}
 
